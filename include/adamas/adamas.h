@@ -1,0 +1,244 @@
+/* Adamas: exact-top-k sparse attention over a KV cache that stays yours.
+ *
+ * Three objects:
+ *   adamas_config   the settings: policy, estimator, budget, ... (plain struct)
+ *   adamas_cache    the 2-bit codes of one layer's keys, for one or more sequences
+ *   adamas_plan     the scratch memory of a step, sized once; a step allocates nothing
+ * and two verbs:
+ *   adamas_append   rows of K and V were written: their blocks are (to be) encoded
+ *   adamas_step     attention of query rows over the tokens that the policy selects
+ *
+ * Every call returns a status. When it is not ADAMAS_OK, adamas_last_error() holds a sentence that
+ * says why (thread-local, valid until the next call on that thread). No call throws, prints, aborts
+ * or reads outside the memory that its arguments describe. A cache or plan may be used by one thread
+ * at a time; different ones are independent.
+ *
+ * Shapes are written innermost last. Strides are in bytes, may be any value for which the addressed
+ * memory exists (zero and negative included), and need not be aligned. head_dim is contiguous.
+ */
+#ifndef ADAMAS_H
+#define ADAMAS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define ADAMAS_API
+#else
+#define ADAMAS_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ADAMAS_VERSION_MAJOR 0
+#define ADAMAS_VERSION_MINOR 1
+#define ADAMAS_VERSION_PATCH 0
+
+/* Tokens in a block, the unit of codes: a block's codes are a function of its own rows alone. */
+#define ADAMAS_BLOCK_TOKENS 64
+
+typedef enum adamas_status {
+  ADAMAS_OK = 0,
+  ADAMAS_INVALID_ARGUMENT = 1, /* a NULL, a wrong struct_size, a value out of its range */
+  ADAMAS_UNSUPPORTED = 2,      /* valid, but not served here: a head_dim that is not in the list, say */
+  ADAMAS_OUT_OF_RANGE = 3,     /* past the capacity of a cache or plan */
+  ADAMAS_OUT_OF_MEMORY = 4,
+  ADAMAS_INTERNAL = 5          /* a fault of ours, caught at the boundary */
+} adamas_status;
+
+typedef enum adamas_dtype { ADAMAS_F32 = 0, ADAMAS_F16 = 1, ADAMAS_BF16 = 2 } adamas_dtype;
+
+typedef enum adamas_policy {
+  ADAMAS_POLICY_ADAMAS = 0,    /* the top tokens by estimated score, per query head */
+  ADAMAS_POLICY_FULL = 1,      /* every visible token: dense attention */
+  ADAMAS_POLICY_QUEST = 2,     /* the top pages of 16 tokens by min/max bounds (arXiv 2406.10774) */
+  ADAMAS_POLICY_STREAMING = 3  /* the first `sinks` and the most recent tokens (arXiv 2309.17453) */
+} adamas_policy;
+
+typedef enum adamas_estimator {
+  ADAMAS_ESTIMATOR_DOT = 0,      /* 8-bit query times 2-bit keys, in integers */
+  ADAMAS_ESTIMATOR_MANHATTAN = 1 /* negative L1 distance between 2-bit codes (arXiv 2510.18413) */
+} adamas_estimator;
+
+typedef enum adamas_preset {
+  ADAMAS_PRESET_DEFAULT = 0, /* codes by the block: centred and scaled by their own rows */
+  ADAMAS_PRESET_PAPER = 1    /* as published: thresholds (-10, 0, 10), no centre, manhattan, two dense layers, no sinks */
+} adamas_preset;
+
+typedef enum adamas_rows_mode {
+  ADAMAS_ROWS_DECODE = 0, /* doors run decoding steps sparse and leave batches to the engine */
+  ADAMAS_ROWS_ALL = 1     /* every query row of a batch makes its own selection */
+} adamas_rows_mode;
+
+/* The settings. Fill with adamas_config_init, then change fields or call adamas_config_set. */
+typedef struct adamas_config {
+  uint32_t struct_size;   /* sizeof(adamas_config) */
+  int32_t preset;         /* adamas_preset */
+  int32_t policy;         /* adamas_policy */
+  int32_t estimator;      /* adamas_estimator */
+  int64_t budget;         /* tokens attended to per query head, 1 to 2^31 - 1; 128 */
+  int64_t sinks;          /* first tokens, always attended to, inside the budget; 4 */
+  int64_t recent;         /* most recent tokens, always attended to, inside the budget */
+  int64_t dense_layers;   /* layers [0, dense_layers) are dense; 0 */
+  int64_t min_context;    /* visible tokens below which a step is dense */
+  int32_t rows;           /* adamas_rows_mode */
+  int32_t stats;          /* 1: doors print a summary at exit */
+} adamas_config;
+
+/* What a setting is called, what it may be and what it means; index from 0 to adamas_setting_count() - 1.
+ * The strings live as long as the library. `name` is "budget", the environment variable is ADAMAS_BUDGET. */
+typedef struct adamas_setting {
+  const char *name;
+  const char *environment;
+  const char *range;
+  const char *meaning;
+} adamas_setting;
+
+ADAMAS_API const char *adamas_version(void);
+ADAMAS_API const char *adamas_last_error(void);
+ADAMAS_API const char *adamas_status_name(adamas_status status);
+
+/* The settings of the preset `default`. */
+ADAMAS_API adamas_status adamas_config_init(adamas_config *config);
+/* One setting from text, by name ("budget", "128"). Setting "preset" resets the fields that the preset defines. */
+ADAMAS_API adamas_status adamas_config_set(adamas_config *config, const char *name, const char *value);
+/* One setting as text; `text` has room for `size` bytes, the end mark included. */
+ADAMAS_API adamas_status adamas_config_get(const adamas_config *config, const char *name, char *text, size_t size);
+/* Every ADAMAS_<NAME> of the environment, the preset first. All or nothing: on an error `config` is unchanged. */
+ADAMAS_API adamas_status adamas_config_from_environment(adamas_config *config);
+/* Every field within its range, and the fields consistent with each other (sinks + recent <= budget). */
+ADAMAS_API adamas_status adamas_config_check(const adamas_config *config);
+ADAMAS_API int32_t adamas_setting_count(void);
+ADAMAS_API adamas_status adamas_setting_describe(int32_t index, adamas_setting *setting);
+
+/* The instruction sets that this machine can run, best first, and the one in use.
+ * adamas_device_force: by name ("AVX3_DL", "AVX2", ...; any case) or "auto". Process-wide; call it before steps run. */
+ADAMAS_API int32_t adamas_device_count(void);
+ADAMAS_API const char *adamas_device_name(int32_t index);
+ADAMAS_API const char *adamas_device_in_use(void);
+ADAMAS_API adamas_status adamas_device_force(const char *name);
+
+/* The head_dims that are served, ascending: 64, 80, 96, 112, 128, 192, 256. */
+ADAMAS_API int32_t adamas_head_dim_count(void);
+ADAMAS_API int32_t adamas_head_dim(int32_t index);
+
+/* ---- cache: the codes of one layer ------------------------------------------------------------------- */
+
+typedef struct adamas_cache adamas_cache;
+
+typedef struct adamas_cache_params {
+  uint32_t struct_size; /* sizeof(adamas_cache_params) */
+  int32_t layer;        /* index of the layer in its model, for dense_layers */
+  int32_t kv_heads;
+  int32_t head_dim;
+  int64_t sequences;    /* independent sequences, 1 or more */
+  int64_t capacity;     /* tokens of each sequence, at most 2^31 - 1 */
+} adamas_cache_params;
+
+/* K or V of every sequence, [sequences, kv_heads, tokens, head_dim]. The memory stays the caller's. */
+typedef struct adamas_rows {
+  const void *data;
+  int32_t dtype; /* adamas_dtype */
+  int64_t stride_sequence;
+  int64_t stride_head;
+  int64_t stride_token;
+} adamas_rows;
+
+ADAMAS_API adamas_status adamas_cache_create(const adamas_config *config, const adamas_cache_params *params,
+                                             adamas_cache **cache);
+ADAMAS_API void adamas_cache_destroy(adamas_cache *cache);
+/* Memory of codes, centres, hashes and lengths when every token of the capacity is used, in bytes. */
+ADAMAS_API adamas_status adamas_cache_bytes(const adamas_cache *cache, uint64_t *bytes);
+
+/* Rows [first, first + count) of a sequence were written: appended, or overwritten. Their blocks are encoded now,
+ * from `k` (all rows of those blocks are read), or, when `k` is NULL, by the next step. `v` (may be NULL) is checked. */
+ADAMAS_API adamas_status adamas_append(adamas_cache *cache, int64_t sequence, int64_t first, int64_t count,
+                                       const adamas_rows *k, const adamas_rows *v);
+/* Rows [length, ...) of a sequence are gone; their values are never looked at again. Re-encodes the block that was cut
+ * when it is next used. */
+ADAMAS_API adamas_status adamas_truncate(adamas_cache *cache, int64_t sequence, int64_t length);
+/* Every row of a sequence is gone; of all sequences when `sequence` is -1. */
+ADAMAS_API adamas_status adamas_clear(adamas_cache *cache, int64_t sequence);
+/* K changed without adamas_append: every row's codes are made anew when they are next used. */
+ADAMAS_API adamas_status adamas_invalidate(adamas_cache *cache);
+/* The bytes of one block's codes, as docs/codes.md lays them out: copied to `bytes` (room for `size`), and their
+ * number to `*needed`. `bytes` may be NULL to ask for the number. */
+ADAMAS_API adamas_status adamas_block_bytes(const adamas_cache *cache, int64_t sequence, int32_t kv_head, int64_t block,
+                                            void *bytes, size_t size, size_t *needed);
+
+/* ---- step ------------------------------------------------------------------------------------------- */
+
+typedef struct adamas_plan adamas_plan;
+
+typedef struct adamas_plan_params {
+  uint32_t struct_size; /* sizeof(adamas_plan_params) */
+  int32_t q_heads;
+  int32_t kv_heads;     /* divides q_heads */
+  int32_t head_dim;
+  int64_t max_tokens;   /* the longest context of a step */
+  int32_t max_threads;  /* 1 to 512 */
+} adamas_plan_params;
+
+ADAMAS_API adamas_status adamas_plan_create(const adamas_config *config, const adamas_plan_params *params,
+                                            adamas_plan **plan);
+ADAMAS_API void adamas_plan_destroy(adamas_plan *plan);
+
+/* What a step did; filled when `stats` is given. Rows count (sequence, query row) pairs; tokens are summed over rows
+ * and query heads. */
+typedef struct adamas_step_stats {
+  int64_t rows_sparse;
+  int64_t rows_dense;
+  int64_t tokens_visible;
+  int64_t tokens_selected;
+  int64_t blocks_encoded; /* blocks x kv_heads encoded by this step */
+  int64_t rows_stale;     /* key rows whose hash differed from the one their codes were made from */
+} adamas_step_stats;
+
+/* Attention of `rows` query rows of each of `batch` sequences:
+ *   out[b, r, h] = sum_t softmax_t(softcap(scale * q[b, r, h] . k[s, h / group, t]) + bias[b, r, h, t]) * v[s, h / group, t]
+ * over the tokens t that row r may see and that the policy selects; s = sequences[b], group = q_heads / kv_heads,
+ * softcap(x) = softcap * tanh(x / softcap) when softcap > 0, bias = slope[h] * mask[b, r, t].
+ * Rows that a step shows and that were never appended are encoded on sight. A row that may see at most `budget` tokens,
+ * or fewer than `min_context`, is computed densely. A row that may see no token gives 0 and lse -inf. */
+typedef struct adamas_step_params {
+  uint32_t struct_size; /* sizeof(adamas_step_params) */
+  int32_t threads;      /* 1 to the plan's max_threads */
+  int64_t batch;
+  int64_t rows;
+  const int64_t *sequences; /* [batch]; NULL: 0, 1, 2, ... */
+  const int64_t *lengths;   /* [batch] tokens in view; NULL: as many as were appended */
+  int32_t causal;           /* 1: row r sees tokens [0, length - rows + r]; 0: [0, length) */
+  int32_t q_dtype;          /* adamas_dtype */
+  const void *q;            /* [batch, rows, q_heads, head_dim] */
+  int64_t q_stride_batch, q_stride_row, q_stride_head;
+  adamas_rows k;            /* [sequences, kv_heads, tokens, head_dim] */
+  adamas_rows v;
+  float *out;               /* [batch, rows, q_heads, head_dim] */
+  int64_t out_stride_batch, out_stride_row, out_stride_head;
+  float *lse;               /* [batch, rows, q_heads] contiguous, natural log; NULL: not wanted */
+  float scale;              /* 0: 1 / sqrt(head_dim) */
+  float softcap;            /* 0: none */
+  const void *mask;         /* [batch, rows, tokens], added to the scores, -inf hides a token; NULL: none */
+  int32_t mask_dtype;
+  int32_t verify;           /* 1: check the hashes of the key rows that are read, and `verify_rows` more */
+  int64_t mask_stride_batch, mask_stride_row;
+  int64_t verify_rows;      /* rows of a rotating slice, checked beside the selected ones */
+  const float *slopes;      /* [q_heads] ALiBi: multiplies the mask, or the distance t - (last token in view) when mask is NULL */
+  const float *sink_logits; /* [q_heads] one more logit of the softmax, with value 0; NULL: none */
+  adamas_step_stats *stats; /* NULL: not wanted */
+} adamas_step_params;
+
+ADAMAS_API adamas_status adamas_step(adamas_plan *plan, adamas_cache *cache, const adamas_step_params *params);
+
+/* The tokens that the last adamas_step attended to for its last sequence and row, ascending, of one query head.
+ * `indices` has room for `size` entries; `*count` is how many there are. Dense rows answer with every visible token. */
+ADAMAS_API adamas_status adamas_selection(const adamas_plan *plan, int32_t q_head, int64_t *indices, int64_t size,
+                                          int64_t *count);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

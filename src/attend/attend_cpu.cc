@@ -1,0 +1,242 @@
+#include "attend/attend.h"
+
+#include <algorithm>
+
+#include "hwy/cache_control.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attend/attend_cpu.cc"
+#include "hwy/foreach_target.h"
+
+#include "core/load-inl.h"
+#include "hwy/contrib/math/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace adamas {
+namespace HWY_NAMESPACE {
+
+using Floats = hn::Vec<F32>;
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+template <class T>
+HWY_INLINE const T* row_of(const Rows& rows, int64_t token) {
+  return reinterpret_cast<const T*>(rows.row(token));
+}
+
+// The sums of the lanes of four vectors, to out[0..3]: pairs of lanes are added while the four are interleaved, so that each
+// 128-bit block holds four partial sums; then the blocks are added.
+HWY_INLINE void SumLanesOfFour(Floats a, Floats b, Floats c, Floats e, float* out) {
+  const F32 d;
+#if HWY_TARGET == HWY_SCALAR
+  (void)d;
+  out[0] = hn::GetLane(a);
+  out[1] = hn::GetLane(b);
+  out[2] = hn::GetLane(c);
+  out[3] = hn::GetLane(e);
+#else
+  const hn::RepartitionToWide<F32> pairs;
+  const auto ab = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
+  const auto ce = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
+  const auto sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, ce)),
+                            hn::BitCast(d, hn::InterleaveUpper(pairs, ab, ce)));
+  const auto fold = [&](auto self, auto tag, auto v) HWY_ATTR -> void {
+    if constexpr (hn::MaxLanes(tag) == 4) {
+      hn::StoreU(v, tag, out);
+    } else {
+      const hn::Half<decltype(tag)> half;
+      self(self, half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+    }
+  };
+  fold(fold, d, sums);
+#endif
+}
+
+HWY_INLINE void PrefetchRow(const Rows& rows, int64_t token, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += 64) hwy::Prefetch(rows.row(token) + line);
+}
+
+// Asks for the rows that are needed next, which the machine cannot guess: rows of a list lie anywhere, and rows of a range lie
+// kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end is harmless).
+HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, int count, bool scattered) {
+  const int64_t k_bytes = a.head_dim * size_of(a.k.dtype), v_bytes = a.head_dim * size_of(a.v.dtype);
+  constexpr int ahead = 12;
+  for (int i = 0; i < 4; i++) {
+    if (scattered) {
+      PrefetchRow(a.v, tokens[t + i], v_bytes);
+      if (t + ahead < count) PrefetchRow(a.k, tokens[t + ahead + i], k_bytes);
+    } else {
+      PrefetchRow(a.v, int64_t{tokens[t + i]} + attend_tile, v_bytes);
+      PrefetchRow(a.k, int64_t{tokens[t + i]} + attend_tile, k_bytes);
+    }
+  }
+}
+
+// q . k of up to 64 tokens, four at a time; tokens is padded to a multiple of four. scores[h]: [64].
+template <class T, int H>
+void Products(const Attention& a, const float* const* queries, const int32_t* tokens, int count, bool scattered,
+              float (&scores)[H][attend_tile]) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  for (int t = 0; t < count; t += 4) {
+    PrefetchAhead(a, tokens, t, count, scattered);
+    const T* k0 = row_of<T>(a.k, tokens[t]);
+    const T* k1 = row_of<T>(a.k, tokens[t + 1]);
+    const T* k2 = row_of<T>(a.k, tokens[t + 2]);
+    const T* k3 = row_of<T>(a.k, tokens[t + 3]);
+    Floats sums[H][4];
+    for (int h = 0; h < H; h++)
+      for (int i = 0; i < 4; i++) sums[h][i] = hn::Zero(d);
+    for (int i = 0; i < a.head_dim; i += lanes) {
+      const auto x0 = load(d, k0 + i), x1 = load(d, k1 + i), x2 = load(d, k2 + i), x3 = load(d, k3 + i);
+      for (int h = 0; h < H; h++) {
+        const auto q = hn::LoadU(d, queries[h] + i);
+        sums[h][0] = hn::MulAdd(q, x0, sums[h][0]);
+        sums[h][1] = hn::MulAdd(q, x1, sums[h][1]);
+        sums[h][2] = hn::MulAdd(q, x2, sums[h][2]);
+        sums[h][3] = hn::MulAdd(q, x3, sums[h][3]);
+      }
+    }
+    for (int h = 0; h < H; h++)
+      SumLanesOfFour(sums[h][0], sums[h][1], sums[h][2], sums[h][3], scores[h] + t);
+  }
+}
+
+// scores become exp(score - max); the state's max, sum and out move to the new max.
+HWY_INLINE void Weigh(const Attention& a, const float* bias, float slope, int count, float* scores, SoftmaxState& state) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  auto largest = hn::Set(d, minus_infinity);
+  for (int t = count; t < attend_tile; t++) scores[t] = minus_infinity;
+  for (int t = 0; t < count; t += lanes) {
+    auto s = hn::Mul(hn::LoadU(d, scores + t), hn::Set(d, a.scale));
+    if (a.softcap > 0) s = hn::Mul(hn::Tanh(d, hn::Mul(s, hn::Set(d, 1 / a.softcap))), hn::Set(d, a.softcap));
+    if (bias != nullptr) s = hn::MulAdd(hn::LoadU(d, bias + t), hn::Set(d, slope), s);
+    if (t + lanes > count) {
+      hn::StoreU(s, d, scores + t);
+      for (int i = count; i < t + lanes; i++) scores[i] = minus_infinity;
+      s = hn::LoadU(d, scores + t);
+    }
+    hn::StoreU(s, d, scores + t);
+    largest = hn::Max(largest, s);
+  }
+  const float top = std::max(state.max, hn::GetLane(hn::MaxOfLanes(d, largest)));
+  if (top == minus_infinity) {  // nothing visible yet
+    for (int t = 0; t < count; t++) scores[t] = 0;
+    return;
+  }
+  if (top > state.max) {
+    const float factor = state.sum == 0 ? 0.0f : std::exp(state.max - top);
+    for (int i = 0; i < a.head_dim; i += lanes)
+      hn::StoreU(hn::Mul(hn::LoadU(d, state.out + i), hn::Set(d, factor)), d, state.out + i);
+    state.sum *= factor;
+    state.max = top;
+  }
+  auto sum = hn::Zero(d);
+  for (int t = 0; t < count; t += lanes) {
+    const auto weight = hn::Exp(d, hn::Sub(hn::LoadU(d, scores + t), hn::Set(d, top)));
+    hn::StoreU(weight, d, scores + t);
+    sum = hn::Add(sum, weight);
+  }
+  state.sum += hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+// out[h] += sum of weights[h][t] v[t], for P vectors of dimensions from `start` on, kept in registers over all tokens.
+template <class T, int H, int P>
+HWY_INLINE void AddValues(const Attention& a, const int32_t* tokens, int count, const float (&weights)[H][attend_tile],
+                          int start, SoftmaxState* states) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  Floats out[H][P];
+  for (int h = 0; h < H; h++)
+    for (int p = 0; p < P; p++) out[h][p] = hn::LoadU(d, states[h].out + start + p * lanes);
+  for (int t = 0; t < count; t++) {
+    const T* v = row_of<T>(a.v, tokens[t]) + start;
+    Floats x[P];
+    for (int p = 0; p < P; p++) x[p] = load(d, v + p * lanes);
+    for (int h = 0; h < H; h++) {
+      const auto weight = hn::Set(d, weights[h][t]);
+      for (int p = 0; p < P; p++) out[h][p] = hn::MulAdd(weight, x[p], out[h][p]);
+    }
+  }
+  for (int h = 0; h < H; h++)
+    for (int p = 0; p < P; p++) hn::StoreU(out[h][p], d, states[h].out + start + p * lanes);
+}
+
+template <int H>
+void Tile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens, int count,
+          bool scattered, SoftmaxState* states) {
+  HWY_ALIGN float scores[H][attend_tile];
+  HWY_ALIGN float bias[attend_tile] = {};
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  with_dtype(a.k.dtype, [&]<class T>(T) { Products<T, H>(a, queries, tokens, count, scattered, scores); });
+  if (a.bias != nullptr)
+    for (int t = 0; t < count; t++) bias[t] = a.bias[tokens[t]];
+  for (int h = 0; h < H; h++) Weigh(a, a.bias != nullptr ? bias : nullptr, slopes[h], count, scores[h], states[h]);
+  with_dtype(a.v.dtype, [&]<class T>(T) {
+    int start = 0;
+    for (; start + 4 * lanes <= a.head_dim; start += 4 * lanes)
+      AddValues<T, H, 4>(a, tokens, count, scores, start, states);
+    for (; start < a.head_dim; start += lanes) AddValues<T, H, 1>(a, tokens, count, scores, start, states);
+  });
+}
+
+template <class Next>  // next(tokens) fills a tile and says how many; 0 ends
+void Tiles(const Attention& a, const float* const* queries, const float* slopes, int heads, bool scattered,
+           SoftmaxState* states, Next&& next) {
+  int32_t tokens[attend_tile];
+  while (const int count = next(tokens)) {
+    for (int t = count; t % 4 != 0; t++) tokens[t] = tokens[count - 1];
+    switch (heads) {
+      case 1: Tile<1>(a, queries, slopes, tokens, count, scattered, states); break;
+      case 2: Tile<2>(a, queries, slopes, tokens, count, scattered, states); break;
+      case 3: Tile<3>(a, queries, slopes, tokens, count, scattered, states); break;
+      default: Tile<4>(a, queries, slopes, tokens, count, scattered, states);
+    }
+  }
+}
+
+void AttendList(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
+                int64_t count, SoftmaxState* states) {
+  int64_t done = 0;
+  Tiles(a, queries, slopes, heads, true, states, [&](int32_t* tile) {
+    const int n = static_cast<int>(std::min<int64_t>(attend_tile, count - done));
+    std::copy_n(tokens + done, n, tile);
+    done += n;
+    return n;
+  });
+}
+
+void AttendRange(const Attention& a, const float* const* queries, const float* slopes, int heads, const uint64_t* visible,
+                 int64_t first_block, int64_t last_block, SoftmaxState* states) {
+  int64_t b = first_block;
+  Tiles(a, queries, slopes, heads, false, states, [&](int32_t* tile) {
+    int n = 0;
+    for (; n == 0 && b < last_block; b++)
+      for_each_bit(visible[b], [&](int t) { tile[n++] = static_cast<int32_t>(b * block_tokens + t); });
+    return n;
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace adamas
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace adamas {
+
+HWY_EXPORT(AttendList);
+HWY_EXPORT(AttendRange);
+
+void attend_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
+                 int64_t count, SoftmaxState* states) {
+  HWY_DYNAMIC_DISPATCH(AttendList)(a, queries, slopes, heads, tokens, count, states);
+}
+
+void attend_range(const Attention& a, const float* const* queries, const float* slopes, int heads,
+                  const uint64_t* visible, int64_t first_block, int64_t last_block, SoftmaxState* states) {
+  HWY_DYNAMIC_DISPATCH(AttendRange)(a, queries, slopes, heads, visible, first_block, last_block, states);
+}
+
+}  // namespace adamas
+#endif

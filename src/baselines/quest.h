@@ -1,0 +1,26 @@
+// Quest (arXiv 2406.10774): pages of 16 tokens with the minimum and maximum of each channel of the keys. A page's score
+// bounds the scores of its tokens from above:
+//
+//   sum_d max(q_d min_d, q_d max_d)
+//
+// The top budget / 16 pages are attended to whole; the page of the newest visible token is always among them.
+#pragma once
+
+#include <cstdint>
+
+#include "core/view.h"
+
+namespace adamas {
+
+inline constexpr int quest_page = 16;
+
+// Minimum and maximum of the live rows of one page: min, max [head_dim]; zeros when no row is live. An element that is NaN
+// counts as 0.
+void quest_bounds(const Rows& rows, int head_dim, int64_t first_token, uint32_t live, float* min, float* max);
+
+// bounds: [pages, 2, head_dim]. visible: [blocks] of 64. scores: scratch [pages]. tokens: room for budget, or 16 when the
+// budget is less. Returns the number of visible tokens of the chosen pages.
+int64_t select_quest(const float* q, int head_dim, const float* bounds, const uint64_t* visible, int64_t blocks,
+                     int64_t budget, float* scores, int32_t* pages, int32_t* tokens);
+
+}  // namespace adamas

@@ -1,0 +1,413 @@
+// The C ABI: check, call, return a status; nothing else.
+#include "adamas/adamas.h"
+
+#include <cstring>
+#include <limits>
+
+#include "core/config.h"
+#include "device/device.h"
+#include "step/cache.h"
+#include "step/step.h"
+
+using namespace adamas;
+
+struct adamas_cache {
+  Cache cache;
+  Array<float> encode_room;
+};
+
+struct adamas_plan {
+  Plan plan;
+};
+
+namespace {
+
+constexpr int max_threads = 512;
+constexpr int max_heads = 65536;
+
+thread_local std::string last_error;
+
+adamas_status report(Status status) {
+  last_error = std::move(status.sentence);
+  return status.code;
+}
+
+// Runs a call and keeps every exception on this side.
+template <class Call>
+adamas_status guarded(const char* name, Call&& call) noexcept {
+  try {
+    Status status = call();
+    if (!status.ok()) status.sentence = std::string(name) + ": " + status.sentence;
+    return report(std::move(status));
+  } catch (const std::bad_alloc&) {
+    last_error.clear();  // the sentence must not need memory that is not there
+    try {
+      last_error = std::string(name) + ": out of memory";
+    } catch (...) {
+    }
+    return ADAMAS_OUT_OF_MEMORY;
+  } catch (...) {
+    return ADAMAS_INTERNAL;
+  }
+}
+
+#define ADAMAS_TRY(expression)                          \
+  do {                                                  \
+    if (Status status_ = (expression); !status_.ok()) return status_; \
+  } while (false)
+
+Status check_pointer(const void* pointer, const char* name) {
+  return pointer != nullptr ? Status{} : invalid(std::string(name) + " is NULL");
+}
+
+template <class Struct>
+Status check_struct(const Struct* given, const char* name) {
+  ADAMAS_TRY(check_pointer(given, name));
+  if (given->struct_size != sizeof(Struct))
+    return invalid(std::string(name) + ".struct_size is " + std::to_string(given->struct_size) +
+                   "; this library knows sizeof(" + name + ") = " + std::to_string(sizeof(Struct)));
+  return {};
+}
+
+Status check_range(int64_t value, int64_t lowest, int64_t highest, const char* name) {
+  if (value >= lowest && value <= highest) return {};
+  return invalid(std::string(name) + ": " + std::to_string(value) + "; its range is " + std::to_string(lowest) + " to " +
+                 std::to_string(highest));
+}
+
+Status check_head_dim(int64_t head_dim) {
+  if (is_head_dim(head_dim)) return {};
+  return unsupported("head_dim " + std::to_string(head_dim) + "; supported: " + head_dim_list());
+}
+
+// The offset of the last element fits into 63 bits.
+Status check_stride(int64_t stride, int64_t count, const char* name) {
+  int64_t offset;
+  if (!__builtin_mul_overflow(stride, count, &offset) && offset < (int64_t{1} << 60) && offset > -(int64_t{1} << 60))
+    return {};
+  return invalid(std::string(name) + ": " + std::to_string(stride) + " bytes times " + std::to_string(count) +
+                 " is past any address");
+}
+
+Status check_dtype(int32_t dtype, const char* name) {
+  return is_dtype(dtype) ? Status{} : invalid(std::string(name) + ": dtype " + std::to_string(dtype) + "; there are f32 (0), f16 (1), bf16 (2)");
+}
+
+Status check_rows(const adamas_rows& rows, const adamas_cache_params& cache, const char* name) {
+  ADAMAS_TRY(check_pointer(rows.data, name));
+  ADAMAS_TRY(check_dtype(rows.dtype, name));
+  ADAMAS_TRY(check_stride(rows.stride_sequence, cache.sequences, name));
+  ADAMAS_TRY(check_stride(rows.stride_head, cache.kv_heads, name));
+  return check_stride(rows.stride_token, cache.capacity, name);
+}
+
+Status check_sequence(const Cache& cache, int64_t sequence) {
+  return check_range(sequence, 0, cache.params.sequences - 1, "sequence");
+}
+
+Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params& p) {
+  const adamas_plan_params& shape = plan.params;
+  if (cache.params.kv_heads != shape.kv_heads || cache.params.head_dim != shape.head_dim)
+    return invalid("the cache has " + std::to_string(cache.params.kv_heads) + " kv_heads x " +
+                   std::to_string(cache.params.head_dim) + ", the plan " + std::to_string(shape.kv_heads) + " x " +
+                   std::to_string(shape.head_dim));
+  if (std::memcmp(&cache.config, &plan.config, sizeof plan.config) != 0)
+    return invalid("the cache and the plan were made with different settings");
+  ADAMAS_TRY(check_range(p.threads, 1, shape.max_threads, "threads"));
+  ADAMAS_TRY(check_range(p.batch, 0, max_tokens, "batch"));
+  ADAMAS_TRY(check_range(p.rows, 0, max_tokens, "rows"));
+  if (p.batch == 0 || p.rows == 0) return {};
+  if (p.sequences == nullptr && p.batch > cache.params.sequences)
+    return out_of_range("batch " + std::to_string(p.batch) + " is above the cache's " +
+                        std::to_string(cache.params.sequences) + " sequences");
+  for (int64_t b = 0; b < p.batch; b++) {
+    const int64_t sequence = p.sequences != nullptr ? p.sequences[b] : b;
+    ADAMAS_TRY(check_sequence(cache, sequence));
+    const int64_t length = p.lengths != nullptr ? p.lengths[b] : cache.length(sequence);
+    const int64_t most = std::min(shape.max_tokens, cache.params.capacity);
+    if (length < 0 || length > most)
+      return out_of_range("length " + std::to_string(length) + " of batch entry " + std::to_string(b) +
+                          "; its range is 0 to " + std::to_string(most) + ", the capacity of plan and cache");
+  }
+  ADAMAS_TRY(check_dtype(p.q_dtype, "q"));
+  ADAMAS_TRY(check_pointer(p.q, "q"));
+  ADAMAS_TRY(check_stride(p.q_stride_batch, p.batch, "q_stride_batch"));
+  ADAMAS_TRY(check_stride(p.q_stride_row, p.rows, "q_stride_row"));
+  ADAMAS_TRY(check_stride(p.q_stride_head, shape.q_heads, "q_stride_head"));
+  ADAMAS_TRY(check_pointer(p.out, "out"));
+  ADAMAS_TRY(check_stride(p.out_stride_batch, p.batch, "out_stride_batch"));
+  ADAMAS_TRY(check_stride(p.out_stride_row, p.rows, "out_stride_row"));
+  ADAMAS_TRY(check_stride(p.out_stride_head, shape.q_heads, "out_stride_head"));
+  ADAMAS_TRY(check_rows(p.k, cache.params, "k"));
+  ADAMAS_TRY(check_rows(p.v, cache.params, "v"));
+  if (!(p.scale >= 0 && p.scale < std::numeric_limits<float>::infinity())) return invalid("scale is negative or not finite");
+  if (!(p.softcap >= 0 && p.softcap < std::numeric_limits<float>::infinity())) return invalid("softcap is negative or not finite");
+  if (p.mask != nullptr) {
+    ADAMAS_TRY(check_dtype(p.mask_dtype, "mask"));
+    ADAMAS_TRY(check_stride(p.mask_stride_batch, p.batch, "mask_stride_batch"));
+    ADAMAS_TRY(check_stride(p.mask_stride_row, p.rows, "mask_stride_row"));
+  }
+  return check_range(p.verify_rows, 0, max_tokens, "verify_rows");
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* adamas_version(void) {
+#define ADAMAS_TEXT2(x) #x
+#define ADAMAS_TEXT(x) ADAMAS_TEXT2(x)
+  return ADAMAS_TEXT(ADAMAS_VERSION_MAJOR) "." ADAMAS_TEXT(ADAMAS_VERSION_MINOR) "." ADAMAS_TEXT(ADAMAS_VERSION_PATCH);
+}
+
+const char* adamas_last_error(void) { return last_error.c_str(); }
+
+const char* adamas_status_name(adamas_status status) {
+  switch (status) {
+    case ADAMAS_OK: return "ok";
+    case ADAMAS_INVALID_ARGUMENT: return "invalid argument";
+    case ADAMAS_UNSUPPORTED: return "unsupported";
+    case ADAMAS_OUT_OF_RANGE: return "out of range";
+    case ADAMAS_OUT_OF_MEMORY: return "out of memory";
+    case ADAMAS_INTERNAL: return "internal error";
+  }
+  return "unknown status";
+}
+
+adamas_status adamas_config_init(adamas_config* config) {
+  return guarded("adamas_config_init", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(config, "config"));
+    *config = default_config();
+    return {};
+  });
+}
+
+adamas_status adamas_config_set(adamas_config* config, const char* name, const char* value) {
+  return guarded("adamas_config_set", [&]() -> Status {
+    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    ADAMAS_TRY(check_pointer(name, "name"));
+    ADAMAS_TRY(check_pointer(value, "value"));
+    return set(*config, name, value);
+  });
+}
+
+adamas_status adamas_config_get(const adamas_config* config, const char* name, char* text, size_t size) {
+  return guarded("adamas_config_get", [&]() -> Status {
+    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    ADAMAS_TRY(check_pointer(name, "name"));
+    ADAMAS_TRY(check_pointer(text, "text"));
+    std::string value;
+    ADAMAS_TRY(get(*config, name, value));
+    if (value.size() + 1 > size) return out_of_range("text needs " + std::to_string(value.size() + 1) + " bytes");
+    std::memcpy(text, value.c_str(), value.size() + 1);
+    return {};
+  });
+}
+
+adamas_status adamas_config_from_environment(adamas_config* config) {
+  return guarded("adamas_config_from_environment", [&]() -> Status {
+    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    return from_environment(*config);
+  });
+}
+
+adamas_status adamas_config_check(const adamas_config* config) {
+  return guarded("adamas_config_check", [&]() -> Status {
+    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    return check(*config);
+  });
+}
+
+int32_t adamas_setting_count(void) { return static_cast<int32_t>(settings().size()); }
+
+adamas_status adamas_setting_describe(int32_t index, adamas_setting* setting) {
+  return guarded("adamas_setting_describe", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(setting, "setting"));
+    ADAMAS_TRY(check_range(index, 0, adamas_setting_count() - 1, "index"));
+    *setting = settings()[index];
+    return {};
+  });
+}
+
+int32_t adamas_device_count(void) { return static_cast<int32_t>(device_names().size()); }
+
+const char* adamas_device_name(int32_t index) {
+  static const std::vector<std::string> names = device_names();
+  return index >= 0 && index < static_cast<int32_t>(names.size()) ? names[index].c_str() : "";
+}
+
+const char* adamas_device_in_use(void) {
+  const std::string in_use = device_in_use();
+  for (int32_t i = 0; i < adamas_device_count(); i++)
+    if (in_use == adamas_device_name(i)) return adamas_device_name(i);
+  return "";
+}
+
+adamas_status adamas_device_force(const char* name) {
+  return guarded("adamas_device_force", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(name, "name"));
+    return force_device(name);
+  });
+}
+
+int32_t adamas_head_dim_count(void) { return static_cast<int32_t>(head_dims.size()); }
+
+int32_t adamas_head_dim(int32_t index) {
+  return index >= 0 && index < adamas_head_dim_count() ? head_dims[index] : 0;
+}
+
+adamas_status adamas_cache_create(const adamas_config* config, const adamas_cache_params* params, adamas_cache** cache) {
+  return guarded("adamas_cache_create", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    *cache = nullptr;
+    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    ADAMAS_TRY(check(*config));
+    ADAMAS_TRY(check_struct(params, "adamas_cache_params"));
+    ADAMAS_TRY(check_range(params->layer, 0, std::numeric_limits<int32_t>::max(), "layer"));
+    ADAMAS_TRY(check_range(params->kv_heads, 1, max_heads, "kv_heads"));
+    ADAMAS_TRY(check_head_dim(params->head_dim));
+    ADAMAS_TRY(check_range(params->sequences, 1, max_tokens, "sequences"));
+    ADAMAS_TRY(check_range(params->capacity, 1, max_tokens, "capacity"));
+    *cache = new adamas_cache{Cache(*config, *params), make_array<float>(block_tokens * params->head_dim)};
+    return {};
+  });
+}
+
+void adamas_cache_destroy(adamas_cache* cache) { delete cache; }
+
+adamas_status adamas_cache_bytes(const adamas_cache* cache, uint64_t* bytes) {
+  return guarded("adamas_cache_bytes", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    ADAMAS_TRY(check_pointer(bytes, "bytes"));
+    *bytes = static_cast<uint64_t>(cache->cache.bytes());
+    return {};
+  });
+}
+
+adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first, int64_t count, const adamas_rows* k,
+                            const adamas_rows* v) {
+  return guarded("adamas_append", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    Cache& c = cache->cache;
+    ADAMAS_TRY(check_sequence(c, sequence));
+    if (first < 0 || count < 0 || first > c.params.capacity || count > c.params.capacity - first)
+      return out_of_range("rows " + std::to_string(first) + " + " + std::to_string(count) + " are outside the capacity " +
+                          std::to_string(c.params.capacity));
+    if (k != nullptr) ADAMAS_TRY(check_rows(*k, c.params, "k"));
+    if (v != nullptr) ADAMAS_TRY(check_rows(*v, c.params, "v"));
+    if (count == 0) return {};
+    c.append(sequence, first, count);
+    if (k != nullptr)
+      encode_marked(c, *k, sequence, first / block_tokens, blocks_of(first + count), cache->encode_room.get());
+    return {};
+  });
+}
+
+adamas_status adamas_truncate(adamas_cache* cache, int64_t sequence, int64_t length) {
+  return guarded("adamas_truncate", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    ADAMAS_TRY(check_sequence(cache->cache, sequence));
+    ADAMAS_TRY(check_range(length, 0, cache->cache.params.capacity, "length"));
+    cache->cache.truncate(sequence, length);
+    return {};
+  });
+}
+
+adamas_status adamas_clear(adamas_cache* cache, int64_t sequence) {
+  return guarded("adamas_clear", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    if (sequence != -1) ADAMAS_TRY(check_sequence(cache->cache, sequence));
+    cache->cache.clear(sequence);
+    return {};
+  });
+}
+
+adamas_status adamas_invalidate(adamas_cache* cache) {
+  return guarded("adamas_invalidate", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    cache->cache.invalidate();
+    return {};
+  });
+}
+
+adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, int32_t kv_head, int64_t block, void* bytes,
+                                 size_t size, size_t* needed) {
+  return guarded("adamas_block_bytes", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    const Cache& c = cache->cache;
+    ADAMAS_TRY(check_sequence(c, sequence));
+    ADAMAS_TRY(check_range(kv_head, 0, c.params.kv_heads - 1, "kv_head"));
+    ADAMAS_TRY(check_range(block, 0, blocks_of(c.length(sequence)) - 1, "block"));
+    const Codes codes = c.codes(sequence, kv_head);
+    const Block b = codes.block(block);
+    const size_t record = codes.layout.hash_offset() + block_tokens * sizeof(uint32_t);
+    if (needed != nullptr) *needed = record + 2 * sizeof(float);
+    if (bytes == nullptr) return {};
+    if (c.marked(sequence, block)) return invalid("block " + std::to_string(block) + " is not encoded yet");
+    if (size < record + 2 * sizeof(float))
+      return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(record + 8));
+    auto* to = static_cast<std::byte*>(bytes);
+    std::memcpy(to, b.high, record);
+    std::memcpy(to + record, b.centre_scale, sizeof(float));
+    std::memcpy(to + record + sizeof(float), b.sigma, sizeof(float));
+    return {};
+  });
+}
+
+adamas_status adamas_plan_create(const adamas_config* config, const adamas_plan_params* params, adamas_plan** plan) {
+  return guarded("adamas_plan_create", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(plan, "plan"));
+    *plan = nullptr;
+    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    ADAMAS_TRY(check(*config));
+    ADAMAS_TRY(check_struct(params, "adamas_plan_params"));
+    ADAMAS_TRY(check_range(params->kv_heads, 1, max_heads, "kv_heads"));
+    ADAMAS_TRY(check_range(params->q_heads, 1, max_heads, "q_heads"));
+    if (params->q_heads % params->kv_heads != 0)
+      return invalid("q_heads " + std::to_string(params->q_heads) + " is not a multiple of kv_heads " +
+                     std::to_string(params->kv_heads));
+    ADAMAS_TRY(check_head_dim(params->head_dim));
+    ADAMAS_TRY(check_range(params->max_tokens, 1, max_tokens, "max_tokens"));
+    ADAMAS_TRY(check_range(params->max_threads, 1, max_threads, "max_threads"));
+    *plan = new adamas_plan{Plan(*config, *params)};
+    return {};
+  });
+}
+
+void adamas_plan_destroy(adamas_plan* plan) { delete plan; }
+
+adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, const adamas_step_params* params) {
+  return guarded("adamas_step", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(plan, "plan"));
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    ADAMAS_TRY(check_struct(params, "adamas_step_params"));
+    ADAMAS_TRY(check_step(plan->plan, cache->cache, *params));
+    return step(plan->plan, cache->cache, *params);
+  });
+}
+
+adamas_status adamas_selection(const adamas_plan* plan, int32_t q_head, int64_t* indices, int64_t size, int64_t* count) {
+  return guarded("adamas_selection", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(plan, "plan"));
+    ADAMAS_TRY(check_pointer(count, "count"));
+    const Plan& p = plan->plan;
+    ADAMAS_TRY(check_range(q_head, 0, p.params.q_heads - 1, "q_head"));
+    int64_t written = 0;
+    const auto emit = [&](int64_t token) {
+      if (indices != nullptr && written < size) indices[written] = token;
+      written++;
+    };
+    if (p.last_dense) {
+      for (int64_t b = 0; b < blocks_of(p.last_tokens); b++)
+        for_each_bit(p.visible[b], [&](int t) { emit(b * block_tokens + t); });
+    } else {
+      for (int64_t i = 0; i < p.counts[q_head]; i++) emit(p.selected[q_head * p.budget + i]);
+    }
+    *count = written;
+    if (indices != nullptr && written > size)
+      return out_of_range("indices has room for " + std::to_string(size) + " of " + std::to_string(written) + " tokens");
+    return {};
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,191 @@
+#include "codes/codes.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "codes/hash_constants.h"
+#include "hwy/cache_control.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "codes/codes_cpu.cc"
+#include "hwy/foreach_target.h"
+
+#include "core/load-inl.h"
+#include "hadamard/hadamard-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace adamas {
+namespace HWY_NAMESPACE {
+
+// Loads a row as f32, NaN as 0 and large values cut, and rotates it.
+template <class T>
+void LoadRotated(const T* row, int head_dim, float* HWY_RESTRICT out) {
+  const F32 d;
+  const auto limit = hn::Set(d, largest_key);
+  for (int i = 0; i < head_dim; i += static_cast<int>(hn::Lanes(d))) {
+    const auto x = load(d, row + i);
+    const auto number = hn::IfThenElseZero(hn::Eq(x, x), x);
+    hn::StoreU(hn::Min(hn::Max(number, hn::Neg(limit)), limit), d, out + i);
+  }
+  rotate_row(out, head_dim);
+}
+
+// Mean of the counted rows into int16 and one scale; `centre` becomes what is stored, read back.
+void Centre(const float* x, int head_dim, uint64_t counted, const Block& block, float* HWY_RESTRICT centre) {
+  const F32 d;
+  const hn::Rebind<int16_t, F32> d16;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const auto count = hn::Set(d, static_cast<float>(std::max(1, std::popcount(counted))));
+  auto largest = hn::Zero(d);
+  for (int i = 0; i < head_dim; i += lanes) {
+    auto sum = hn::Zero(d);
+    for_each_bit(counted, [&](int t) { sum = hn::Add(sum, hn::LoadU(d, x + t * head_dim + i)); });
+    const auto mean = hn::Div(sum, count);
+    largest = hn::Max(largest, hn::Abs(mean));
+    hn::StoreU(mean, d, centre + i);
+  }
+  const float max = hn::GetLane(hn::MaxOfLanes(d, largest));
+  const bool centred = max > 1e-30f;
+  const float scale = centred ? max / 32767.0f : 0.0f;
+  const auto inverse = hn::Set(d, centred ? 32767.0f / max : 0.0f);
+  const auto limit = hn::Set(d, 32767.0f);
+  for (int i = 0; i < head_dim; i += lanes) {
+    const auto units = hn::Mul(hn::LoadU(d, centre + i), inverse);
+    const auto stored = hn::NearestInt(hn::Min(hn::Max(units, hn::Neg(limit)), limit));
+    hn::StoreU(hn::DemoteTo(d16, stored), d16, block.centre + i);
+    hn::StoreU(hn::Mul(hn::ConvertTo(d, stored), hn::Set(d, scale)), d, centre + i);
+  }
+  *block.centre_scale = scale;
+}
+
+// Takes the centre off every live row, in place, and answers with the RMS of the counted ones. The squares of a dimension
+// are added row by row and the dimensions in order, in double: one order on every machine.
+float Residuals(float* HWY_RESTRICT x, int head_dim, uint64_t live, uint64_t counted, const float* centre) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  HWY_ALIGN float squares[max_head_dim];
+  for (int i = 0; i < head_dim; i += lanes) {
+    const auto c = hn::LoadU(d, centre + i);
+    auto sum = hn::Zero(d);
+    for_each_bit(live, [&](int t) {
+      const auto r = hn::Sub(hn::LoadU(d, x + t * head_dim + i), c);
+      hn::StoreU(r, d, x + t * head_dim + i);
+      if (counted >> t & 1) sum = hn::Add(sum, hn::Mul(r, r));
+    });
+    hn::StoreU(sum, d, squares + i);
+  }
+  double sum = 0;
+  for (int i = 0; i < head_dim; i++) sum += squares[i];
+  const int count = std::popcount(counted);
+  return count > 0 ? static_cast<float>(std::sqrt(sum / (static_cast<double>(count) * head_dim))) : 0.0f;
+}
+
+// The bits of 32 compares, dimension d in bit d, as one word of a plane. A last half chunk leaves its upper bits 0.
+void Pack(const float* r, int head_dim, float threshold, int token, const Block& block) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const auto t = hn::Set(d, threshold);
+  const auto zero = hn::Zero(d);
+  for (int start = 0; start < head_dim; start += chunk_dims) {
+    uint32_t high = 0, low = 0;
+    const int dims = std::min(chunk_dims, head_dim - start);
+    for (int i = 0; i < dims; i += lanes) {
+      const auto v = hn::LoadU(d, r + start + i);
+      const auto positive = hn::Gt(v, zero);
+      const auto outer = hn::Gt(v, hn::IfThenElse(positive, t, hn::Neg(t)));  // codes 3 and 1
+      uint8_t bits[8] = {};
+      hn::StoreMaskBits(d, positive, bits);
+      high |= (uint32_t{bits[0]} | uint32_t{bits[1]} << 8) << i;
+      uint8_t low_bits[8] = {};
+      hn::StoreMaskBits(d, outer, low_bits);
+      low |= (uint32_t{low_bits[0]} | uint32_t{low_bits[1]} << 8) << i;
+    }
+    const int word = start / chunk_dims * block_tokens + token;
+    block.high[word] = high;
+    block.low[word] = low;
+  }
+}
+
+HWY_INLINE uint32_t HashRow(const std::byte* row, int64_t bytes) {
+  const hn::CappedTag<uint32_t, 8> d;  // a row of 16-bit elements has at least 32 words, always a multiple of 8
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto sum = hn::Zero(d);
+  for (int64_t i = 0; i < bytes / 4; i += lanes) {
+    const auto words = hn::LoadU(d, reinterpret_cast<const uint32_t*>(row) + i);
+    sum = hn::Add(sum, hn::Mul(words, hn::LoadU(d, hash_constants.data() + i)));
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, const Block& block,
+                 float* x) {
+  const size_t plane_bytes = BlockLayout{head_dim}.low_offset();
+  if (~live != 0) {
+    std::memset(block.high, 0, plane_bytes);
+    std::memset(block.low, 0, plane_bytes);
+    std::memset(block.hash, 0, block_tokens * sizeof(uint32_t));
+  }
+  with_dtype(rows.dtype, [&]<class T>(T) {
+    for_each_bit(live, [&](int t) {
+      LoadRotated(reinterpret_cast<const T*>(rows.row(t)), head_dim, x + t * head_dim);
+      block.hash[t] = HashRow(rows.row(t), head_dim * size_of(rows.dtype));
+    });
+  });
+  float threshold = paper_threshold;
+  if (coding == Coding::paper) {
+    std::memset(block.centre, 0, head_dim * sizeof(int16_t));
+    *block.centre_scale = 0;
+    *block.sigma = paper_threshold / threshold_sigmas;
+  } else {
+    HWY_ALIGN float centre[max_head_dim];
+    const uint64_t counted = rows_that_count(live, first_block);
+    Centre(x, head_dim, counted, block, centre);
+    *block.sigma = Residuals(x, head_dim, live, counted, centre);
+    threshold = threshold_sigmas * *block.sigma;
+  }
+  for_each_bit(live, [&](int t) { Pack(x + t * head_dim, head_dim, threshold, t, block); });
+}
+
+uint32_t HashOneRow(const std::byte* row, int64_t bytes) { return HashRow(row, bytes); }
+
+int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
+  const int64_t bytes = head_dim * size_of(rows.dtype);
+  constexpr int64_t ahead = 8;  // rows fetched before they are hashed: they lie far apart
+  int64_t stale = 0;
+  for (int64_t i = 0; i < count; i++) {
+    if (i + ahead < count) {
+      const std::byte* next = rows.row(tokens[i + ahead]);
+      for (int64_t line = 0; line < bytes; line += 64) hwy::Prefetch(next + line);
+    }
+    const int64_t token = tokens[i];
+    const uint32_t made_from = codes.block(token / block_tokens).hash[token % block_tokens];
+    stale += HashRow(rows.row(token), bytes) != made_from;
+  }
+  return stale;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace adamas
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace adamas {
+
+HWY_EXPORT(EncodeBlock);
+HWY_EXPORT(HashOneRow);
+HWY_EXPORT(CountStale);
+
+void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, const Block& block,
+                  float* scratch) {
+  HWY_DYNAMIC_DISPATCH(EncodeBlock)(rows, head_dim, live, first_block, coding, block, scratch);
+}
+
+uint32_t hash_row(const std::byte* row, int64_t bytes) { return HWY_DYNAMIC_DISPATCH(HashOneRow)(row, bytes); }
+
+int64_t count_stale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(CountStale)(rows, head_dim, codes, tokens, count);
+}
+
+}  // namespace adamas
+#endif

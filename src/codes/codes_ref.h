@@ -1,0 +1,98 @@
+// What the codes mean: loops over tokens and dimensions, one code at a time.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "codes/codes.h"
+#include "codes/hash_constants.h"
+#include "hadamard/hadamard.h"
+
+namespace adamas::ref {
+
+struct BlockCodes {
+  std::vector<int> code;        // [64, head_dim], 0 to 3
+  std::vector<int16_t> centre;  // [head_dim]
+  std::vector<uint32_t> hash;   // [64]
+  float centre_scale = 0;
+  float sigma = 0;
+};
+
+inline float tame(float x) {
+  if (std::isnan(x)) return 0;
+  return std::clamp(x, -largest_key, largest_key);
+}
+
+inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding) {
+  BlockCodes out;
+  out.code.assign(block_tokens * head_dim, 0);
+  out.centre.assign(head_dim, 0);
+  out.hash.assign(block_tokens, 0);
+
+  std::vector<float> x(block_tokens * head_dim);
+  for_each_bit(live, [&](int t) {
+    for (int d = 0; d < head_dim; d++) x[t * head_dim + d] = tame(load_f32(rows.row(t), rows.dtype, d));
+    rotate(&x[t * head_dim], head_dim);
+    const std::byte* bytes = rows.row(t);
+    for (int64_t i = 0; i < head_dim * size_of(rows.dtype) / 4; i++) {
+      uint32_t word;
+      std::memcpy(&word, bytes + 4 * i, 4);
+      out.hash[t] += word * hash_constants[i];
+    }
+  });
+
+  const uint64_t counted = rows_that_count(live, first_block);
+  const int count = std::popcount(counted);
+  std::vector<float> centre(head_dim, 0.0f);
+  float threshold = paper_threshold;
+  if (coding == Coding::paper) {
+    out.sigma = paper_threshold / threshold_sigmas;
+  } else {
+    std::vector<float> mean(head_dim, 0.0f);
+    for_each_bit(counted, [&](int t) {
+      for (int d = 0; d < head_dim; d++) mean[d] += x[t * head_dim + d];
+    });
+    float largest = 0;
+    for (int d = 0; d < head_dim; d++) {
+      mean[d] = count > 0 ? mean[d] / float(count) : 0;
+      largest = std::max(largest, std::abs(mean[d]));
+    }
+    if (largest > 1e-30f) {
+      out.centre_scale = largest / 32767.0f;
+      const float inverse = 32767.0f / largest;
+      for (int d = 0; d < head_dim; d++) {
+        out.centre[d] = static_cast<int16_t>(std::nearbyint(std::clamp(mean[d] * inverse, -32767.0f, 32767.0f)));
+        centre[d] = float(out.centre[d]) * out.centre_scale;
+      }
+    }
+    std::vector<float> squares(head_dim, 0.0f);
+    for_each_bit(counted, [&](int t) {
+      for (int d = 0; d < head_dim; d++) {
+        const float r = x[t * head_dim + d] - centre[d];
+        squares[d] += r * r;
+      }
+    });
+    double sum = 0;
+    for (int d = 0; d < head_dim; d++) sum += squares[d];
+    out.sigma = count > 0 ? float(std::sqrt(sum / (double(count) * head_dim))) : 0;
+    threshold = threshold_sigmas * out.sigma;
+  }
+  for_each_bit(live, [&](int t) {
+    for (int d = 0; d < head_dim; d++) {
+      const float r = x[t * head_dim + d] - centre[d];
+      out.code[t * head_dim + d] = (r > -threshold) + (r > 0) + (r > threshold);
+    }
+  });
+  return out;
+}
+
+// The code of one token and dimension, read from the planes.
+inline int code_at(const Block& block, int token, int dim) {
+  const int word = dim / chunk_dims * block_tokens + token;
+  const int bit = dim % chunk_dims;
+  return 2 * int(block.high[word] >> bit & 1) + int(block.low[word] >> bit & 1);
+}
+
+}  // namespace adamas::ref

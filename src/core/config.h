@@ -1,0 +1,21 @@
+// The settings: one table of names, ranges and meanings that environment, flags and messages are made from.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "adamas/adamas.h"
+#include "core/status.h"
+
+namespace adamas {
+
+inline constexpr int64_t max_tokens = 2147483647;  // 2^31 - 1
+
+adamas_config default_config();
+const std::vector<adamas_setting>& settings();
+Status set(adamas_config& config, const std::string& name, const std::string& value);
+Status get(const adamas_config& config, const std::string& name, std::string& value);
+Status from_environment(adamas_config& config);
+Status check(const adamas_config& config);
+
+}  // namespace adamas

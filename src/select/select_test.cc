@@ -1,0 +1,59 @@
+#include "select/select.h"
+
+#include "core/testing.h"
+#include "select/select_ref.h"
+
+namespace adamas {
+namespace {
+
+class SelectTest : public testing::OnEveryDevice {};
+ADAMAS_ON_EVERY_DEVICE(SelectTest);
+
+void expect_reference(const std::vector<int16_t>& scores, int64_t k) {
+  const std::vector<int32_t> expected = ref::select(scores.data(), int64_t(scores.size()), k);
+  std::vector<int32_t> got(std::min<int64_t>(k, int64_t(scores.size())) + 1, -7);
+  std::vector<int32_t> scratch(select_scratch(int64_t(scores.size())) / 2 + 1);
+  const int64_t count =
+      select(scores.data(), int64_t(scores.size()), k, got.data(), reinterpret_cast<int16_t*>(scratch.data()));
+  EXPECT_EQ(got.back(), -7) << "wrote past min(k, count)";
+  got.resize(count);
+  EXPECT_EQ(got, expected) << scores.size() << " scores, k " << k;
+}
+
+constexpr int64_t sizes[] = {64, 128, 320, 1024, 8192, 20032};
+
+TEST_P(SelectTest, EqualsSortingForAnySpreadOfScores) {
+  std::mt19937 random(1);
+  for (int64_t n : sizes)
+    for (int spread : {0, 1, 3, 40, 1000, 32766}) {
+      std::uniform_int_distribution<int> score(-spread, spread);
+      std::vector<int16_t> scores(n);
+      for (int16_t& s : scores) s = int16_t(score(random));
+      for (int64_t k : {int64_t{1}, int64_t{2}, int64_t{63}, int64_t{64}, int64_t{128}, n - 1, n, n + 5, 10 * n})
+        expect_reference(scores, k);
+    }
+}
+
+TEST_P(SelectTest, NeverTakesHiddenAndAlwaysTakesAlways) {
+  std::mt19937 random(2);
+  std::uniform_int_distribution<int> percent(0, 99);
+  std::normal_distribution<float> normal(0, 300);
+  for (int64_t n : sizes)
+    for (int hidden : {0, 50, 99, 100}) {
+      std::vector<int16_t> scores(n);
+      for (int16_t& s : scores) s = percent(random) < hidden ? hidden_score : percent(random) < 2 ? always_score : int16_t(normal(random));
+      for (int64_t k : {1, 7, 64, 128, 1000}) expect_reference(scores, k);
+    }
+}
+
+TEST_P(SelectTest, OfTwoHundredThousandEqualScoresTakesTheLast) {
+  const std::vector<int16_t> scores(200000, -5);
+  for (int64_t k : {1, 128, 199999}) expect_reference(scores, k);
+}
+
+TEST_P(SelectTest, TakesNothingForABudgetOfZero) {
+  expect_reference(std::vector<int16_t>(64, 3), 0);
+}
+
+}  // namespace
+}  // namespace adamas

@@ -1,0 +1,65 @@
+// The codes of one layer's keys, for every sequence and KV head, and what is known of their rows.
+//
+// A row is live once it was appended (or seen by a step). A block whose live rows changed is marked, and encoded when it is
+// next needed: appending, truncating, overwriting and repairing are that one operation.
+#pragma once
+
+#include <vector>
+
+#include "codes/codes.h"
+#include "core/config.h"
+#include "core/memory.h"
+
+namespace adamas {
+
+class Cache {
+ public:
+  Cache(const adamas_config& config, const adamas_cache_params& params);
+
+  void append(int64_t sequence, int64_t first, int64_t count);
+  void truncate(int64_t sequence, int64_t length);
+  void clear(int64_t sequence);
+  void invalidate();
+
+  // The visible rows of a block become live; true when the block's codes are not those of its live rows.
+  bool needs_codes(int64_t sequence, int64_t block, uint64_t visible) {
+    uint64_t& live = live_[sequence * blocks_ + block];
+    uint8_t& marked = marked_[sequence * blocks_ + block];
+    if ((visible & ~live) != 0) {
+      live |= visible;
+      marked = 1;
+    }
+    return marked != 0;
+  }
+  // Makes the codes of one block and head from the rows of K. Different blocks and heads may be encoded at the same time.
+  void encode(const adamas_rows& k, int64_t sequence, int64_t block, int kv_head, float* scratch);
+  void encoded(int64_t sequence, int64_t block) { marked_[sequence * blocks_ + block] = 0; }
+
+  Codes codes(int64_t sequence, int kv_head) const;
+  const float* quest_bounds(int64_t sequence, int kv_head) const;  // [pages, 2, head_dim]
+
+  int64_t length(int64_t sequence) const { return lengths_[sequence]; }
+  uint64_t live(int64_t sequence, int64_t block) const { return live_[sequence * blocks_ + block]; }
+  bool marked(int64_t sequence, int64_t block) const { return marked_[sequence * blocks_ + block] != 0; }
+  int64_t bytes() const;
+  // Where the rotating check of row hashes goes on.
+  int64_t next_checked = 0;
+
+  const adamas_config config;
+  const adamas_cache_params params;
+
+ private:
+  int64_t blocks_;  // of a sequence
+  BlockLayout layout_;
+  Array<std::byte> records_;    // [sequences, kv_heads, blocks, record_bytes]
+  Array<float> centre_scale_;   // [sequences, kv_heads, blocks]
+  Array<float> sigma_;          // [sequences, kv_heads, blocks]
+  Array<float> quest_;          // [sequences, kv_heads, pages, 2, head_dim], for the policy quest
+  std::vector<uint64_t> live_;  // [sequences, blocks]
+  std::vector<uint8_t> marked_; // [sequences, blocks]
+  std::vector<int64_t> lengths_;  // [sequences]
+};
+
+Coding coding_of(const adamas_config& config);
+
+}  // namespace adamas

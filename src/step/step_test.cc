@@ -1,0 +1,446 @@
+// The whole step through the C ABI, against the references of its stages.
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "adamas/adamas.h"
+#include "attend/attend_ref.h"
+#include "codes/codes.h"
+#include "core/testing.h"
+#include "estimate/estimate_ref.h"
+#include "select/select_ref.h"
+#include "step/cache.h"
+
+namespace adamas {
+namespace {
+
+class StepTest : public testing::OnEveryDevice {};
+ADAMAS_ON_EVERY_DEVICE(StepTest);
+
+#define EXPECT_OK(call) EXPECT_EQ(call, ADAMAS_OK) << adamas_last_error()
+#define ASSERT_OK_STEP(fixture, params) \
+  ASSERT_EQ(adamas_step((fixture).plan, (fixture).cache, &(params)), ADAMAS_OK) << adamas_last_error()
+
+// K or V of some sequences in an odd layout: [sequences, tokens, kv_heads, head_dim] with gaps.
+struct Cached {
+  Cached(int64_t sequences, int64_t tokens, int kv_heads, int head_dim, DType dtype)
+      : head_dim(head_dim), dtype(dtype), stride_head(head_dim * size_of(dtype) + 4),
+        stride_token(kv_heads * stride_head + 8), stride_sequence(tokens * stride_token),
+        bytes(size_t(sequences * stride_sequence)) {}
+  void set(int64_t s, int64_t t, int g, int d, float x) {
+    testing::store(bytes.data() + s * stride_sequence + t * stride_token + g * stride_head + d * size_of(dtype), dtype, x);
+  }
+  adamas_rows view() const { return {bytes.data(), int32_t(dtype), stride_sequence, stride_head, stride_token}; }
+  int head_dim;
+  DType dtype;
+  int64_t stride_head, stride_token, stride_sequence;
+  std::vector<std::byte> bytes;
+};
+
+struct Shape {
+  int64_t sequences = 1, tokens = 2000;
+  int q_heads = 6, kv_heads = 2, head_dim = 64;
+  DType k_dtype = DType::f16, v_dtype = DType::f16;
+  std::vector<std::pair<const char*, const char*>> settings = {{"min_context", "0"}};
+  int threads = 2;
+};
+
+// A cache, a plan, random rows and a query for them.
+struct Fixture {
+  explicit Fixture(const Shape& s)
+      : setup(s), k(s.sequences, s.tokens, s.kv_heads, s.head_dim, s.k_dtype),
+        v(s.sequences, s.tokens, s.kv_heads, s.head_dim, s.v_dtype), random(11) {
+    EXPECT_OK(adamas_config_init(&config));
+    for (auto [name, value] : s.settings) EXPECT_OK(adamas_config_set(&config, name, value));
+    const adamas_cache_params cache_params{sizeof cache_params, 0, s.kv_heads, s.head_dim, s.sequences, s.tokens};
+    EXPECT_OK(adamas_cache_create(&config, &cache_params, &cache));
+    const adamas_plan_params plan_params{sizeof plan_params, s.q_heads, s.kv_heads, s.head_dim, s.tokens, s.threads};
+    EXPECT_OK(adamas_plan_create(&config, &plan_params, &plan));
+    std::normal_distribution<float> normal;
+    for (int64_t b = 0; b < s.sequences; b++)
+      for (int64_t t = 0; t < s.tokens; t++)
+        for (int g = 0; g < s.kv_heads; g++)
+          for (int d = 0; d < s.head_dim; d++) {
+            k.set(b, t, g, d, normal(random) + (d < 8 ? 5.0f : 0.0f));
+            v.set(b, t, g, d, normal(random));
+          }
+  }
+  ~Fixture() {
+    adamas_plan_destroy(plan);
+    adamas_cache_destroy(cache);
+  }
+  void append_all() {
+    for (int64_t b = 0; b < setup.sequences; b++) {
+      const adamas_rows kv = k.view(), vv = v.view();
+      EXPECT_OK(adamas_append(cache, b, 0, setup.tokens, &kv, &vv));
+    }
+  }
+  // Random queries for batch x rows; out and lse ready.
+  adamas_step_params params(int64_t batch, int64_t rows) {
+    const int64_t row = setup.q_heads * setup.head_dim;
+    q = testing::normal_vector(random, int(batch * rows * row), 2);
+    out.assign(q.size(), -77);
+    lse.assign(batch * rows * setup.q_heads, -77);
+    adamas_step_params p{};
+    p.struct_size = sizeof p;
+    p.threads = setup.threads;
+    p.batch = batch;
+    p.rows = rows;
+    p.q = q.data();
+    p.q_stride_batch = p.out_stride_batch = rows * row * 4;
+    p.q_stride_row = p.out_stride_row = row * 4;
+    p.q_stride_head = p.out_stride_head = setup.head_dim * 4;
+    p.k = k.view();
+    p.v = v.view();
+    p.out = out.data();
+    p.lse = lse.data();
+    p.stats = &stats;
+    return p;
+  }
+  std::vector<int32_t> selection(int h) {
+    std::vector<int64_t> indices(setup.tokens);
+    int64_t count = 0;
+    EXPECT_OK(adamas_selection(plan, h, indices.data(), setup.tokens, &count));
+    return {indices.begin(), indices.begin() + count};
+  }
+  // Every head of the last row equals reference attention over `tokens(h)`.
+  template <class Tokens>
+  void expect_attention(const adamas_step_params& p, int64_t batch, int64_t row, int64_t sequence, Tokens&& tokens) {
+    for (int h = 0; h < setup.q_heads; h++) {
+      const int64_t index = (batch * p.rows + row) * setup.q_heads + h;
+      const Attention a{setup.head_dim, p.scale != 0 ? p.scale : 1 / std::sqrt(float(setup.head_dim)), p.softcap,
+                        rows_of(p.k, sequence, h * setup.kv_heads / setup.q_heads),
+                        rows_of(p.v, sequence, h * setup.kv_heads / setup.q_heads), bias.empty() ? nullptr : bias.data()};
+      ref::Attended expected = ref::attend(a, q.data() + index * setup.head_dim, p.slopes ? p.slopes[h] : 1, tokens(h));
+      if (p.sink_logits != nullptr) {
+        const double with = std::log(std::exp(expected.lse) + std::exp(double(p.sink_logits[h])));
+        for (double& x : expected.out) x *= std::exp(expected.lse - with);
+        expected.lse = with;
+      }
+      EXPECT_NEAR(lse[index], expected.lse, 2e-3) << "head " << h;
+      for (int d = 0; d < setup.head_dim; d++)
+        ASSERT_NEAR(out[index * setup.head_dim + d], expected.out[d], 2e-3) << "head " << h << ", dimension " << d;
+    }
+  }
+  Shape setup;
+  adamas_config config;
+  adamas_cache* cache = nullptr;
+  adamas_plan* plan = nullptr;
+  Cached k, v;
+  std::mt19937 random;
+  std::vector<float> q, out, lse, bias;
+  adamas_step_stats stats{};
+};
+
+std::vector<int32_t> range(int32_t n) {
+  std::vector<int32_t> all(n);
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+// The stages' references, one after the other, on one sequence of live rows.
+std::vector<int32_t> reference_selection(Fixture& f, int h, int64_t tokens, Estimator estimator, int64_t budget, int64_t sinks) {
+  const Shape& s = f.setup;
+  const int g = h * s.kv_heads / s.q_heads;
+  const BlockLayout layout{s.head_dim};
+  const int64_t blocks = blocks_of(tokens);
+  std::vector<uint64_t> records(blocks * layout.record_bytes() / 8);
+  std::vector<float> scale(blocks), sigma(blocks);
+  const Codes codes{reinterpret_cast<std::byte*>(records.data()), scale.data(), sigma.data(), layout};
+  for (int64_t b = 0; b < blocks; b++) {
+    Rows rows = rows_of(f.k.view(), 0, g);
+    rows.data += b * block_tokens * rows.stride;
+    const ref::BlockCodes made =
+        ref::encode_block(rows, s.head_dim, bits_between(0, tokens - b * block_tokens), b == 0, Coding::by_block);
+    const Block to = codes.block(b);
+    for (int t = 0; t < block_tokens; t++)
+      for (int d = 0; d < s.head_dim; d++) {
+        const int code = made.code[t * s.head_dim + d];
+        to.high[d / 32 * block_tokens + t] |= uint32_t(code >> 1) << d % 32;
+        to.low[d / 32 * block_tokens + t] |= uint32_t(code & 1) << d % 32;
+      }
+    std::copy(made.centre.begin(), made.centre.end(), to.centre);
+    scale[b] = made.centre_scale;
+    sigma[b] = made.sigma;
+  }
+  std::vector<float> y(f.q.begin() + h * s.head_dim, f.q.begin() + (h + 1) * s.head_dim);
+  rotate(y.data(), s.head_dim);
+  std::vector<int16_t> scores = ref::estimate(y.data(), s.head_dim, estimator, 0, codes, blocks).score;
+  for (int64_t t = 0; t < int64_t(scores.size()); t++) {
+    if (t < sinks) scores[t] = always_score;
+    if (t >= tokens) scores[t] = hidden_score;
+  }
+  return ref::select(scores.data(), int64_t(scores.size()), budget);
+}
+
+TEST_P(StepTest, SelectsWhatTheReferencesSelectAndAttendsToThat) {
+  for (const char* estimator : {"dot", "manhattan"})
+    for (int head_dim : {64, 80, 128, 256})
+      for (auto [q_heads, kv_heads] : {std::pair{4, 4}, {6, 2}, {7, 1}}) {
+        SCOPED_TRACE(::testing::Message() << estimator << ", head_dim " << head_dim << ", heads " << q_heads << "/" << kv_heads);
+        Fixture f({.tokens = 777, .q_heads = q_heads, .kv_heads = kv_heads, .head_dim = head_dim, .v_dtype = DType::bf16,
+                   .settings = {{"min_context", "0"}, {"estimator", estimator}, {"budget", "100"}}});
+        f.append_all();
+        adamas_step_params p = f.params(1, 1);
+        ASSERT_OK_STEP(f, p);
+        EXPECT_EQ(f.stats.rows_sparse, 1);
+        const auto which = std::strcmp(estimator, "dot") == 0 ? Estimator::dot : Estimator::manhattan;
+        for (int h = 0; h < q_heads; h++)
+          ASSERT_EQ(f.selection(h), reference_selection(f, h, 777, which, 100, 4)) << "head " << h;
+        f.expect_attention(p, 0, 0, 0, [&](int h) { return f.selection(h); });
+      }
+}
+
+TEST_P(StepTest, WithABudgetOfTheContextIsDense) {
+  for (const char* policy : {"adamas", "full", "quest", "streaming"})
+    for (int64_t tokens : {1, 3, 4, 5, 63, 64, 65, 127, 500}) {
+      SCOPED_TRACE(::testing::Message() << policy << ", tokens " << tokens);
+      Fixture f({.tokens = tokens, .settings = {{"min_context", "0"}, {"policy", policy}, {"budget", "500"}}});
+      f.append_all();
+      adamas_step_params p = f.params(1, 1);
+      ASSERT_OK_STEP(f, p);
+      EXPECT_EQ(f.stats.rows_dense, 1);
+      f.expect_attention(p, 0, 0, 0, [&](int) { return range(int32_t(tokens)); });
+    }
+}
+
+TEST_P(StepTest, BelowTheMinimumContextIsDense) {
+  Fixture f({.tokens = 600, .settings = {{"min_context", "601"}, {"budget", "64"}}});
+  f.append_all();
+  adamas_step_params p = f.params(1, 1);
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_dense, 1);
+}
+
+TEST_P(StepTest, BatchesOfDifferentLengthsAndManyRowsSelectForThemselves) {
+  Fixture f({.sequences = 3, .tokens = 900, .settings = {{"min_context", "0"}, {"budget", "64"}}});
+  f.append_all();
+  const int64_t sequences[] = {2, 0, 1}, lengths[] = {900, 50, 333};
+  adamas_step_params p = f.params(3, 5);
+  p.sequences = sequences;
+  p.lengths = lengths;
+  p.causal = 1;
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_sparse, 10);
+  EXPECT_EQ(f.stats.rows_dense, 5);
+  for (int64_t r = 0; r < 5; r++) f.expect_attention(p, 1, r, 0, [&](int) { return range(int32_t(50 - 5 + r + 1)); });
+  f.expect_attention(p, 2, 4, 1, [&](int h) { return f.selection(h); });
+  // The same row alone gives the same.
+  const std::vector<float> together = f.out;
+  const auto q = f.q;
+  adamas_step_params alone = f.params(1, 1);
+  const int64_t row = f.setup.q_heads * f.setup.head_dim;
+  std::copy_n(q.begin() + (0 * 5 + 2) * row, row, f.q.begin());
+  const int64_t length = 900 - 5 + 2 + 1;
+  alone.sequences = sequences;
+  alone.lengths = &length;
+  ASSERT_OK_STEP(f, alone);
+  EXPECT_TRUE(std::equal(f.out.begin(), f.out.end(), together.begin() + 2 * row));
+}
+
+TEST_P(StepTest, TakesMaskSlopesSoftcapAndSinkLogits) {
+  for (DType dtype : testing::dtypes) {
+    Fixture f({.tokens = 640, .settings = {{"min_context", "0"}, {"budget", "80"}, {"recent", "10"}}});
+    f.append_all();
+    std::vector<std::byte> mask(640 * size_of(dtype));
+    f.bias.assign(640, 0);
+    std::vector<int32_t> shown;
+    for (int t = 0; t < 640; t++) {
+      const bool hidden = t < 130 || t % 3 == 0 || (t >= 256 && t < 320);
+      f.bias[t] = hidden ? -INFINITY : float(t - 640) / 64;
+      testing::store(mask.data() + t * size_of(dtype), dtype, f.bias[t]);
+      f.bias[t] = load_f32(mask.data(), dtype, t);
+      if (!hidden) shown.push_back(t);
+    }
+    const float slopes[] = {0.5f, 1, 2, 0.25f, 0, 4}, sinks[] = {0, 1, -2, 3, -INFINITY, 5};
+    for (int64_t budget : {80, 1000}) {
+      adamas_step_params p = f.params(1, 1);
+      p.mask = mask.data();
+      p.mask_dtype = int32_t(dtype);
+      p.slopes = slopes;
+      p.sink_logits = sinks;
+      p.softcap = 4;
+      if (budget > 80) p.causal = 1;  // one row: the same tokens
+      ASSERT_OK_STEP(f, p);
+      EXPECT_EQ(f.stats.rows_sparse, 1);
+      for (int h = 0; h < 6; h++) {
+        const auto selected = f.selection(h);
+        EXPECT_EQ(selected.size(), 80u);
+        EXPECT_TRUE(std::includes(shown.begin(), shown.end(), selected.begin(), selected.end()));
+        EXPECT_TRUE(std::equal(shown.begin(), shown.begin() + 4, selected.begin())) << "the first visible tokens are the sinks";
+        EXPECT_TRUE(std::equal(shown.end() - 10, shown.end(), selected.end() - 10)) << "recent";
+      }
+      f.expect_attention(p, 0, 0, 0, [&](int h) { return f.selection(h); });
+    }
+  }
+}
+
+TEST_P(StepTest, AFullyHiddenRowIsZeroAndMinusInfinity) {
+  Fixture f({.tokens = 300});
+  f.append_all();
+  const std::vector<float> mask(300, -INFINITY);
+  adamas_step_params p = f.params(1, 1);
+  p.mask = mask.data();
+  ASSERT_OK_STEP(f, p);
+  for (float x : f.out) EXPECT_EQ(x, 0);
+  for (float x : f.lse) EXPECT_EQ(x, -INFINITY);
+  adamas_step_params none = f.params(0, 1);
+  EXPECT_OK(adamas_step(f.plan, f.cache, &none));
+}
+
+std::vector<std::byte> block_bytes(const Fixture& f, int64_t sequence, int g, int64_t block) {
+  size_t needed = 0;
+  EXPECT_OK(adamas_block_bytes(f.cache, sequence, g, block, nullptr, 0, &needed));
+  std::vector<std::byte> bytes(needed);
+  EXPECT_OK(adamas_block_bytes(f.cache, sequence, g, block, bytes.data(), needed, &needed));
+  return bytes;
+}
+
+TEST_P(StepTest, CodesAreTheSameHoweverTheRowsCame) {
+  const Shape setup{.tokens = 300, .head_dim = 80};
+  Fixture once(setup), pieces(setup), rolled_back(setup), on_sight(setup);
+  once.append_all();
+  const adamas_rows k = pieces.k.view(), back = rolled_back.k.view();
+  for (int64_t first = 0, step = 1; first < 300; first += step, step = step % 17 + 1)
+    EXPECT_OK(adamas_append(pieces.cache, 0, first, std::min<int64_t>(step, 300 - first), &k, nullptr));
+  EXPECT_OK(adamas_append(rolled_back.cache, 0, 0, 280, &back, nullptr));
+  EXPECT_OK(adamas_truncate(rolled_back.cache, 0, 70));
+  EXPECT_OK(adamas_append(rolled_back.cache, 0, 70, 230, nullptr, nullptr));
+  EXPECT_OK(adamas_append(rolled_back.cache, 0, 100, 1, &back, nullptr));  // overwritten with the same
+  for (Fixture* f : {&rolled_back, &on_sight}) {
+    adamas_step_params p = f->params(1, 1);
+    const int64_t length = 300;
+    p.lengths = &length;
+    ASSERT_OK_STEP((*f), p);
+  }
+  on_sight.append_all();
+  for (int g = 0; g < 2; g++)
+    for (int64_t b = 0; b < 5; b++) {
+      const auto expected = block_bytes(once, 0, g, b);
+      EXPECT_EQ(block_bytes(pieces, 0, g, b), expected) << "appended in pieces, block " << b;
+      EXPECT_EQ(block_bytes(rolled_back, 0, g, b), expected) << "rolled back, block " << b;
+      EXPECT_EQ(block_bytes(on_sight, 0, g, b), expected) << "seen by a step, block " << b;
+    }
+}
+
+TEST_P(StepTest, ThreadsDoNotChangeABit) {
+  std::vector<float> outs[3];
+  std::vector<int32_t> selections[3];
+  for (int i = 0; i < 3; i++) {
+    Fixture f({.tokens = 1500, .threads = 1 + 2 * i});
+    adamas_step_params p = f.params(1, 1);
+    const int64_t length = 1500;
+    p.lengths = &length;
+    ASSERT_OK_STEP(f, p);
+    outs[i] = f.out;
+    selections[i] = f.selection(5);
+  }
+  EXPECT_EQ(outs[0], outs[1]);
+  EXPECT_EQ(outs[0], outs[2]);
+  EXPECT_EQ(selections[0], selections[2]);
+}
+
+TEST_P(StepTest, NoticesKeysThatChangedBehindItsBack) {
+  Fixture f({.tokens = 1000}), fresh({.tokens = 1000});
+  f.append_all();
+  adamas_step_params p = f.params(1, 1);
+  p.verify = 1;
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_stale, 0);
+  for (int64_t t = 200; t < 1000; t++)  // as a shift or a restored state would
+    for (int g = 0; g < 2; g++)
+      for (int d = 0; d < 64; d++) {
+        const float x = load_f32(f.k.bytes.data() + (1199 - t) * f.k.stride_token + g * f.k.stride_head, DType::f16, d);
+        fresh.k.set(0, t, g, d, x);
+      }
+  fresh.v.bytes = f.v.bytes;
+  f.k.bytes = fresh.k.bytes;
+  p.k = f.k.view();
+  ASSERT_OK_STEP(f, p);
+  EXPECT_GT(f.stats.rows_stale, 0);
+  fresh.append_all();
+  adamas_step_params q = fresh.params(1, 1);
+  fresh.q = f.q;
+  q.q = fresh.q.data();
+  ASSERT_OK_STEP(fresh, q);
+  EXPECT_EQ(f.out, fresh.out);
+}
+
+TEST_P(StepTest, TheRotatingCheckFindsOneRowThatNobodySelects) {
+  Fixture f({.tokens = 1000});
+  f.append_all();
+  adamas_step_params p = f.params(1, 1);
+  p.verify = 1;
+  p.verify_rows = 100;
+  ASSERT_OK_STEP(f, p);
+  const auto chosen = f.selection(0);
+  int64_t changed = 555;
+  f.k.set(0, changed, 0, 3, 0.125f);
+  p.k = f.k.view();
+  int64_t found = 0;
+  for (int step = 0; step < 10; step++) {
+    ASSERT_OK_STEP(f, p);
+    found += f.stats.rows_stale;
+  }
+  EXPECT_GE(found, 1);
+}
+
+TEST_P(StepTest, UnusedSlotsNeverLeak) {
+  Fixture clean({.tokens = 700}), dirty({.tokens = 700});
+  for (int64_t t = 650; t < 700; t++)
+    for (int g = 0; g < 2; g++)
+      for (int d = 0; d < 64; d++) {
+        dirty.k.set(0, t, g, d, d % 2 ? NAN : INFINITY);
+        dirty.v.set(0, t, g, d, NAN);
+      }
+  const int64_t length = 650;
+  for (Fixture* f : {&clean, &dirty}) {
+    const adamas_rows k = f->k.view();
+    EXPECT_OK(adamas_append(f->cache, 0, 0, 650, &k, nullptr));
+    adamas_step_params p = f->params(1, 1);
+    p.lengths = &length;
+    ASSERT_OK_STEP((*f), p);
+  }
+  EXPECT_EQ(clean.out, dirty.out);
+}
+
+TEST_P(StepTest, StreamingAndQuestSelectWhatTheyPromise) {
+  Fixture streaming({.tokens = 1000, .settings = {{"min_context", "0"}, {"policy", "streaming"}, {"budget", "50"}}});
+  adamas_step_params p = streaming.params(1, 1);
+  const int64_t length = 1000;
+  p.lengths = &length;
+  ASSERT_OK_STEP(streaming, p);
+  std::vector<int32_t> expected = range(4);
+  for (int32_t t = 1000 - 46; t < 1000; t++) expected.push_back(t);
+  EXPECT_EQ(streaming.selection(3), expected);
+
+  Fixture quest({.tokens = 1000, .settings = {{"min_context", "0"}, {"policy", "quest"}, {"budget", "64"}}});
+  p = quest.params(1, 1);
+  p.lengths = &length;
+  ASSERT_OK_STEP(quest, p);
+  const Rows rows = rows_of(quest.k.view(), 0, 1);
+  std::vector<std::pair<float, int>> pages;
+  for (int page = 0; page < 62; page++) {  // the last, of 8 tokens, is kept anyway
+    double bound = 0;
+    for (int d = 0; d < 64; d++) {
+      float lowest = INFINITY, highest = -INFINITY;
+      for (int t = 0; t < 16; t++) {
+        lowest = std::min(lowest, load_f32(rows.row(page * 16 + t), DType::f16, d));
+        highest = std::max(highest, load_f32(rows.row(page * 16 + t), DType::f16, d));
+      }
+      bound += std::max(double(quest.q[5 * 64 + d]) * lowest, double(quest.q[5 * 64 + d]) * highest);
+    }
+    pages.emplace_back(float(bound), page);
+  }
+  std::sort(pages.rbegin(), pages.rend());
+  expected.clear();
+  for (int i = 0; i < 3; i++)
+    for (int t = 0; t < 16; t++) expected.push_back(pages[i].second * 16 + t);
+  for (int t = 992; t < 1000; t++) expected.push_back(t);
+  std::sort(expected.begin(), expected.end());
+  EXPECT_EQ(quest.selection(5), expected);
+  quest.expect_attention(p, 0, 0, 0, [&](int h) { return quest.selection(h); });
+}
+
+}  // namespace
+}  // namespace adamas
