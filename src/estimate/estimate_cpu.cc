@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "codes/codes.h"
+#include "hwy/cache_control.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "estimate/estimate_cpu.cc"
@@ -123,6 +124,11 @@ void ScanHeads(const Query* const* queries, int head_dim, const Codes& codes, co
   for (int64_t i = 0; i < count; i++) {
     const Block block = codes.block(blocks[i]);
     const auto weight = hn::Set(di, weights[i]);
+    // Between the planes of two blocks lie a centre and hashes, and a machine's own prefetcher stops there.
+    if (i + 1 < count) {
+      const auto* next = reinterpret_cast<const std::byte*>(codes.block(blocks[i + 1]).high);
+      for (size_t line = 0; line < codes.layout.centre_offset(); line += 64) hwy::Prefetch(next + line);
+    }
     // Four vectors unrolled: the chains of dependent dot products of one vector would leave the units idle.
 #pragma GCC unroll 4
     for (int t = 0; t < block_tokens; t += lanes) {

@@ -1,0 +1,260 @@
+// Bad input through the C ABI: a status and a sentence, never a crash.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "adamas/adamas.h"
+
+namespace {
+
+constexpr int64_t extremes[] = {INT64_MIN, INT32_MIN, -1, INT32_MAX, int64_t{1} << 31, int64_t{1} << 62, INT64_MAX};
+
+adamas_config config_of(std::initializer_list<std::pair<const char*, const char*>> settings = {}) {
+  adamas_config config;
+  EXPECT_EQ(adamas_config_init(&config), ADAMAS_OK);
+  for (auto [name, value] : settings) EXPECT_EQ(adamas_config_set(&config, name, value), ADAMAS_OK) << adamas_last_error();
+  return config;
+}
+
+void expect_sentence(adamas_status status, adamas_status expected, const std::string& part) {
+  EXPECT_EQ(status, expected) << adamas_last_error();
+  EXPECT_NE(std::string(adamas_last_error()).find(part), std::string::npos) << adamas_last_error();
+}
+
+struct Objects {
+  Objects(const Objects&) = delete;
+  Objects() {
+    config = config_of({{"min_context", "0"}});
+    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256};
+    plan_params = {sizeof plan_params, 4, 2, 64, 256, 2};
+    EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
+    EXPECT_EQ(adamas_plan_create(&config, &plan_params, &plan), ADAMAS_OK);
+    rows = {memory.data(), ADAMAS_F32, 2 * 64 * 256 * 4, 64 * 256 * 4, 64 * 4};
+    p.struct_size = sizeof p;
+    p.threads = 1;
+    p.batch = p.rows = 1;
+    p.lengths = &length;
+    p.q = q.data();
+    p.q_stride_head = p.out_stride_head = 64 * 4;
+    p.k = p.v = rows;
+    p.out = out.data();
+  }
+  ~Objects() {
+    adamas_plan_destroy(plan);
+    adamas_cache_destroy(cache);
+  }
+  adamas_config config;
+  adamas_cache_params cache_params;
+  adamas_plan_params plan_params;
+  adamas_cache* cache = nullptr;
+  adamas_plan* plan = nullptr;
+  std::vector<float> memory = std::vector<float>(2 * 2 * 64 * 256, 1.0f), q = std::vector<float>(4 * 64, 1.0f),
+                     out = std::vector<float>(4 * 64);
+  int64_t length = 256;
+  adamas_rows rows;
+  adamas_step_params p{};
+};
+
+TEST(Settings, AreSetByNameAndReadBack) {
+  adamas_config config = config_of();
+  char text[32];
+  for (int32_t i = 0; i < adamas_setting_count(); i++) {
+    adamas_setting setting;
+    ASSERT_EQ(adamas_setting_describe(i, &setting), ADAMAS_OK);
+    ASSERT_EQ(adamas_config_get(&config, setting.name, text, sizeof text), ADAMAS_OK);
+    EXPECT_EQ(adamas_config_set(&config, setting.name, text), ADAMAS_OK) << setting.name;
+    expect_sentence(adamas_config_set(&config, setting.name, "nan"), ADAMAS_INVALID_ARGUMENT, setting.range);
+  }
+  EXPECT_EQ(adamas_config_set(&config, "preset", "paper"), ADAMAS_OK);
+  EXPECT_EQ(config.estimator, ADAMAS_ESTIMATOR_MANHATTAN);
+  EXPECT_EQ(config.dense_layers, 2);
+  EXPECT_EQ(config.sinks, 0);
+}
+
+TEST(Settings, HostileValuesGetTheRange) {
+  adamas_config config = config_of();
+  for (const char* value : {"-1", "0", "1e99", "nan", "", " 5", "5 ", "0x10", "99999999999999999999", "2147483648", "12a"})
+    expect_sentence(adamas_config_set(&config, "budget", value), ADAMAS_INVALID_ARGUMENT, "1 to 2147483647");
+  expect_sentence(adamas_config_set(&config, "bugdet", "5"), ADAMAS_INVALID_ARGUMENT, "budget");
+  config.budget = 3;
+  expect_sentence(adamas_config_check(&config), ADAMAS_INVALID_ARGUMENT, "sinks + recent");
+  config = config_of();
+  config.policy = 77;
+  expect_sentence(adamas_config_check(&config), ADAMAS_INVALID_ARGUMENT, "streaming");
+  char tiny[2];
+  expect_sentence(adamas_config_get(&config, "budget", tiny, 2), ADAMAS_OUT_OF_RANGE, "4 bytes");
+}
+
+TEST(Settings, ComeFromTheEnvironmentAllOrNothing) {
+  adamas_config config = config_of();
+  setenv("ADAMAS_BUDGET", "64", 1);
+  setenv("ADAMAS_PRESET", "paper", 1);
+  setenv("ADAMAS_SINKS", "2", 1);
+  EXPECT_EQ(adamas_config_from_environment(&config), ADAMAS_OK);
+  EXPECT_EQ(config.budget, 64);
+  EXPECT_EQ(config.sinks, 2) << "a variable wins over the preset";
+  setenv("ADAMAS_POLICY", "best", 1);
+  setenv("ADAMAS_BUDGET", "65", 1);
+  expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, "ADAMAS_POLICY");
+  EXPECT_EQ(config.budget, 64);
+  for (const char* name : {"ADAMAS_BUDGET", "ADAMAS_PRESET", "ADAMAS_SINKS", "ADAMAS_POLICY"}) unsetenv(name);
+}
+
+TEST(BadInput, NullsAndWrongSizes) {
+  Objects o;
+  expect_sentence(adamas_config_init(nullptr), ADAMAS_INVALID_ARGUMENT, "NULL");
+  adamas_cache* none = nullptr;
+  expect_sentence(adamas_cache_create(nullptr, &o.cache_params, &none), ADAMAS_INVALID_ARGUMENT, "NULL");
+  expect_sentence(adamas_cache_create(&o.config, nullptr, &none), ADAMAS_INVALID_ARGUMENT, "NULL");
+  expect_sentence(adamas_cache_create(&o.config, &o.cache_params, nullptr), ADAMAS_INVALID_ARGUMENT, "NULL");
+  o.cache_params.struct_size = 4;
+  expect_sentence(adamas_cache_create(&o.config, &o.cache_params, &none), ADAMAS_INVALID_ARGUMENT, "struct_size");
+  expect_sentence(adamas_append(nullptr, 0, 0, 1, nullptr, nullptr), ADAMAS_INVALID_ARGUMENT, "NULL");
+  expect_sentence(adamas_step(nullptr, nullptr, nullptr), ADAMAS_INVALID_ARGUMENT, "NULL");
+  expect_sentence(adamas_step(o.plan, o.cache, nullptr), ADAMAS_INVALID_ARGUMENT, "NULL");
+  for (auto clear : {+[](adamas_step_params& p) { p.q = nullptr; }, +[](adamas_step_params& p) { p.out = nullptr; },
+                     +[](adamas_step_params& p) { p.k.data = nullptr; }, +[](adamas_step_params& p) { p.v.data = nullptr; },
+                     +[](adamas_step_params& p) { p.struct_size = 0; }}) {
+    adamas_step_params p = o.p;
+    clear(p);
+    EXPECT_EQ(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT);
+  }
+  adamas_cache_destroy(nullptr);
+  adamas_plan_destroy(nullptr);
+}
+
+TEST(BadInput, ExtremeNumbersAreRefusedBeforeAnythingWraps) {
+  Objects o;
+  for (int64_t x : extremes) {
+    SCOPED_TRACE(x);
+    adamas_cache* cache = nullptr;
+    adamas_plan* plan = nullptr;
+    adamas_cache_params c = o.cache_params;
+    c.capacity = x;
+    if (x != INT32_MAX) {
+      EXPECT_NE(adamas_cache_create(&o.config, &c, &cache), ADAMAS_OK);
+    }
+    c = o.cache_params;
+    c.sequences = x;
+    EXPECT_NE(adamas_cache_create(&o.config, &c, &cache), ADAMAS_OK);
+    adamas_plan_params q = o.plan_params;
+    if (x != INT32_MAX) {
+      q.max_tokens = x;
+      EXPECT_NE(adamas_plan_create(&o.config, &q, &plan), ADAMAS_OK);
+    }
+    q = o.plan_params;
+    q.max_threads = int32_t(x);
+    EXPECT_NE(adamas_plan_create(&o.config, &q, &plan), ADAMAS_OK);
+    EXPECT_NE(adamas_append(o.cache, x, 0, 1, nullptr, nullptr), ADAMAS_OK);
+    EXPECT_NE(adamas_append(o.cache, 0, x, 1, nullptr, nullptr), ADAMAS_OK);
+    EXPECT_NE(adamas_append(o.cache, 0, 0, x, nullptr, nullptr), ADAMAS_OK);
+    EXPECT_NE(adamas_append(o.cache, 0, 1, x, nullptr, nullptr), ADAMAS_OK);
+    EXPECT_NE(adamas_truncate(o.cache, 0, x), ADAMAS_OK);
+    for (int64_t adamas_step_params::*field : {&adamas_step_params::batch, &adamas_step_params::rows, &adamas_step_params::verify_rows}) {
+      adamas_step_params p = o.p;
+      p.*field = x;
+      if (x > INT32_MAX || x < 0 || field == &adamas_step_params::batch) {
+        p.q_stride_row = p.out_stride_row = 1 << 20;
+        EXPECT_NE(adamas_step(o.plan, o.cache, &p), ADAMAS_OK);
+      }
+    }
+    adamas_step_params p = o.p;
+    p.lengths = &x;
+    EXPECT_NE(adamas_step(o.plan, o.cache, &p), ADAMAS_OK);
+    p = o.p;
+    p.sequences = &x;
+    EXPECT_NE(adamas_step(o.plan, o.cache, &p), ADAMAS_OK);
+    if (x == INT64_MIN || x > INT32_MAX + int64_t{1}) {
+      p = o.p;
+      p.k.stride_token = x;
+      EXPECT_NE(adamas_step(o.plan, o.cache, &p), ADAMAS_OK);
+    }
+  }
+}
+
+TEST(BadInput, ShapesThatAreNotServedSayWhichAre) {
+  Objects o;
+  adamas_cache* cache = nullptr;
+  adamas_plan* plan = nullptr;
+  for (int32_t head_dim : {0, -64, 1, 63, 97, 512, INT32_MAX}) {
+    adamas_cache_params c = o.cache_params;
+    c.head_dim = head_dim;
+    expect_sentence(adamas_cache_create(&o.config, &c, &cache), ADAMAS_UNSUPPORTED, "64, 80, 96, 112, 128, 192, 256");
+  }
+  adamas_plan_params q = o.plan_params;
+  q.q_heads = 5;
+  expect_sentence(adamas_plan_create(&o.config, &q, &plan), ADAMAS_INVALID_ARGUMENT, "multiple");
+  q = o.plan_params;
+  q.kv_heads = 0;
+  expect_sentence(adamas_plan_create(&o.config, &q, &plan), ADAMAS_INVALID_ARGUMENT, "kv_heads");
+  q = o.plan_params;
+  q.head_dim = 128;
+  ASSERT_EQ(adamas_plan_create(&o.config, &q, &plan), ADAMAS_OK);
+  expect_sentence(adamas_step(plan, o.cache, &o.p), ADAMAS_INVALID_ARGUMENT, "head");
+  adamas_plan_destroy(plan);
+  const adamas_config other = config_of({{"budget", "7"}});
+  ASSERT_EQ(adamas_plan_create(&other, &o.plan_params, &plan), ADAMAS_OK);
+  expect_sentence(adamas_step(plan, o.cache, &o.p), ADAMAS_INVALID_ARGUMENT, "settings");
+  adamas_plan_destroy(plan);
+  for (float bad : {-1.0f, NAN, INFINITY}) {
+    adamas_step_params p = o.p;
+    p.scale = bad;
+    expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "scale");
+    p = o.p;
+    p.softcap = bad;
+    expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "softcap");
+  }
+  adamas_step_params p = o.p;
+  p.k.dtype = 9;
+  expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "dtype");
+  expect_sentence(adamas_device_force("SSE9"), ADAMAS_INVALID_ARGUMENT, "SSE9");
+  int64_t count = 0;
+  ASSERT_EQ(adamas_step(o.plan, o.cache, &o.p), ADAMAS_OK) << adamas_last_error();
+  int64_t one = -1;
+  expect_sentence(adamas_selection(o.plan, 0, &one, 1, &count), ADAMAS_OUT_OF_RANGE, "room");
+  EXPECT_EQ(count, 128);
+  expect_sentence(adamas_selection(o.plan, 4, &one, 1, &count), ADAMAS_INVALID_ARGUMENT, "q_head");
+}
+
+TEST(BadInput, MoreMemoryThanThereIsIsAStatus) {
+  Objects o;
+  adamas_cache_params c = o.cache_params;
+  c.capacity = INT32_MAX;
+  c.sequences = 1 << 20;
+  adamas_cache* cache = nullptr;
+  expect_sentence(adamas_cache_create(&o.config, &c, &cache), ADAMAS_OUT_OF_MEMORY, "memory");
+  EXPECT_EQ(cache, nullptr);
+}
+
+// NaN and infinities in a live key or query: the row that holds them may be NaN, indices stay in range, others are untouched.
+TEST(BadInput, NonFiniteKeysAndQueriesStayWhereTheyAre) {
+  Objects o;
+  for (size_t i = 0; i < o.memory.size(); i++) o.memory[i] = float((i * 2654435761u) % 1000) / 500 - 1;
+  for (int d = 0; d < 64; d++) o.memory[size_t(100) * 64 + d] = d % 2 ? NAN : INFINITY;  // sequence 0, head 0, token 100
+  o.p.q_dtype = ADAMAS_F32;
+  for (int i = 0; i < 256; i++) o.q[i] = float(i % 7) - 3;
+  ASSERT_EQ(adamas_step(o.plan, o.cache, &o.p), ADAMAS_OK);
+  for (int h = 2; h < 4; h++)
+    for (int d = 0; d < 64; d++) EXPECT_TRUE(std::isfinite(o.out[h * 64 + d]));
+  o.q[0] = NAN;
+  o.q[64] = INFINITY;
+  ASSERT_EQ(adamas_step(o.plan, o.cache, &o.p), ADAMAS_OK);
+  for (int h = 0; h < 4; h++) {
+    std::vector<int64_t> indices(256);
+    int64_t count = 0;
+    ASSERT_EQ(adamas_selection(o.plan, h, indices.data(), 256, &count), ADAMAS_OK);
+    EXPECT_EQ(count, 128);
+    for (int64_t i = 0; i < count; i++) {
+      EXPECT_GE(indices[i], i == 0 ? 0 : indices[i - 1] + 1);
+      EXPECT_LT(indices[i], 256);
+    }
+  }
+  for (int h = 2; h < 4; h++)
+    for (int d = 0; d < 64; d++) EXPECT_TRUE(std::isfinite(o.out[h * 64 + d]));
+}
+
+}  // namespace
