@@ -106,7 +106,8 @@ ADAMAS_API adamas_status adamas_config_init(adamas_config *config);
 ADAMAS_API adamas_status adamas_config_set(adamas_config *config, const char *name, const char *value);
 /* One setting as text; `text` has room for `size` bytes, the end mark included. */
 ADAMAS_API adamas_status adamas_config_get(const adamas_config *config, const char *name, char *text, size_t size);
-/* Every ADAMAS_<NAME> of the environment, the preset first. All or nothing: on an error `config` is unchanged. */
+/* Every ADAMAS_<NAME> of the environment, the preset first, and ADAMAS_DEVICE for adamas_device_force. All or nothing: on an
+ * error `config` is unchanged. */
 ADAMAS_API adamas_status adamas_config_from_environment(adamas_config *config);
 /* Every field within its range, and the fields consistent with each other (sinks + recent <= budget). */
 ADAMAS_API adamas_status adamas_config_check(const adamas_config *config);

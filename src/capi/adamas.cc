@@ -1,6 +1,7 @@
 // The C ABI: check, call, return a status; nothing else.
 #include "adamas/adamas.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -207,6 +208,7 @@ adamas_status adamas_config_get(const adamas_config* config, const char* name, c
 adamas_status adamas_config_from_environment(adamas_config* config) {
   return guarded("adamas_config_from_environment", [&]() -> Status {
     ADAMAS_TRY(check_struct(config, "adamas_config"));
+    if (const char* device = std::getenv("ADAMAS_DEVICE")) ADAMAS_TRY(force_device(device));
     return from_environment(*config);
   });
 }

@@ -1,0 +1,40 @@
+# make demo     a long document, three questions: the same llama.cpp plain and with Adamas
+#               make demo MODEL=path.gguf FILE=text QUESTION='...' for your own
+# make test     everything that is checked
+# make bench    how fast each stage is
+# make models   two more models, for evaluation
+# make clean    removes build/; what was fetched stays in the cache (ADAMAS_CACHE)
+
+CACHE_HOME := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
+export ADAMAS_CACHE ?= $(CACHE_HOME)/adamas
+export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
+
+.PHONY: build demo test bench models clean packages engine model
+
+build: engine
+	@cmake --preset cpu --log-level=WARNING -DADAMAS_GGML_DIR=$(CURDIR)/build/llama/source/ggml -DADAMAS_MODELS_DIR=$(ADAMAS_MODELS)
+	@cmake --build --preset cpu --parallel $(shell nproc)
+
+demo: build model
+	@python3 tools/demo.py $(if $(MODEL),--model "$$MODEL") $(if $(FILE),--file "$$FILE") $(if $(QUESTION),--question "$$QUESTION")
+
+test: build model
+	@ctest --preset cpu --output-on-failure
+
+bench: build
+	@for bench in build/bin/adamas-bench-*; do echo "== $$bench"; $$bench || exit; done
+
+models: model
+	@tools/models.sh gemma3 qwen25
+
+packages:
+	@tools/packages.sh
+
+engine: packages
+	@tools/engine.sh
+
+model: packages
+	@tools/models.sh
+
+clean:
+	rm -rf build

@@ -1,0 +1,190 @@
+// adamas check: what of a model will run sparse, what its codes cost, and whether the kernels are right at its shapes.
+#include <algorithm>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "model.h"
+#include "output.h"
+#include "self_test.h"
+#include "verdict.h"
+
+namespace cli {
+namespace {
+
+struct Memory {
+  std::uint64_t codes = 0;   // of the layers that run sparse
+  std::uint64_t kv_f16 = 0;  // K and V of the same layers
+};
+
+struct Report {
+  Model model;
+  std::int64_t context = 0;
+  std::vector<std::string> dense_reasons;  // [layers]; empty: sparse
+  Memory memory;
+  std::vector<SelfTest> tests;
+
+  std::size_t sparse_layers() const {
+    return static_cast<std::size_t>(std::count(dense_reasons.begin(), dense_reasons.end(), ""));
+  }
+  bool passed() const {
+    return std::all_of(tests.begin(), tests.end(), [](const SelfTest& test) { return test.failure.empty(); });
+  }
+};
+
+std::uint64_t code_bytes(const Layer& layer, std::int64_t tokens, const adamas::Config& config) {
+  return adamas::Cache({.kv_heads = static_cast<std::int32_t>(layer.kv_heads),
+                        .head_dim = static_cast<std::int32_t>(layer.key_dim),
+                        .capacity = tokens},
+                       config)
+      .bytes();
+}
+
+Memory memory_of(const Report& report, const adamas::Config& config) {
+  Memory memory;
+  std::map<std::array<std::int64_t, 3>, std::uint64_t> known;  // most layers are alike
+  for (std::size_t i = 0; i < report.model.layers.size(); ++i) {
+    const Layer& layer = report.model.layers[i];
+    if (!report.dense_reasons[i].empty() || layer.shares_cache) continue;
+    const std::int64_t tokens = cached_tokens(layer, report.context);
+    const auto [place, is_new] = known.try_emplace({layer.kv_heads, layer.key_dim, tokens});
+    if (is_new) place->second = code_bytes(layer, tokens, config);
+    memory.codes += place->second;
+    memory.kv_f16 += static_cast<std::uint64_t>(tokens * layer.kv_heads * (layer.key_dim + layer.value_dim) * 2);
+  }
+  return memory;
+}
+
+Report examine(const CheckOptions& options, const adamas::Config& config) {
+  Report report{.model = model_of(read_gguf(options.model)), .context = 0, .dense_reasons = {}, .memory = {}, .tests = {}};
+  report.context = options.context > 0 ? options.context : report.model.context;
+  if (report.context == 0)
+    throw Failure(exit_usage, "the file does not say which context it was made for; give one with --context");
+
+  std::map<AttentionShape, bool> shapes;
+  for (std::size_t i = 0; i < report.model.layers.size(); ++i) {
+    const Layer& layer = report.model.layers[i];
+    report.dense_reasons.push_back(why_dense(report.model, i, report.context, config));
+    if (report.dense_reasons.back().empty())
+      shapes[{layer.q_heads, layer.kv_heads, layer.key_dim, report.model.softcap, report.model.alibi}] = true;
+  }
+  report.memory = memory_of(report, config);
+  for (const auto& [shape, used] : shapes) report.tests.push_back(self_test(shape, config));
+  return report;
+}
+
+// ---- text ----------------------------------------------------------------------------------------------------------
+
+// "0-4, 6, 8-9"
+std::string ranges_text(const std::vector<std::size_t>& ascending) {
+  std::string text;
+  for (std::size_t i = 0; i < ascending.size(); ++i) {
+    const std::size_t first = ascending[i];
+    while (i + 1 < ascending.size() && ascending[i + 1] == ascending[i] + 1) ++i;
+    text += fmt::format("{}{}", text.empty() ? "" : ", ", first);
+    if (ascending[i] != first) text += fmt::format("-{}", ascending[i]);
+  }
+  return text;
+}
+
+std::string layer_text(const Layer& layer, const std::string& dense_reason) {
+  if (!dense_reason.empty()) return "dense: " + dense_reason;
+  std::string text =
+      fmt::format("sparse: {} query heads, {} KV heads, head_dim {}", layer.q_heads, layer.kv_heads, layer.key_dim);
+  if (layer.window > 0) text += fmt::format(", a sliding window of {} tokens", layer.window);
+  if (layer.shares_cache) text += ", with the K and V of an earlier layer";
+  return text;
+}
+
+void print_layers(const Report& report) {
+  std::vector<std::pair<std::string, std::vector<std::size_t>>> groups;  // alike layers, by their first
+  for (std::size_t i = 0; i < report.model.layers.size(); ++i) {
+    const std::string text = layer_text(report.model.layers[i], report.dense_reasons[i]);
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return g.first == text; });
+    if (group == groups.end()) group = groups.insert(group, {text, {}});
+    group->second.push_back(i);
+  }
+  fmt::print("{} of {} layers run sparse at {} tokens\n", report.sparse_layers(), report.model.layers.size(),
+             report.context);
+  for (const auto& [text, layers] : groups)
+    fmt::print("  layer{} {}: {}\n", layers.size() == 1 ? "" : "s", ranges_text(layers), text);
+}
+
+void print_text(const Report& report) {
+  const Model& model = report.model;
+  fmt::print("{} ({}), {} layers, context {}{}{}\n\n", model.name.empty() ? "a model" : model.name, model.architecture,
+             model.layers.size(), model.context, model.softcap > 0 ? fmt::format(", softcap {}", model.softcap) : "",
+             model.alibi > 0 ? fmt::format(", ALiBi up to {}", model.alibi) : "");
+  print_layers(report);
+  if (report.sparse_layers() == 0) return;
+
+  fmt::print("\nmemory for their codes: {}, beside {} of K and V in f16 ({:.1f}%)\n",
+             bytes_text(static_cast<double>(report.memory.codes)), bytes_text(static_cast<double>(report.memory.kv_f16)),
+             100.0 * static_cast<double>(report.memory.codes) / static_cast<double>(report.memory.kv_f16));
+  fmt::print("\nself-test with {}, against attention in double precision\n", adamas::device_in_use());
+  for (const SelfTest& test : report.tests) {
+    fmt::print("  {} query heads, {} KV heads, head_dim {}: {}\n", test.shape.q_heads, test.shape.kv_heads,
+               test.shape.head_dim, test.failure.empty() ? "passed" : "FAILED: " + test.failure);
+    const auto line = [](const std::string& what, const Deviation& deviation) {
+      if (deviation.bound > 0)  // else it never came to comparing
+        fmt::print("    {:<24} largest error {:.1e}, bound {:.1e}\n", what, deviation.error, deviation.bound);
+    };
+    line(fmt::format("all of {} tokens", test.tokens), test.dense);
+    line(fmt::format("{} of {} tokens", test.budget, test.tokens), test.sparse);
+  }
+}
+
+// ---- JSON ----------------------------------------------------------------------------------------------------------
+
+Json json_of(const Deviation& deviation) { return {{"error", deviation.error}, {"bound", deviation.bound}}; }
+
+Json json_of(const Report& report) {
+  const Model& model = report.model;
+  Json layers = Json::array(), tests = Json::array();
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    const Layer& layer = model.layers[i];
+    const std::string& reason = report.dense_reasons[i];
+    layers.push_back({{"layer", i},
+                      {"q_heads", layer.q_heads},
+                      {"kv_heads", layer.kv_heads},
+                      {"key_dim", layer.key_dim},
+                      {"value_dim", layer.value_dim},
+                      {"window", layer.window},
+                      {"sparse", reason.empty()},
+                      {"why_dense", reason.empty() ? Json(nullptr) : Json(reason)}});
+  }
+  for (const SelfTest& test : report.tests)
+    tests.push_back({{"q_heads", test.shape.q_heads},
+                     {"kv_heads", test.shape.kv_heads},
+                     {"head_dim", test.shape.head_dim},
+                     {"tokens", test.tokens},
+                     {"budget", test.budget},
+                     {"dense", json_of(test.dense)},
+                     {"sparse", json_of(test.sparse)},
+                     {"failure", test.failure.empty() ? Json(nullptr) : Json(test.failure)}});
+  return {{"name", model.name},
+          {"architecture", model.architecture},
+          {"model_context", model.context},
+          {"context", report.context},
+          {"softcap", model.softcap},
+          {"alibi", model.alibi},
+          {"sparse_layers", report.sparse_layers()},
+          {"layers", layers},
+          {"memory", {{"codes_bytes", report.memory.codes}, {"kv_f16_bytes", report.memory.kv_f16}}},
+          {"device", adamas::device_in_use()},
+          {"self_tests", tests},
+          {"passed", report.passed()}};
+}
+
+}  // namespace
+
+int check(Settings& settings, const CheckOptions& options) {
+  const adamas::Config config = settings.load();
+  if (options.model.empty()) throw Failure(exit_usage, "check: the model is missing; for example: adamas check MODEL.gguf");
+  const Report report = examine(options, config);
+  options.json ? print_json(json_of(report)) : print_text(report);
+  return report.passed() ? exit_ok : exit_failed;
+}
+
+}  // namespace cli

@@ -1,0 +1,176 @@
+// The command `adamas`: reads the flags, calls the command, and turns whatever went wrong into one sentence and an exit
+// code.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+
+#include "commands.h"
+#include "output.h"
+#include "suggest.h"
+
+namespace cli {
+namespace {
+
+constexpr const char* run_details = R"(
+Sets GGML_BACKEND_PATH and the ADAMAS_* variables, adds `-fa on` unless the arguments or
+LLAMA_ARG_FLASH_ATTN choose, and becomes the tool: exit codes and signals are the tool's own.
+TOOL is a path, or is looked up in PATH and then among the tools that were built with adamas.
+)";
+
+constexpr const char* check_details = R"(
+Tells what of a model will run sparse, and why not the rest; the memory for the codes; and tests
+the kernels at the model's shapes against plain attention in double precision.
+)";
+
+constexpr const char* settings_details = R"(
+Every setting is also a variable: --budget 64 is ADAMAS_BUDGET=64. A flag wins over the variable.
+)";
+
+constexpr const char* exit_codes = R"(
+Exit codes: 0 done; 1 failed; 2 wrong usage or setting; of `run`: the tool's own, 126 it cannot be
+executed, 127 there is no such tool.)";
+
+// CLI11's help, with usage lines that say what belongs where.
+class Help : public CLI::Formatter {
+ public:
+  std::string make_usage(const CLI::App* app, std::string) const override {
+    const std::string name = app->get_name();
+    if (name == "run") return "Usage: adamas run [SETTINGS] -- TOOL ARGS...\n";
+    if (name == "info") return "Usage: adamas info [SETTINGS] [--json]\n";
+    if (name == "check") return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n";
+    return "Usage: adamas COMMAND ...\n";
+  }
+};
+
+// The command line up to the first `--`, and what follows it: the tool's own arguments, which are not ours to parse.
+struct CommandLine {
+  std::vector<std::string> own;
+  std::vector<std::string> tool;
+  bool has_mark = false;
+
+  CommandLine(int argc, char** argv) {
+    const std::vector<std::string> all(argv + std::min(argc, 1), argv + argc);
+    const auto mark = std::find(all.begin(), all.end(), "--");
+    own.assign(all.begin(), mark);
+    has_mark = mark != all.end();
+    if (has_mark) tool.assign(mark + 1, all.end());
+  }
+};
+
+std::vector<std::string> flags_of(const CLI::App& command) {
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : command.get_options())
+    for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
+  return flags;
+}
+
+// What CLI11 could not place: a sentence for it.
+void refuse_rest(const CLI::App& app, const CLI::App* command) {
+  const std::vector<std::string> rest = command != nullptr ? command->remaining() : app.remaining();
+  if (rest.empty()) return;
+  const std::string& word = rest.front();
+  if (word.starts_with("-")) {
+    const CLI::App& place = command != nullptr ? *command : app;
+    throw Failure(exit_usage, fmt::format("{} is not a flag of {}{}", word,
+                                          command != nullptr ? "adamas " + command->get_name() : "adamas",
+                                          suggestion(word.substr(0, word.find('=')), flags_of(place))));
+  }
+  if (command == nullptr)
+    throw Failure(exit_usage, fmt::format("{} is not a command{}", word, suggestion(word, {"run", "info", "check"})));
+  if (command->get_name() == "run")
+    throw Failure(exit_usage, fmt::format("run: write -- before the tool: adamas run -- {} ...", word));
+  throw Failure(exit_usage, fmt::format("{}: {} is one argument too many", command->get_name(), word));
+}
+
+int dispatch(int argc, char** argv) {
+  CommandLine line(argc, argv);
+  CLI::App app("Sparse attention for long contexts in llama.cpp.", "adamas");
+  app.formatter(std::make_shared<Help>());
+  app.require_subcommand(0, 1);
+  app.allow_extras();  // refuse_rest has better sentences
+  app.set_help_flag("-h,--help", "Print this help");
+  app.set_version_flag("--version", "adamas " + adamas::version(), "Print the version");
+  app.footer(std::string("\n`adamas COMMAND --help` explains a command.\n") + exit_codes);
+
+  const auto add_command = [&](const char* name, const char* description, const std::string& details) {
+    CLI::App* command = app.add_subcommand(name, description);
+    command->allow_extras();
+    command->footer(details + settings_details + exit_codes);
+    return command;
+  };
+
+  CLI::App* run_command = add_command("run", "Run a tool of llama.cpp with sparse attention", run_details);
+  Settings run_settings(*run_command);
+
+  CLI::App* info_command = add_command("info", "Print the instruction sets and where each setting comes from", "");
+  Settings info_settings(*info_command);
+  InfoOptions info_options;
+  info_command->add_flag("--json", info_options.json, "Print JSON");
+
+  CLI::App* check_command = add_command("check", "Tell what of a model will run sparse, and test it", check_details);
+  Settings check_settings(*check_command);
+  CheckOptions check_options;
+  check_command->add_option("MODEL", check_options.model, "A model in the GGUF format")->type_name("");
+  check_command->add_option("--context", check_options.context, "Tokens of context; without it, the model's own")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{2147483647}).description(""))
+      ->type_name("N");
+  check_command->add_flag("--json", check_options.json, "Print JSON");
+
+  std::reverse(line.own.begin(), line.own.end());  // CLI11 takes them last first
+  try {
+    app.parse(line.own);
+  } catch (const CLI::CallForHelp&) {
+    fmt::print("{}", app.help());  // of the command, when there is one
+    return exit_ok;
+  } catch (const CLI::CallForVersion& version) {
+    fmt::print("{}\n", version.what());
+    return exit_ok;
+  } catch (const CLI::ArgumentMismatch& error) {  // "--budget: 1 required VALUE missing"
+    const std::string what = error.what();
+    throw Failure(exit_usage, what.substr(0, what.find(':')) + " needs a value");
+  } catch (const CLI::ParseError& error) {
+    throw Failure(exit_usage, error.what());
+  }
+
+  const auto chosen = app.get_subcommands();
+  const CLI::App* command = chosen.empty() ? nullptr : chosen.front();
+  refuse_rest(app, command);
+  if (line.has_mark && command != run_command) throw Failure(exit_usage, "only `adamas run` takes -- and a tool after it");
+  if (command == run_command) return run(run_settings, line.tool);
+  if (command == info_command) return info(info_settings, info_options);
+  if (command == check_command) return check(check_settings, check_options);
+  throw Failure(exit_usage, "a command is missing: run, info or check; `adamas --help` explains them");
+}
+
+int complain(const std::string& sentence, int code) {
+  fmt::print(stderr, "adamas: {}\n", sentence);
+  return code;
+}
+
+// The library's sentences begin with the function that was called, which means nothing on a command line.
+std::string without_function(const std::string& sentence) {
+  const size_t mark = sentence.find(": ");
+  return sentence.starts_with("adamas_") && mark != std::string::npos ? sentence.substr(mark + 2) : sentence;
+}
+
+}  // namespace
+}  // namespace cli
+
+int main(int argc, char** argv) {
+  cli::keep_standard_streams();
+  try {
+    const int code = cli::dispatch(argc, argv);
+    cli::flush_output();
+    return code;
+  } catch (const cli::Failure& failure) {
+    return cli::complain(failure.what(), failure.code());
+  } catch (const adamas::Error& error) {
+    const bool usage = error.status() == adamas::Status::invalid_argument;
+    return cli::complain(cli::without_function(error.what()), usage ? cli::exit_usage : cli::exit_failed);
+  } catch (const std::exception& error) {
+    return cli::complain(error.what(), cli::exit_failed);
+  }
+}

@@ -1,0 +1,22 @@
+// Standard output that notices when it cannot be written.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace cli {
+
+using Json = nlohmann::ordered_json;
+
+// Gives descriptors 0 to 2 a file when the caller closed them, so that no file we open becomes standard output.
+void keep_standard_streams();
+
+// Throws a Failure unless everything that fmt::print wrote to standard output has arrived.
+void flush_output();
+
+void print_json(const Json& document);
+
+// "17.2 MiB"
+std::string bytes_text(double bytes);
+
+}  // namespace cli

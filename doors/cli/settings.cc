@@ -1,0 +1,68 @@
+#include "settings.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace cli {
+namespace {
+
+constexpr const char* device_environment = "ADAMAS_DEVICE";
+
+std::string flag_name(std::string name) {
+  std::replace(name.begin(), name.end(), '_', '-');
+  return "--" + name;
+}
+
+constexpr const char* device_range = "auto | an instruction set";
+constexpr const char* device_meaning = "what the kernels run with";
+
+}  // namespace
+
+Settings::Settings(CLI::App& command) {
+  const auto add = [&](const std::string& name, const std::string& range, const std::string& meaning) {
+    options_[name] = command.add_option(flag_name(name), flags_[name], fmt::format("{} ({})", meaning, range))
+                         ->type_name("VALUE")
+                         ->take_last()
+                         ->group("Settings");
+  };
+  for (const adamas_setting& setting : adamas::settings()) add(setting.name, setting.range, setting.meaning);
+  add("device", device_range, device_meaning);
+}
+
+adamas::Config Settings::load() {
+  const auto carry = [&](const std::string& name, const char* environment) {
+    if (options_.at(name)->count() > 0) setenv(environment, flags_.at(name).c_str(), 1);
+  };
+  for (const adamas_setting& setting : adamas::settings()) {
+    if (options_.at(setting.name)->count() > 0) adamas::Config{}.set(setting.name, flags_.at(setting.name));
+    carry(setting.name, setting.environment);
+  }
+  carry("device", device_environment);
+
+  config_ = adamas::Config::from_environment();
+  config_.check();
+  if (const char* device = std::getenv(device_environment)) adamas::force_device(device);
+  return config_;
+}
+
+std::string Settings::source(const std::string& name, const std::string& environment) const {
+  if (options_.at(name)->count() > 0) return "flag";
+  if (std::getenv(environment.c_str()) != nullptr) return "environment";
+  if (name != "device" && config_.get(name) != adamas::Config{}.get(name)) return "preset " + config_.get("preset");
+  return "default";
+}
+
+std::vector<ShownSetting> Settings::shown() const {
+  std::vector<ShownSetting> all;
+  for (const adamas_setting& setting : adamas::settings())
+    all.push_back({setting.name, setting.environment, config_.get(setting.name), source(setting.name, setting.environment),
+                   setting.range, setting.meaning});
+  const char* device = std::getenv(device_environment);
+  all.push_back({"device", device_environment, device != nullptr ? device : "auto", source("device", device_environment),
+                 device_range, device_meaning});
+  return all;
+}
+
+}  // namespace cli

@@ -1,0 +1,42 @@
+// The settings as flags. A flag is an environment variable written shorter: it sets the variable, for this process and
+// for the tool that `run` becomes. So there is one set of rules (the library's) for what a value may be and what wins.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <adamas/adamas.hpp>
+
+namespace cli {
+
+struct ShownSetting {
+  std::string name;
+  std::string environment;
+  std::string value;
+  std::string source;  // flag | environment | preset paper | default
+  std::string range;
+  std::string meaning;
+};
+
+class Settings {
+ public:
+  // Adds --budget, --dense-layers, ... and --device to the command.
+  explicit Settings(CLI::App& command);
+
+  // Carries the flags into the environment and reads all of it; throws, naming the range, when a value is out of it.
+  adamas::Config load();
+
+  // Every setting, after load(): what it is, where that came from, what it may be and what it means.
+  std::vector<ShownSetting> shown() const;
+
+ private:
+  std::string source(const std::string& name, const std::string& environment) const;
+
+  std::map<std::string, std::string> flags_;  // by the setting's name; empty: not given
+  std::map<std::string, CLI::Option*> options_;
+  adamas::Config config_;
+};
+
+}  // namespace cli

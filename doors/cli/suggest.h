@@ -1,0 +1,12 @@
+// "Did you mean": the known word nearest to a mistyped one.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace cli {
+
+// "; did you mean --budget?", or nothing when no word is near.
+std::string suggestion(const std::string& typed, const std::vector<std::string>& known);
+
+}  // namespace cli

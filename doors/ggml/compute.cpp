@@ -1,0 +1,203 @@
+#include "compute.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "host.h"
+#include "settings.h"
+#include "stats.h"
+#include "store_rows.h"
+#include "watch.h"
+
+namespace adamas_ggml {
+namespace {
+
+// Rows of every cache whose hashes a step checks beside those that it reads: a whole cache of 8192 in 128 steps. They
+// guard against changes that nobody announced (see watch.h), which is none that we know of.
+constexpr int64_t verify_rows = 64;
+
+int64_t index_at(const ggml_tensor *indices, int64_t i) {
+  const auto *bytes = static_cast<const unsigned char *>(indices->data) + static_cast<size_t>(i) * indices->nb[0];
+  if (indices->type == GGML_TYPE_I32) {
+    int32_t index;
+    std::memcpy(&index, bytes, sizeof index);
+    return index;
+  }
+  int64_t index;
+  std::memcpy(&index, bytes, sizeof index);
+  return index;
+}
+
+// ALiBi as ggml defines it: a geometric series over the largest power of two of heads, the rest from the one twice as
+// fine, at its odd places.
+void alibi_slopes(int64_t heads, float max_bias, std::vector<float> &slopes) {
+  const int64_t power = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(heads)));
+  const float base = std::exp2(-max_bias / static_cast<float>(power));
+  const float finer = std::exp2(-max_bias / 2.0f / static_cast<float>(power));
+  slopes.resize(static_cast<size_t>(heads));
+  for (int64_t h = 0; h < heads; ++h)
+    slopes[static_cast<size_t>(h)] =
+        h < power ? std::pow(base, static_cast<float>(h + 1)) : std::pow(finer, static_cast<float>(2 * (h - power) + 1));
+}
+
+}  // namespace
+
+enum ggml_status Compute::fail(const ggml_tensor *node, const std::string &why) {
+  say(GGML_LOG_LEVEL_ERROR, std::string(host().op_name(node->op)) + " '" + std::string(node->name, strnlen(node->name, GGML_MAX_NAME)) +
+                                "': " + why);
+  return GGML_STATUS_FAILED;
+}
+
+enum ggml_status Compute::set_rows(const ggml_tensor *node) {
+  Write w;
+  if (!read_write(node, w)) return fail(node, "not a write into a KV cache that this back end computes");
+  if (!addressable(w.rows) || !addressable(w.indices) || !addressable(node) || node->data != w.cache.root->data)
+    return fail(node, "a tensor lies outside its memory");
+
+  const int64_t count = w.indices->ne[0];
+  for (int64_t i = 0; i < count; ++i)
+    if (const int64_t to = index_at(w.indices, i); to < 0 || to >= node->ne[1])
+      return fail(node, "row " + std::to_string(to) + " of a cache of " + std::to_string(node->ne[1]));
+
+  adamas_dtype dtype;
+  dtype_of(node->type, dtype);
+  for (int64_t i = 0; i < count; ++i)
+    store_row(reinterpret_cast<const float *>(static_cast<const char *>(w.rows->data) + static_cast<size_t>(i) * w.rows->nb[1]),
+              static_cast<char *>(node->data) + static_cast<size_t>(index_at(w.indices, i)) * node->nb[1], dtype, node->ne[0]);
+  if (!w.cache.keys) return GGML_STATUS_SUCCESS;
+
+  wrote(w.cache, this);
+  const auto codes = codes_.find(w.cache.root->data);
+  if (codes == codes_.end() || codes->second.capacity != w.cache.capacity() || codes->second.streams != w.cache.streams())
+    return GGML_STATUS_SUCCESS;  // the first sparse step encodes what it sees
+  const int64_t capacity = w.cache.capacity();
+  for (int64_t i = 0; i < count;) {
+    const int64_t first = index_at(w.indices, i);
+    int64_t run = 1;
+    while (i + run < count && index_at(w.indices, i + run) == first + run && (first + run) % capacity != 0) ++run;
+    if (adamas_append(codes->second.cache.get(), first / capacity, first % capacity, run, nullptr, nullptr) != ADAMAS_OK)
+      return fail(node, adamas_last_error());
+    i += run;
+  }
+  return GGML_STATUS_SUCCESS;
+}
+
+adamas_cache *Compute::codes_for(const Attention &a) {
+  const ggml_tensor *root = a.cache.root;
+  Codes &codes = codes_[root->data];
+  const uint64_t changes = changes_of(a.cache);
+  if (codes.cache && codes.type == root->type && codes.head_dim == a.head_dim && codes.kv_heads == a.kv_heads &&
+      codes.capacity == a.cache.capacity() && codes.streams == a.cache.streams() && codes.layer == a.cache.layer) {
+    // Forgotten and not only invalidated: rows that the change left behind, hidden by the mask, must not live on in the
+    // centre of a block. What the step shows is encoded on sight.
+    if (codes.changes != changes) {
+      if (adamas_clear(codes.cache.get(), -1) != ADAMAS_OK) return nullptr;
+      codes.changes = changes;
+      note_forgotten();
+    }
+    return codes.cache.get();
+  }
+  const adamas_cache_params params{.struct_size = sizeof(adamas_cache_params),
+                                   .layer = a.cache.layer,
+                                   .kv_heads = static_cast<int32_t>(a.kv_heads),
+                                   .head_dim = static_cast<int32_t>(a.head_dim),
+                                   .sequences = a.cache.streams(),
+                                   .capacity = a.cache.capacity()};
+  adamas_cache *cache = nullptr;
+  codes.cache.reset();
+  if (adamas_cache_create(&config(), &params, &cache) != ADAMAS_OK) return nullptr;
+  codes = {std::unique_ptr<adamas_cache, CacheDeleter>(cache), root->type, a.head_dim, a.kv_heads, a.cache.capacity(),
+           a.cache.streams(), a.cache.layer, changes};
+  return cache;
+}
+
+adamas_plan *Compute::plan_for(const Attention &a) {
+  Plan &p = plans_[{a.q_heads, a.kv_heads, a.head_dim}];
+  if (p.plan && p.tokens >= a.cache.capacity() && p.threads >= threads) return p.plan.get();
+  const adamas_plan_params params{.struct_size = sizeof(adamas_plan_params),
+                                  .q_heads = static_cast<int32_t>(a.q_heads),
+                                  .kv_heads = static_cast<int32_t>(a.kv_heads),
+                                  .head_dim = static_cast<int32_t>(a.head_dim),
+                                  .max_tokens = std::max(p.tokens, a.cache.capacity()),
+                                  .max_threads = std::max(p.threads, threads)};
+  adamas_plan *plan = nullptr;
+  p.plan.reset();
+  if (adamas_plan_create(&config(), &params, &plan) != ADAMAS_OK) return nullptr;
+  p.plan.reset(plan);
+  p.tokens = params.max_tokens;
+  p.threads = params.max_threads;
+  return plan;
+}
+
+enum ggml_status Compute::attention(const ggml_tensor *node) {
+  Attention a;
+  if (const Reason reason = read_attention(node, a); reason != Reason::none) return fail(node, sentence(reason));
+  for (const ggml_tensor *t : {a.q, a.k, a.v, a.mask, a.sinks, a.out, a.cache.root})
+    if (t && !addressable(t)) return fail(node, "a tensor lies outside its memory");
+  if (static_cast<char *>(a.k->data) != static_cast<char *>(a.cache.root->data) + a.k->view_offs)
+    return fail(node, "K is not where its cache says");
+
+  adamas_cache *cache = codes_for(a);
+  adamas_plan *plan = cache ? plan_for(a) : nullptr;
+  if (!plan) return fail(node, adamas_last_error());
+
+  sequences_.resize(static_cast<size_t>(a.batch));
+  for (int64_t b = 0; b < a.batch; ++b) sequences_[static_cast<size_t>(b)] = a.first_stream + b;
+  lengths_.assign(static_cast<size_t>(a.batch), a.n_kv);
+  if (a.max_bias > 0) alibi_slopes(a.q_heads, a.max_bias, slopes_);
+
+  adamas_dtype k_dtype, v_dtype;
+  dtype_of(a.k->type, k_dtype);
+  dtype_of(a.v->type, v_dtype);
+  const auto stride = [](size_t bytes) { return static_cast<int64_t>(bytes); };
+  // V [sequences, ...] is addressed by stream, and its view begins with the first stream in the batch.
+  const int64_t v_stream = a.batch > 1 ? stride(a.v->nb[3]) : 0;
+
+  adamas_step_stats stats{};
+  adamas_step_params p{};
+  p.struct_size = sizeof p;
+  p.threads = threads;
+  p.batch = a.batch;
+  p.rows = a.rows;
+  p.sequences = sequences_.data();
+  p.lengths = lengths_.data();
+  p.q_dtype = ADAMAS_F32;
+  p.q = a.q->data;
+  p.q_stride_batch = stride(a.q->nb[3]);
+  p.q_stride_row = stride(a.q->nb[1]);
+  p.q_stride_head = stride(a.q->nb[2]);
+  p.k = {a.cache.root->data, k_dtype, stride(a.cache.root->nb[2]), stride(a.k->nb[2]), stride(a.k->nb[1])};
+  p.v = {reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(a.v->data) - static_cast<uintptr_t>(v_stream * a.first_stream)),
+         v_dtype, v_stream, stride(a.v->nb[2]), stride(a.v->nb[1])};
+  p.out = static_cast<float *>(a.out->data);
+  p.out_stride_batch = stride(a.out->nb[3]);
+  p.out_stride_row = stride(a.out->nb[2]);
+  p.out_stride_head = stride(a.out->nb[1]);
+  p.scale = a.scale;
+  p.softcap = a.softcap;
+  if (a.mask) {
+    p.mask = a.mask->data;
+    p.mask_dtype = ADAMAS_F16;
+    p.mask_stride_batch = a.mask->ne[3] > 1 ? stride(a.mask->nb[3]) : 0;
+    p.mask_stride_row = stride(a.mask->nb[1]);
+  }
+  p.verify = 1;
+  p.verify_rows = std::min(verify_rows, a.n_kv);
+  p.slopes = a.max_bias > 0 ? slopes_.data() : nullptr;
+  p.sink_logits = a.sinks ? static_cast<const float *>(a.sinks->data) : nullptr;
+  p.stats = &stats;
+  if (adamas_step(plan, cache, &p) != ADAMAS_OK) return fail(node, adamas_last_error());
+  note_step(stats, static_cast<int32_t>(a.q_heads));
+
+  // A key changed and nobody said so. This step saw it and made its own codes anew; the other layers of the same model have changed too.
+  if (stats.rows_stale > 0)
+    for (auto &[data, other] : codes_)
+      if (other.cache && other.cache.get() != cache) {
+        adamas_clear(other.cache.get(), -1);
+        note_forgotten();
+      }
+  return GGML_STATUS_SUCCESS;
+}
+
+}  // namespace adamas_ggml

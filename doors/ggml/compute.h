@@ -1,0 +1,54 @@
+// The work itself: rows stored into the engine's cache, and attention over it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "nodes.h"
+
+namespace adamas_ggml {
+
+struct CacheDeleter {
+  void operator()(adamas_cache *cache) const { adamas_cache_destroy(cache); }
+};
+struct PlanDeleter {
+  void operator()(adamas_plan *plan) const { adamas_plan_destroy(plan); }
+};
+
+// What one ggml_backend_t (the engine makes one a context) keeps between graphs.
+class Compute {
+ public:
+  int threads = 1;
+
+  enum ggml_status set_rows(const ggml_tensor *node);
+  enum ggml_status attention(const ggml_tensor *node);
+
+ private:
+  struct Codes {  // of one K tensor, for as long as it looks the same
+    std::unique_ptr<adamas_cache, CacheDeleter> cache;
+    enum ggml_type type;
+    int64_t head_dim, kv_heads, capacity, streams;
+    int32_t layer;
+    uint64_t changes;
+  };
+  struct Plan {
+    std::unique_ptr<adamas_plan, PlanDeleter> plan;
+    int64_t tokens = 0;
+    int threads = 0;
+  };
+
+  adamas_cache *codes_for(const Attention &a);
+  adamas_plan *plan_for(const Attention &a);
+  enum ggml_status fail(const ggml_tensor *node, const std::string &why);
+
+  std::unordered_map<const void *, Codes> codes_;                    // by the data of the K tensor
+  std::map<std::tuple<int64_t, int64_t, int64_t>, Plan> plans_;      // by q_heads, kv_heads, head_dim
+  std::vector<int64_t> sequences_, lengths_;
+  std::vector<float> slopes_;
+};
+
+}  // namespace adamas_ggml

@@ -1,0 +1,17 @@
+// The settings of this process, read from the environment once, when the engine loads us.
+#pragma once
+
+#include <cstdint>
+
+#include "adamas/adamas.h"
+
+namespace adamas_ggml {
+
+// With ADAMAS_ROWS=decode, a step of at most so many query rows of a sequence counts as decoding: one row a sequence where
+// several share the cells (unified KV), or a handful of drafted tokens. More rows are a prompt.
+inline constexpr int64_t decode_rows = 8;
+
+bool read_settings();  // false: adamas_last_error() has the sentence
+const adamas_config &config();
+
+}  // namespace adamas_ggml

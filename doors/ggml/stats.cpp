@@ -1,0 +1,102 @@
+#include "stats.h"
+
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+
+#include "host.h"
+#include "settings.h"
+
+namespace adamas_ggml {
+namespace {
+
+struct Totals {
+  std::mutex mutex;
+  std::array<int64_t, static_cast<size_t>(Reason::count)> left{};
+  int64_t steps = 0, sparse_rows = 0, dense_rows = 0, blocks_encoded = 0, stale_rows = 0, forgotten = 0;
+  double tokens_selected = 0, tokens_visible = 0, seconds = 0;  // tokens of one query head, over the sparse rows
+};
+Totals &totals() {
+  static Totals *const t = new Totals;  // outlives the exit handler
+  return *t;
+}
+
+void print() {
+  Totals &t = totals();
+  const std::lock_guard lock(t.mutex);
+  char policy[32] = "", estimator[32] = "", budget[32] = "";
+  adamas_config_get(&config(), "policy", policy, sizeof policy);
+  adamas_config_get(&config(), "estimator", estimator, sizeof estimator);
+  adamas_config_get(&config(), "budget", budget, sizeof budget);
+  FILE *out = stderr;
+  std::fprintf(out, "\nadamas: policy %s, estimator %s, budget %s, %s\n", policy, estimator, budget, adamas_device_in_use());
+  std::fprintf(out, "  %-34s %12lld\n", "attention steps (one a layer)", static_cast<long long>(t.steps));
+  std::fprintf(out, "  %-34s %12lld\n", "query rows, sparse", static_cast<long long>(t.sparse_rows));
+  std::fprintf(out, "  %-34s %12lld   visible tokens within the budget or below ADAMAS_MIN_CONTEXT\n", "query rows, dense here",
+               static_cast<long long>(t.dense_rows));
+  if (t.sparse_rows > 0)
+    std::fprintf(out, "  %-34s %12.1f   of %.1f (%.2f%%)\n", "tokens read by a query, per head", t.tokens_selected / t.sparse_rows,
+                 t.tokens_visible / t.sparse_rows, 100 * t.tokens_selected / t.tokens_visible);
+  std::fprintf(out, "  %-34s %12lld\n", "blocks encoded", static_cast<long long>(t.blocks_encoded));
+  std::fprintf(out, "  %-34s %12lld   %lld caches encoded anew after a change\n", "stale rows found", static_cast<long long>(t.stale_rows),
+               static_cast<long long>(t.forgotten));
+  std::fprintf(out, "  %-34s %12.3f\n", "seconds in this back end", t.seconds);
+  for (size_t i = 0; i < t.left.size(); ++i)
+    if (t.left[i] > 0)
+      std::fprintf(out, "  left to the engine, %lld nodes of graphs built: %s\n", static_cast<long long>(t.left[i]),
+                   sentence(static_cast<Reason>(i)));
+  std::fprintf(out,
+               "adamas: stats {\"steps\":%lld,\"sparse_rows\":%lld,\"dense_rows\":%lld,\"tokens_selected\":%.0f,"
+               "\"tokens_visible\":%.0f,\"blocks_encoded\":%lld,\"stale_rows\":%lld,\"seconds\":%.6f}\n",
+               static_cast<long long>(t.steps), static_cast<long long>(t.sparse_rows), static_cast<long long>(t.dense_rows),
+               t.tokens_selected, t.tokens_visible, static_cast<long long>(t.blocks_encoded),
+               static_cast<long long>(t.stale_rows), t.seconds);
+  std::fflush(out);
+}
+
+}  // namespace
+
+void note_left(Reason reason) {
+  Totals &t = totals();
+  bool first;
+  {
+    const std::lock_guard lock(t.mutex);
+    first = t.left[static_cast<size_t>(reason)]++ == 0;
+  }
+  if (first) say(surprising(reason) ? GGML_LOG_LEVEL_WARN : GGML_LOG_LEVEL_INFO, sentence(reason));
+}
+
+void note_step(const adamas_step_stats &step, int32_t q_heads) {
+  Totals &t = totals();
+  const std::lock_guard lock(t.mutex);
+  t.steps += 1;
+  t.sparse_rows += step.rows_sparse;
+  t.dense_rows += step.rows_dense;
+  t.blocks_encoded += step.blocks_encoded;
+  t.stale_rows += step.rows_stale;
+  if (step.rows_sparse > 0) {
+    t.tokens_selected += static_cast<double>(step.tokens_selected) / q_heads;
+    t.tokens_visible += static_cast<double>(step.tokens_visible) / q_heads;
+  }
+}
+
+void note_forgotten() {
+  Totals &t = totals();
+  const std::lock_guard lock(t.mutex);
+  t.forgotten += 1;
+}
+
+void note_seconds(double seconds) {
+  Totals &t = totals();
+  const std::lock_guard lock(t.mutex);
+  t.seconds += seconds;
+}
+
+void print_stats_at_exit() {
+  totals();
+  std::atexit(print);
+}
+
+}  // namespace adamas_ggml

@@ -1,0 +1,116 @@
+"""adamas info, help, version, and what every command does with wrong words and wrong values."""
+
+import json
+import os
+import subprocess
+import unittest
+
+from command import COMMAND, CommandTest, call, clean_environment
+
+
+def info(*arguments, **variables):
+    result = call("info", "--json", *arguments, environment=clean_environment(**variables))
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def setting(document, name):
+    return next(s for s in document["settings"] if s["name"] == name)
+
+
+class Info(CommandTest):
+    def test_machine(self):
+        document = info()
+        self.assertIn(document["device_in_use"], document["devices"])
+        self.assertEqual(document["head_dims"], [64, 80, 96, 112, 128, 192, 256])
+        self.assertRegex(document["version"], r"^\d+\.\d+\.\d+$")
+
+    def test_text_names_every_setting(self):
+        text = call("info").stdout
+        for s in info()["settings"]:
+            self.assertRegex(text, rf"(?m)^{s['name']} +{s['value']} ")
+            self.assertTrue(s["range"] and s["meaning"])
+
+    def test_where_a_value_comes_from(self):
+        document = info("--budget", "77", "--dense-layers=1", ADAMAS_PRESET="paper", ADAMAS_RECENT="5", ADAMAS_BUDGET="9")
+        expected = {
+            "preset": ("paper", "environment"),
+            "estimator": ("manhattan", "preset paper"),
+            "budget": ("77", "flag"),
+            "dense_layers": ("1", "flag"),
+            "recent": ("5", "environment"),
+            "policy": ("adamas", "default"),
+            "device": ("auto", "default"),
+        }
+        for name, (value, source) in expected.items():
+            self.assertEqual((setting(document, name)["value"], setting(document, name)["source"]), (value, source), name)
+
+    def test_every_instruction_set_can_be_forced(self):
+        for device in info()["devices"]:
+            self.assertEqual(info("--device", device.lower())["device_in_use"], device)
+            self.assertEqual(info(ADAMAS_DEVICE=device)["device_in_use"], device)
+
+
+class Words(CommandTest):
+    def test_help_and_version(self):
+        self.assertRegex(call("--version").stdout, r"^adamas \d+\.\d+\.\d+\n$")
+        for arguments in ([], ["run"], ["info"], ["check"]):
+            result = call(*arguments, "--help")
+            self.assertEqual(result.returncode, 0)
+            self.assertIn("Usage: adamas", result.stdout)
+            self.assertIn("Exit codes", result.stdout)
+
+    def test_wrong_words(self):
+        for arguments, words in [
+            ([], ["a command is missing"]),
+            (["rnu"], ["rnu is not a command", "did you mean run?"]),
+            (["info", "--jsn"], ["--jsn", "did you mean --json?"]),
+            (["run", "--bugdet", "3", "--", "true"], ["--bugdet", "did you mean --budget?"]),
+            (["run", "--bugdet=3", "--", "true"], ["did you mean --budget?"]),
+            (["check", "--contxt", "3", "x"], ["did you mean --context?"]),
+            (["--nothing-like-it"], ["--nothing-like-it is not a flag"]),
+            (["info", "more"], ["more is one argument too many"]),
+            (["info", "--", "true"], ["only `adamas run`"]),
+            (["info", "--budget"], ["--budget needs a value"]),
+            (["info", "--budget="], ["--budget needs a value"]),
+            (["run", "true"], ["write -- before the tool"]),
+            (["run"], ["the tool is missing"]),
+            (["run", "--"], ["the tool is missing"]),
+            (["check"], ["the model is missing"]),
+            (["check", "--context", "0", "x"], ["1 to 2147483647"]),
+            (["check", "--context", "1e9", "x"], ["1 to 2147483647"]),
+        ]:
+            with self.subTest(arguments=arguments):
+                self.assert_fails(call(*arguments), 2, *words)
+
+    def test_hostile_values(self):
+        for value in ["-1", "0", "1e99", "nan", "", " 5", "5x", "99999999999999999999", "2147483648", "\n", "ä"]:
+            for arguments, variables in [
+                (["info", "--budget", value], {}),
+                (["run", "--budget", value, "--", "true"], {}),
+                (["info"], {"ADAMAS_BUDGET": value}),
+            ]:
+                with self.subTest(arguments=arguments, variables=variables):
+                    result = call(*arguments, environment=clean_environment(**variables))
+                    self.assertEqual(result.returncode, 2)
+                    self.assertEqual(result.stdout, "")
+                    self.assertIn("1 to 2147483647", result.stderr)
+
+    def test_other_hostile_settings(self):
+        self.assert_fails(call("info", "--policy", "sparse"), 2, "adamas | full | quest | streaming")
+        self.assert_fails(call("info", "--sinks", "100", "--recent", "100"), 2, "100 + 100", "budget, 128")
+        self.assert_fails(call("info", "--device", "AVX9"), 2, "AVX9", "auto")
+
+
+class Output(CommandTest):
+    def test_full_disk_and_closed_output(self):
+        for arguments in (["info"], ["info", "--json"], ["--help"], ["--version"]):
+            with self.subTest(arguments=arguments), open("/dev/full", "w") as full:
+                for redirect in (dict(stdout=full), dict(preexec_fn=lambda: os.close(1))):
+                    result = subprocess.run([COMMAND, *arguments], stderr=subprocess.PIPE, text=True, **redirect)
+                    self.assertEqual(result.returncode, 1)
+                    self.assertIn("cannot be written", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
