@@ -1,21 +1,23 @@
 # make demo     a long document, three questions: the same llama.cpp plain and with Adamas
-#               make demo MODEL=path.gguf FILE=text QUESTION='...' for your own
+#               make demo MODEL=path.gguf FILE=text QUESTION='...'   for your own
 # make test     everything that is checked
 # make bench    how fast each stage is
+# make build    the library, the adamas command, the back end for llama.cpp
 # make models   two more models, for evaluation
-# make clean    removes build/; what was fetched stays in the cache (ADAMAS_CACHE)
+# make clean    removes build/; what was fetched, and llama.cpp, stay in the cache (ADAMAS_CACHE)
 
-CACHE_HOME := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
-export ADAMAS_CACHE ?= $(CACHE_HOME)/adamas
+export ADAMAS_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/adamas
 export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
-.PHONY: build demo test bench models clean packages engine model
+compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-build: engine
-	@cmake --preset cpu --log-level=WARNING -DADAMAS_GGML_DIR=$(CURDIR)/build/llama/source/ggml -DADAMAS_MODELS_DIR=$(ADAMAS_MODELS)
-	@cmake --build --preset cpu --parallel $(shell nproc)
+.PHONY: build demo test bench models clean packages engine model configure
 
-demo: build model
+build: configure
+	@$(compile)
+
+demo: configure model
+	@$(compile) --target adamas adamas_cli ggml-adamas
 	@python3 tools/demo.py $(if $(MODEL),--model "$$MODEL") $(if $(FILE),--file "$$FILE") $(if $(QUESTION),--question "$$QUESTION")
 
 test: build model
@@ -27,6 +29,10 @@ bench: build
 models: model
 	@tools/models.sh gemma3 qwen25
 
+clean:
+	rm -rf build
+
+# what the above stand on, each done once
 packages:
 	@tools/packages.sh
 
@@ -36,5 +42,5 @@ engine: packages
 model: packages
 	@tools/models.sh
 
-clean:
-	rm -rf build
+configure: engine
+	@cmake --preset cpu --log-level=WARNING -DADAMAS_GGML_DIR=$(CURDIR)/build/llama/source/ggml -DADAMAS_MODELS_DIR=$(ADAMAS_MODELS)

@@ -31,5 +31,6 @@ fetch() {
 
 # checksum SHA256 FILE
 checksum() {
-    echo "$1  $2" | sha256sum --check --quiet --status || fail "$2 is not the file we know (its sha256 differs); remove it and try again"
+    echo "$1  $2" | sha256sum --check --quiet --status ||
+        fail "$2 is not the file we know: its sha256 differs"
 }

@@ -236,7 +236,7 @@ def first_sentence(text: str, width: int) -> str:
 
 
 def print_header(job: Job) -> None:
-    print(f"\n{'':15}{'answer':{answer_width(job)}}{'found  ' if job.facts else ''}tokens/s    ratio   a query reads")
+    print(f"\n{'':15}{'answer':{answer_width(job)}}{'found  ' if job.facts else ''}tokens/s    ratio   a query reads in full")
 
 
 def print_answers(job: Job, i: int, full: Answer, adamas: Answer) -> None:

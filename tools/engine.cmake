@@ -1,4 +1,4 @@
-# Builds llama.cpp in less than two thirds of the time, from unmodified sources: read in at the end of its project() call.
+# Builds llama.cpp in less than two thirds of the time, from unmodified sources; read in where its project() call ends.
 #
 # Its files spend most of their time on the same headers (a JSON library, <regex>), so several become one translation
 # unit. What runs while a token is generated (ggml, libllama, the sampler) keeps the release build's -O3; argument

@@ -32,7 +32,7 @@ void Cache::append(int64_t sequence, int64_t first, int64_t count) {
 }
 
 void Cache::truncate(int64_t sequence, int64_t length) {
-  for (int64_t b = length / block_tokens; b < blocks_of(lengths_[sequence]); b++) {
+  for (int64_t b = length / block_tokens; b < blocks_; b++) {  // rows that only a step has seen may lie past the length
     uint64_t& live = live_[sequence * blocks_ + b];
     const uint64_t kept = live & bits_between(0, length - b * block_tokens);
     if (kept != live) marked_[sequence * blocks_ + b] = 1;
