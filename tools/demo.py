@@ -280,7 +280,7 @@ def demo(options: argparse.Namespace) -> None:
 
     print(f"\nGenerating: {speed['full']:.1f} tokens/s plain, {speed['adamas']:.1f} with Adamas: {speedup:.2f} times as fast."
           f"\nReading the document, once for all of this: {document['prompt_tokens']:,} tokens in "
-          f"{document['prompt_seconds']:.0f} s, by the plain engine; Adamas does not change that.")
+          f"{document['prompt_seconds']:.0f} s, by the plain engine for both sides.")
     if job.facts:
         print("(Each question was followed by the first words of its answer; a model this small needs them.)")
 

@@ -55,7 +55,7 @@ const char *sentence(Reason reason) {
     case Reason::head_dim: return "attention with this head_dim is left to the engine; 'adamas check' lists what is served";
     case Reason::layout: return "attention with a layout or option that is not served is left to the engine";
     case Reason::dense_layer: return "the first layers are left to the engine, as ADAMAS_DENSE_LAYERS asks";
-    case Reason::short_context: return "while the context is below ADAMAS_MIN_CONTEXT, attention is left to the engine";
+    case Reason::short_context: return "while the context is below ADAMAS_MIN_CONTEXT or within the budget, attention is left to the engine";
     case Reason::batch: return "batches (reading a prompt) are left to the engine; ADAMAS_ROWS=all takes them too";
     case Reason::unseen_writes:
       return "attention over a KV cache that is written in a way not followed here is left to the engine";

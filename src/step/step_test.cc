@@ -1,6 +1,9 @@
 // The whole step through the C ABI, against the references of its stages.
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <numeric>
 
 #include "adamas/adamas.h"
@@ -10,6 +13,17 @@
 #include "estimate/estimate_ref.h"
 #include "select/select_ref.h"
 #include "step/cache.h"
+
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // the pair below is one
+// Every allocation of this program is counted, so that a test can say that a step makes none.
+static std::atomic<int64_t> allocations = 0;
+void* operator new(size_t bytes) {
+  allocations++;
+  if (void* p = std::malloc(bytes)) return p;
+  throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace adamas {
 namespace {
@@ -338,6 +352,23 @@ TEST_P(StepTest, ThreadsDoNotChangeABit) {
   EXPECT_EQ(outs[0], outs[1]);
   EXPECT_EQ(outs[0], outs[2]);
   EXPECT_EQ(selections[0], selections[2]);
+}
+
+TEST_P(StepTest, AllocatesNothing) {
+  for (const char* policy : {"adamas", "full", "quest", "streaming"}) {
+    Fixture f({.tokens = 700, .settings = {{"min_context", "0"}, {"policy", policy}, {"budget", "64"}}});
+    f.append_all();
+    adamas_step_params p = f.params(1, 1);
+    p.verify = 1;
+    p.verify_rows = 10;
+    for (int step = 0; step < 3; step++) {
+      EXPECT_OK(adamas_append(f.cache, 0, 650 + step, 1, nullptr, nullptr));
+      const int64_t before = allocations;
+      const adamas_status status = adamas_step(f.plan, f.cache, &p);
+      EXPECT_EQ(allocations - before, 0) << policy;
+      EXPECT_OK(status);
+    }
+  }
 }
 
 TEST_P(StepTest, NoticesKeysThatChangedBehindItsBack) {
