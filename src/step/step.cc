@@ -90,43 +90,47 @@ void look(Row& row) {
     const int64_t first = b * block_tokens;
     const int in_block = int(std::min<int64_t>(block_tokens, row.tokens - first));
     uint64_t bits = bits_between(0, in_block);
+    float* bias = plan.bias.get() + first;
     if (mask != nullptr) {
       const Sight seen = in_block == block_tokens ? sight(mask + first * size_of(dtype), dtype) : Sight::some;
       if (seen == Sight::none) bits = 0;
+      if (seen == Sight::all) std::fill_n(bias, block_tokens, 0.0f);
       if (seen == Sight::some) {
         bits = 0;
         for (int t = 0; t < in_block; t++) {
-          const float value = load_f32(mask, dtype, first + t);
-          const bool shown = value != -std::numeric_limits<float>::infinity();
+          bias[t] = load_f32(mask, dtype, first + t);
+          const bool shown = bias[t] != -std::numeric_limits<float>::infinity();
           bits |= uint64_t(shown) << t;
-          row.biased |= shown && value != 0;
+          row.biased |= shown && bias[t] != 0;
         }
       }
+    } else if (p.slopes != nullptr) {
+      for (int t = 0; t < in_block; t++) bias[t] = float(first + t - (row.tokens - 1));
+      row.biased = true;
     }
     plan.visible[b] = bits;
     row.visible += std::popcount(bits);
     if (bits != 0) plan.active[row.active++] = int32_t(b);
   }
-  row.biased |= mask == nullptr && p.slopes != nullptr;
-  if (!row.biased) return;
-  for (int64_t t = 0; t < row.tokens; t++)
-    plan.bias[t] = mask != nullptr ? load_f32(mask, dtype, t) : float(t - (row.tokens - 1));
 }
 
-// The blocks in view whose codes are not those of their rows: plan.unencoded. Returns how many.
-int64_t find_unencoded(Row& row) {
+// Stages 1 and 2 of what changed since the last step. Returns blocks x kv_heads encoded.
+int64_t encode_changed(Row& row, int threads) {
+  Plan& plan = row.plan;
+  const int kv_heads = plan.params.kv_heads;
   int64_t count = 0;
   for (int64_t i = 0; i < row.active; i++) {
-    const int32_t b = row.plan.active[i];
-    if (row.cache.needs_codes(row.sequence, b, row.plan.visible[b])) row.plan.unencoded[count++] = b;
+    const int32_t b = plan.active[i];
+    if (row.cache.needs_codes(row.sequence, b, plan.visible[b])) plan.unencoded[count++] = b;
   }
-  return count;
-}
-
-// Stages 1 and 2, for one block and KV head.
-void encode(Row& row, int64_t block, int g, int thread) {
-  float* scratch = row.plan.encode_room.get() + int64_t(thread) * block_tokens * row.head_dim();
-  row.cache.encode(row.p.k, row.sequence, block, g, scratch);
+  const int64_t work = count * kv_heads;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && work > 1)
+  for (int64_t i = 0; i < work; i++) {
+    float* scratch = plan.encode_room.get() + int64_t(omp_get_thread_num()) * block_tokens * row.head_dim();
+    row.cache.encode(row.p.k, row.sequence, plan.unencoded[i / kv_heads], int(i % kv_heads), scratch);
+  }
+  for (int64_t i = 0; i < count; i++) row.cache.encoded(row.sequence, plan.unencoded[i]);
+  return work;
 }
 
 void load_query(Row& row, int h) {
@@ -299,81 +303,44 @@ void attend(Row& row, int h) {
   finish(row, h);
 }
 
-// Asks for the rows that were selected, all at once: they lie far apart, and the memory answers many questions at a time.
-void fetch(Row& row, int h) {
-  const Rows k = rows_of(row.p.k, row.sequence, h / row.group()), v = rows_of(row.p.v, row.sequence, h / row.group());
-  for (int64_t i = 0; i < row.plan.counts[h]; i++) {
-    const int32_t token = row.selected(h)[i];
-    for (int64_t line = 0; line < row.head_dim() * size_of(k.dtype); line += 64) __builtin_prefetch(k.row(token) + line, 0, 2);
-    for (int64_t line = 0; line < row.head_dim() * size_of(v.dtype); line += 64) __builtin_prefetch(v.row(token) + line, 0, 2);
-  }
-}
-
-// The hashes of the rows that were selected.
-int64_t check_selected(Row& row, int h) {
-  const int g = h / row.group();
-  return count_stale(rows_of(row.p.k, row.sequence, g), row.head_dim(), row.cache.codes(row.sequence, g), row.selected(h),
-                     row.plan.counts[h]);
-}
-
-// The hashes of up to 64 live rows of one KV head in a slice that moves on with every step.
-int64_t check_slice(Row& row, int g, int64_t first, int64_t count) {
-  int32_t tokens[block_tokens];
-  int64_t stale = 0, n = 0;
-  const auto check = [&] {
-    stale += count_stale(rows_of(row.p.k, row.sequence, g), row.head_dim(), row.cache.codes(row.sequence, g), tokens, n);
-    n = 0;
-  };
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t token = (first + i) % row.tokens;
-    const int64_t b = token / block_tokens;
-    if (row.cache.marked(row.sequence, b) || !(row.cache.live(row.sequence, b) >> token % block_tokens & 1)) continue;
-    tokens[n++] = int32_t(token);
-    if (n == block_tokens) check();
-  }
-  check();
-  return stale;
-}
-
 // The step. Returns how many of the key rows that it read are not those that their codes were made from.
-int64_t attend_sparse(Row& row, int threads, bool verify, adamas_step_stats& stats) {
+int64_t attend_sparse(Row& row, int threads) {
   Plan& plan = row.plan;
   const int kv_heads = plan.params.kv_heads, q_heads = plan.params.q_heads;
-  const bool coded = plan.config.policy != ADAMAS_POLICY_STREAMING;  // which reads no key to choose
   const bool scored = plan.config.policy == ADAMAS_POLICY_ADAMAS;
   const int64_t pieces = scored ? (row.active + scan_blocks - 1) / scan_blocks : 0;
-  const int64_t unencoded = coded ? find_unencoded(row) : 0;
-  const int64_t slice = coded && verify ? std::min(row.p.verify_rows, row.tokens) : 0;
-  const int64_t slice_start = row.cache.next_checked % row.tokens;
-  verify = coded && verify;
   int64_t stale = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < unencoded * kv_heads; i++)
-      encode(row, plan.unencoded[i / kv_heads], int(i % kv_heads), omp_get_thread_num());
 #pragma omp for schedule(static)
     for (int h = 0; h < q_heads; h++) prepare(row, h);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < kv_heads * pieces; i++)
       estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
-    // The same thread attends to what it chose: while it chooses for its next head, the rows of this one come.
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic)
     for (int h = 0; h < q_heads; h++) {
       choose(row, h, omp_get_thread_num());
-      fetch(row, h);
-    }
-#pragma omp for schedule(static) nowait
-    for (int h = 0; h < q_heads; h++) {
-      if (verify) stale += check_selected(row, h);
+      if (row.p.verify != 0 && plan.config.policy != ADAMAS_POLICY_STREAMING)
+        stale += count_stale(rows_of(row.p.k, row.sequence, h / row.group()), row.head_dim(),
+                             row.cache.codes(row.sequence, h / row.group()), row.selected(h), plan.counts[h]);
       attend(row, h);
     }
-#pragma omp for schedule(dynamic)
-    for (int g = 0; g < kv_heads; g++) stale += check_slice(row, g, slice_start, slice);
   }
-  for (int64_t i = 0; i < unencoded; i++) row.cache.encoded(row.sequence, plan.unencoded[i]);
-  row.cache.next_checked = slice_start + slice;
-  stats.blocks_encoded += unencoded * kv_heads;
+  return stale;
+}
+
+// The hashes of the next `verify_rows` live rows in turn, of every KV head.
+int64_t check_slice(Row& row) {
+  int64_t stale = 0;
+  int64_t& next = row.cache.next_checked;
+  for (int64_t i = 0; i < std::min(row.p.verify_rows, row.tokens); i++, next++) {
+    if (next >= row.tokens) next = 0;
+    const int64_t b = next / block_tokens;
+    if (row.cache.marked(row.sequence, b) || !(row.cache.live(row.sequence, b) >> next % block_tokens & 1)) continue;
+    const int32_t token = int32_t(next);
+    for (int g = 0; g < row.plan.params.kv_heads; g++)
+      stale += count_stale(rows_of(row.p.k, row.sequence, g), row.head_dim(), row.cache.codes(row.sequence, g), &token, 1);
+  }
   return stale;
 }
 
@@ -412,6 +379,7 @@ Status step(Plan& plan, Cache& cache, const adamas_step_params& params) {
   adamas_step_stats stats{};
   const bool always_dense =
       plan.config.policy == ADAMAS_POLICY_FULL || cache.params.layer < plan.config.dense_layers;
+  const bool coded = plan.config.policy != ADAMAS_POLICY_STREAMING;  // which reads no key to choose
   for (int64_t b = 0; b < params.batch; b++) {
     for (int64_t r = 0; r < params.rows; r++) {
       Row row{plan, cache, params, b, r, params.sequences != nullptr ? params.sequences[b] : b};
@@ -426,10 +394,13 @@ Status step(Plan& plan, Cache& cache, const adamas_step_params& params) {
         stats.tokens_selected += row.visible * plan.params.q_heads;
         continue;
       }
-      const int64_t stale = attend_sparse(row, params.threads, params.verify != 0, stats);
+      if (coded) stats.blocks_encoded += encode_changed(row, params.threads);
+      int64_t stale = attend_sparse(row, params.threads);
+      if (coded && params.verify != 0) stale += check_slice(row);
       if (stale > 0) {  // keys changed behind our back: codes anew, and once more
         cache.invalidate();
-        attend_sparse(row, params.threads, false, stats);
+        stats.blocks_encoded += encode_changed(row, params.threads);
+        attend_sparse(row, params.threads);
         stats.rows_stale += stale;
       }
       stats.rows_sparse++;
