@@ -147,8 +147,6 @@ void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block
   for_each_bit(live, [&](int t) { Pack(x + t * head_dim, head_dim, threshold, t, block); });
 }
 
-uint32_t HashOneRow(const std::byte* row, int64_t bytes) { return HashRow(row, bytes); }
-
 int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
   const int64_t bytes = head_dim * size_of(rows.dtype);
   constexpr int64_t ahead = 8;  // rows fetched before they are hashed: they lie far apart
@@ -173,15 +171,12 @@ HWY_AFTER_NAMESPACE();
 namespace adamas {
 
 HWY_EXPORT(EncodeBlock);
-HWY_EXPORT(HashOneRow);
 HWY_EXPORT(CountStale);
 
 void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, const Block& block,
                   float* scratch) {
   HWY_DYNAMIC_DISPATCH(EncodeBlock)(rows, head_dim, live, first_block, coding, block, scratch);
 }
-
-uint32_t hash_row(const std::byte* row, int64_t bytes) { return HWY_DYNAMIC_DISPATCH(HashOneRow)(row, bytes); }
 
 int64_t count_stale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
   return HWY_DYNAMIC_DISPATCH(CountStale)(rows, head_dim, codes, tokens, count);
