@@ -83,6 +83,13 @@ enum ggml_status Compute::set_rows(const ggml_tensor *node) {
   return GGML_STATUS_SUCCESS;
 }
 
+void Compute::settle() {
+  if (std::memcmp(&config_, &config(), sizeof config_) == 0) return;
+  codes_.clear();
+  plans_.clear();
+  config_ = config();
+}
+
 adamas_cache *Compute::codes_for(const Attention &a) {
   const ggml_tensor *root = a.cache.root;
   Codes &codes = codes_[root->data];
@@ -138,6 +145,7 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   if (static_cast<char *>(a.k->data) != static_cast<char *>(a.cache.root->data) + a.k->view_offs)
     return fail(node, "K is not where its cache says");
 
+  settle();
   adamas_cache *cache = codes_for(a);
   adamas_plan *plan = cache ? plan_for(a) : nullptr;
   if (!plan) return fail(node, adamas_last_error());
@@ -186,9 +194,15 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   p.verify_rows = std::min(verify_rows, a.n_kv);
   p.slopes = a.max_bias > 0 ? slopes_.data() : nullptr;
   p.sink_logits = a.sinks ? static_cast<const float *>(a.sinks->data) : nullptr;
+  mass_.resize(static_cast<size_t>(a.batch * a.rows * a.q_heads));
+  noise_.resize(mass_.size());
+  p.mass = mass_.data();
+  p.noise = noise_.data();
   p.stats = &stats;
   if (adamas_step(plan, cache, &p) != ADAMAS_OK) return fail(node, adamas_last_error());
   note_step(stats, static_cast<int32_t>(a.q_heads));
+  observe({a.cache.layer, static_cast<int32_t>(a.q_heads), static_cast<int32_t>(a.kv_heads), static_cast<int32_t>(a.head_dim),
+           plan, &p, &stats});
 
   // A key changed and nobody said so. This step saw it and made its own codes anew; the other layers of the same model have changed too.
   if (stats.rows_stale > 0)

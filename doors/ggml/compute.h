@@ -41,14 +41,16 @@ class Compute {
     int threads = 0;
   };
 
+  void settle();  // codes and plans of other settings are dropped
   adamas_cache *codes_for(const Attention &a);
   adamas_plan *plan_for(const Attention &a);
   enum ggml_status fail(const ggml_tensor *node, const std::string &why);
 
+  adamas_config config_{};                                           // of codes_ and plans_
   std::unordered_map<const void *, Codes> codes_;                    // by the data of the K tensor
   std::map<std::tuple<int64_t, int64_t, int64_t>, Plan> plans_;      // by q_heads, kv_heads, head_dim
   std::vector<int64_t> sequences_, lengths_;
-  std::vector<float> slopes_;
+  std::vector<float> slopes_, mass_, noise_;
 };
 
 }  // namespace adamas_ggml

@@ -20,8 +20,25 @@ namespace adamas_ggml {
 namespace {
 
 adamas_config settings{};
+adamas_observer_fn observer = nullptr;
+void *observer_user = nullptr;
+
+adamas_status configure(const adamas_config *config) {
+  const adamas_status status = adamas_config_check(config);
+  if (status == ADAMAS_OK) settings = *config;
+  return status;
+}
+
+void set_observer(adamas_observer_fn fn, void *user) {
+  observer = fn;
+  observer_user = user;
+}
 
 }  // namespace
+
+void observe(const adamas_observation &observation) {
+  if (observer) observer(observer_user, &observation);
+}
 
 const adamas_config &config() { return settings; }
 
@@ -135,7 +152,10 @@ size_t reg_device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t reg_device(ggml_backend_reg_t reg, size_t index);
 
 void *reg_proc_address(ggml_backend_reg_t, const char *name) {
-  return std::strcmp(name, "ggml_backend_set_n_threads") == 0 ? reinterpret_cast<void *>(set_n_threads) : nullptr;
+  if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void *>(set_n_threads);
+  if (std::strcmp(name, "adamas_configure") == 0) return reinterpret_cast<void *>(configure);
+  if (std::strcmp(name, "adamas_observe") == 0) return reinterpret_cast<void *>(set_observer);
+  return nullptr;
 }
 
 ggml_backend_reg reg{GGML_BACKEND_API_VERSION, {reg_name, reg_device_count, reg_device, reg_proc_address}, nullptr};

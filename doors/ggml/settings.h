@@ -1,9 +1,10 @@
-// The settings of this process, read from the environment once, when the engine loads us.
+// The settings of this process: read from the environment when the engine loads us, or given by a program that runs the
+// engine itself (ggml-adamas.h).
 #pragma once
 
 #include <cstdint>
 
-#include "adamas/adamas.h"
+#include "ggml-adamas.h"
 
 namespace adamas_ggml {
 
@@ -13,5 +14,6 @@ inline constexpr int64_t decode_rows = 8;
 
 bool read_settings();  // false: adamas_last_error() has the sentence
 const adamas_config &config();
+void observe(const adamas_observation &observation);  // tells the observer, if there is one
 
 }  // namespace adamas_ggml

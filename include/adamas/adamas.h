@@ -54,7 +54,8 @@ typedef enum adamas_policy {
   ADAMAS_POLICY_ADAMAS = 0,    /* the top tokens by estimated score, per query head */
   ADAMAS_POLICY_FULL = 1,      /* every visible token: dense attention */
   ADAMAS_POLICY_QUEST = 2,     /* the top pages of 16 tokens by min/max bounds (arXiv 2406.10774) */
-  ADAMAS_POLICY_STREAMING = 3  /* the first `sinks` and the most recent tokens (arXiv 2309.17453) */
+  ADAMAS_POLICY_STREAMING = 3, /* the first `sinks` and the most recent tokens (arXiv 2309.17453) */
+  ADAMAS_POLICY_ORACLE = 4     /* the top tokens by their true scores: reads every key, a bound for the others */
 } adamas_policy;
 
 typedef enum adamas_estimator {
@@ -72,6 +73,14 @@ typedef enum adamas_rows_mode {
   ADAMAS_ROWS_ALL = 1     /* every query row of a batch makes its own selection */
 } adamas_rows_mode;
 
+typedef enum adamas_rerank {
+  ADAMAS_RERANK_OFF = 0,
+  ADAMAS_RERANK_ON = 1,
+  ADAMAS_RERANK_AUTO = 2 /* where the noise of the estimate asks for it */
+} adamas_rerank;
+
+#define ADAMAS_SKETCH_AUTO (-1) /* max(512, context / 16) tokens */
+
 /* The settings. Fill with adamas_config_init, then change fields or call adamas_config_set. */
 typedef struct adamas_config {
   uint32_t struct_size;   /* sizeof(adamas_config) */
@@ -81,6 +90,11 @@ typedef struct adamas_config {
   int64_t budget;         /* tokens attended to per query head, 1 to 2^31 - 1; 128 */
   int64_t sinks;          /* first tokens, always attended to, inside the budget; 4 */
   int64_t recent;         /* most recent tokens, always attended to, inside the budget */
+  int64_t sketch;         /* tokens behind the budget that are read through their codes; ADAMAS_SKETCH_AUTO; 0: none */
+  int32_t tail;           /* 1: the rest of every block counts with its mean value */
+  int32_t rerank;         /* adamas_rerank: choose the budget again by exact scores of budget and sketch */
+  double max_noise;       /* a head whose estimate is noisier (variance of a score) is read densely; 0: never */
+  double min_mass;        /* a head whose selection holds less of the softmax doubles its budget; 0: never */
   int64_t dense_layers;   /* layers [0, dense_layers) are dense; 0 */
   int64_t min_context;    /* visible tokens below which a step is dense */
   int32_t rows;           /* adamas_rows_mode */
@@ -193,6 +207,12 @@ typedef struct adamas_step_stats {
   int64_t rows_dense;
   int64_t tokens_visible;
   int64_t tokens_selected;
+  int64_t tokens_sketched; /* read through their codes */
+  int64_t heads_sparse;    /* query heads of sparse rows */
+  int64_t heads_guarded;   /* of these, read densely because of their noise (max_noise) */
+  int64_t heads_widened;   /* of these, with a larger budget or dense because of min_mass */
+  int64_t heads_reranked;
+  double mass;             /* share of the softmax that the selected tokens hold, as estimated, summed over heads_sparse */
   int64_t blocks_encoded; /* blocks x kv_heads encoded by this step */
   int64_t rows_stale;     /* key rows whose hash differed from the one their codes were made from */
 } adamas_step_stats;
@@ -221,6 +241,9 @@ typedef struct adamas_step_params {
   float *lse;               /* [batch, rows, q_heads] contiguous, natural log; NULL: not wanted */
   float scale;              /* 0: 1 / sqrt(head_dim) */
   float softcap;            /* 0: none */
+  float *mass;              /* [batch, rows, q_heads] share of the softmax in the selected tokens, estimated from the codes
+                             * of the others (1: all tokens were read; NaN: the policy estimates nothing); NULL: not wanted */
+  float *noise;             /* [batch, rows, q_heads] variance of the estimated scores; 0: none estimated; NULL: not wanted */
   const void *mask;         /* [batch, rows, tokens], added to the scores, -inf hides a token; NULL: none */
   int32_t mask_dtype;
   int32_t verify;           /* 1: check the hashes of the key rows that are read, and `verify_rows` more */

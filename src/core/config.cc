@@ -8,12 +8,16 @@ namespace {
 
 using Field64 = int64_t adamas_config::*;
 using Field32 = int32_t adamas_config::*;
+using FieldReal = double adamas_config::*;
 
-// A setting is a number within a range, or one of a few words.
+// A setting is a number within a range (a whole one may also be the word `auto`, kept as -1), or one of a few words.
 struct Entry {
   adamas_setting shown;
   Field64 number = nullptr;
   int64_t lowest = 0, highest = 0;
+  bool or_auto = false;
+  FieldReal real = nullptr;
+  double most = 0;  // of `real`, from 0
   Field32 choice = nullptr;
   std::vector<const char*> words = {};  // word i sets the field to i
 };
@@ -23,15 +27,20 @@ void apply_preset(adamas_config& config) {
   config.estimator = paper ? ADAMAS_ESTIMATOR_MANHATTAN : ADAMAS_ESTIMATOR_DOT;
   config.dense_layers = paper ? 2 : 0;
   config.sinks = paper ? 0 : 4;
+  config.sketch = paper ? 0 : ADAMAS_SKETCH_AUTO;
+  config.tail = paper ? 0 : 1;
+  config.rerank = paper ? ADAMAS_RERANK_OFF : ADAMAS_RERANK_AUTO;
+  config.max_noise = paper ? 0 : 8;
 }
 
 const std::vector<Entry>& table() {
   static const std::vector<Entry> entries{
       {.shown = {"preset", "ADAMAS_PRESET", "default | paper",
-                 "default: codes by the block; paper: exactly as published (resets estimator, dense_layers and sinks)"},
+                 "default: codes by the block; paper: exactly as published (resets the settings that it defines)"},
        .choice = &adamas_config::preset, .words = {"default", "paper"}},
-      {.shown = {"policy", "ADAMAS_POLICY", "adamas | full | quest | streaming", "which tokens a query attends to"},
-       .choice = &adamas_config::policy, .words = {"adamas", "full", "quest", "streaming"}},
+      {.shown = {"policy", "ADAMAS_POLICY", "adamas | full | quest | streaming | oracle",
+                 "which tokens a query attends to (oracle: the top ones by true score, a bound for the others)"},
+       .choice = &adamas_config::policy, .words = {"adamas", "full", "quest", "streaming", "oracle"}},
       {.shown = {"estimator", "ADAMAS_ESTIMATOR", "dot | manhattan", "how the policy adamas scores tokens from their codes"},
        .choice = &adamas_config::estimator, .words = {"dot", "manhattan"}},
       {.shown = {"budget", "ADAMAS_BUDGET", "1 to 2147483647", "tokens that a query attends to, per head"},
@@ -40,6 +49,20 @@ const std::vector<Entry>& table() {
        .number = &adamas_config::sinks, .lowest = 0, .highest = max_tokens},
       {.shown = {"recent", "ADAMAS_RECENT", "0 to 2147483647", "most recent tokens, always attended to, inside the budget"},
        .number = &adamas_config::recent, .lowest = 0, .highest = max_tokens},
+      {.shown = {"sketch", "ADAMAS_SKETCH", "auto | 0 to 2147483647",
+                 "tokens behind the budget that are read through their 2-bit codes; auto: the larger of 512 and a sixteenth of the context"},
+       .number = &adamas_config::sketch, .lowest = 0, .highest = max_tokens, .or_auto = true},
+      {.shown = {"tail", "ADAMAS_TAIL", "0 | 1", "1: every block's remaining tokens count with its mean value"},
+       .choice = &adamas_config::tail, .words = {"0", "1"}},
+      {.shown = {"rerank", "ADAMAS_RERANK", "0 | 1 | auto",
+                 "choose the budget again by the exact scores of budget and sketch; auto: where the estimate's noise asks for it"},
+       .choice = &adamas_config::rerank, .words = {"0", "1", "auto"}},
+      {.shown = {"max_noise", "ADAMAS_MAX_NOISE", "0 to 1000000",
+                 "variance of an estimated score above which a head is read densely; 0: never"},
+       .real = &adamas_config::max_noise, .most = 1e6},
+      {.shown = {"min_mass", "ADAMAS_MIN_MASS", "0 to 1",
+                 "share of the softmax below which a head doubles its budget, at last to dense; 0: never"},
+       .real = &adamas_config::min_mass, .most = 1},
       {.shown = {"dense_layers", "ADAMAS_DENSE_LAYERS", "0 to 2147483647", "the first layers of a model, left dense"},
        .number = &adamas_config::dense_layers, .lowest = 0, .highest = max_tokens},
       {.shown = {"min_context", "ADAMAS_MIN_CONTEXT", "0 to 2147483647", "tokens in view below which a step is dense"},
@@ -69,10 +92,20 @@ Status out_of_its_range(const Entry& entry, const std::string& value) {
   return invalid(std::string(entry.shown.name) + ": " + value + " is not in its range: " + entry.shown.range);
 }
 
+// As short as it can be read back exactly.
+std::string text_of(double value) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof text, value).ptr};
+}
+
 Status check_entry(const Entry& entry, const adamas_config& config) {
   if (entry.number != nullptr) {
     const int64_t value = config.*entry.number;
+    if (entry.or_auto && value == -1) return {};
     if (value < entry.lowest || value > entry.highest) return out_of_its_range(entry, std::to_string(value));
+  } else if (entry.real != nullptr) {
+    const double value = config.*entry.real;
+    if (!(value >= 0 && value <= entry.most)) return out_of_its_range(entry, text_of(value));
   } else {
     const int32_t value = config.*entry.choice;
     if (value < 0 || value >= static_cast<int32_t>(entry.words.size()))
@@ -106,10 +139,22 @@ Status set(adamas_config& config, const std::string& name, const std::string& va
   if (entry == nullptr) return unknown(name);
   if (entry->number != nullptr) {
     int64_t number = 0;
+    if (entry->or_auto && value == "auto") {
+      config.*entry->number = -1;
+      return {};
+    }
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
     if (error != std::errc{} || end != value.data() + value.size() || number < entry->lowest || number > entry->highest)
       return out_of_its_range(*entry, value.empty() ? "an empty value" : value);
     config.*entry->number = number;
+    return {};
+  }
+  if (entry->real != nullptr) {
+    double real = 0;
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), real);
+    if (error != std::errc{} || end != value.data() + value.size() || !(real >= 0 && real <= entry->most))
+      return out_of_its_range(*entry, value.empty() ? "an empty value" : value);
+    config.*entry->real = real;
     return {};
   }
   for (size_t i = 0; i < entry->words.size(); i++) {
@@ -125,7 +170,9 @@ Status get(const adamas_config& config, const std::string& name, std::string& va
   const Entry* entry = find(name);
   if (entry == nullptr) return unknown(name);
   if (Status status = check_entry(*entry, config); !status.ok()) return status;
-  value = entry->number != nullptr ? std::to_string(config.*entry->number) : entry->words[config.*entry->choice];
+  if (entry->choice != nullptr) value = entry->words[config.*entry->choice];
+  else if (entry->real != nullptr) value = text_of(config.*entry->real);
+  else value = entry->or_auto && config.*entry->number == -1 ? "auto" : std::to_string(config.*entry->number);
   return {};
 }
 

@@ -149,7 +149,10 @@ void finish(Row& row, int h) {
     const float value = state.sum == 0 ? 0.0f : state.out[d] * (std::isnan(state.sum) ? state.sum : inverse);
     std::memcpy(reinterpret_cast<std::byte*>(out) + d * sizeof(float), &value, sizeof value);
   }
-  if (row.p.lse != nullptr) row.p.lse[(row.batch * row.p.rows + row.row) * row.plan.params.q_heads + h] = state.lse();
+  const int64_t index = (row.batch * row.p.rows + row.row) * row.plan.params.q_heads + h;
+  if (row.p.mass != nullptr) row.p.mass[index] = 1;
+  if (row.p.noise != nullptr) row.p.noise[index] = 0;
+  if (row.p.lse != nullptr) row.p.lse[index] = state.lse();
 }
 
 // Heads [first, last) of a KV head's group, at most `most` at a time.
