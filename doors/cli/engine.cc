@@ -146,6 +146,7 @@ void configure(const adamas_config& config) { adamas::detail::check(engine().ada
 adamas_config engine_only() {
   adamas_config config;
   adamas::detail::check(adamas_config_init(&config));
+  config.policy = ADAMAS_POLICY_FULL;
   config.min_context = std::numeric_limits<std::int32_t>::max();
   return config;
 }
@@ -159,9 +160,9 @@ Observer::~Observer() { engine().adamas_observe(nullptr, nullptr); }
 
 // ---- model ----------------------------------------------------------------------------------------------------------
 
-void Model::Free::operator()(llama_model* model) const { engine().llama_model_free(model); }
+void LoadedModel::Free::operator()(llama_model* model) const { engine().llama_model_free(model); }
 
-Model::Model(const std::string& path) : path_(path) {
+LoadedModel::LoadedModel(const std::string& path) : path_(path) {
   read_gguf(path);  // the engine's loader trusts the file more than a child process of ours does
   last_error().clear();
   llama_model_params params = engine().llama_model_default_params();
@@ -171,17 +172,17 @@ Model::Model(const std::string& path) : path_(path) {
   vocabulary_ = engine().llama_model_get_vocab(model_.get());
 }
 
-std::string Model::name() const {
+std::string LoadedModel::name() const {
   char name[256];
   const bool named = engine().llama_model_meta_val_str(model_.get(), "general.name", name, sizeof name) > 0;
   return named ? name : fs::path(path_).stem().string();
 }
 
-std::int32_t Model::vocabulary() const { return engine().llama_vocab_n_tokens(vocabulary_); }
-std::int32_t Model::layers() const { return engine().llama_model_n_layer(model_.get()); }
-std::int32_t Model::trained_context() const { return engine().llama_model_n_ctx_train(model_.get()); }
+std::int32_t LoadedModel::vocabulary() const { return engine().llama_vocab_n_tokens(vocabulary_); }
+std::int32_t LoadedModel::layers() const { return engine().llama_model_n_layer(model_.get()); }
+std::int32_t LoadedModel::trained_context() const { return engine().llama_model_n_ctx_train(model_.get()); }
 
-Tokens Model::tokenize(const std::string& text, Special special) const {
+Tokens LoadedModel::tokenize(const std::string& text, Special special) const {
   if (text.size() > std::numeric_limits<std::int32_t>::max() - 16)
     throw Failure(exit_failed, fmt::format("a text of {} bytes is more than the engine can take", text.size()));
   Tokens tokens(text.size() + 16);
@@ -193,7 +194,7 @@ Tokens Model::tokenize(const std::string& text, Special special) const {
   return tokens;
 }
 
-std::string Model::text(std::span<const Token> tokens) const {
+std::string LoadedModel::text(std::span<const Token> tokens) const {
   std::string text(tokens.size() * 16 + 16, '\0');
   for (;;) {
     const std::int32_t length =
@@ -204,14 +205,14 @@ std::string Model::text(std::span<const Token> tokens) const {
   }
 }
 
-std::optional<Token> Model::first_token() const {
+std::optional<Token> LoadedModel::first_token() const {
   if (!engine().llama_vocab_get_add_bos(vocabulary_)) return std::nullopt;
   return engine().llama_vocab_bos(vocabulary_);
 }
 
-bool Model::is_end(Token token) const { return engine().llama_vocab_is_eog(vocabulary_, token); }
+bool LoadedModel::is_end(Token token) const { return engine().llama_vocab_is_eog(vocabulary_, token); }
 
-std::string Model::as_question(const std::string& text) const {
+std::string LoadedModel::as_question(const std::string& text) const {
   const char* chat = engine().llama_model_chat_template(model_.get(), nullptr);
   if (chat == nullptr) return text;
   const llama_chat_message message{"user", text.c_str()};
@@ -227,7 +228,7 @@ std::string Model::as_question(const std::string& text) const {
 
 void Context::Free::operator()(llama_context* context) const { engine().llama_free(context); }
 
-Context::Context(const Model& model, const ContextParams& params) : model_(model), params_(params) {
+Context::Context(const LoadedModel& model, const ContextParams& params) : model_(model), params_(params) {
   llama_context_params native = engine().llama_context_default_params();
   native.n_ctx = static_cast<std::uint32_t>(params.tokens);
   native.n_batch = native.n_ubatch = static_cast<std::uint32_t>(params.batch);

@@ -49,9 +49,9 @@ class Observer {
 
 enum class Special { as_text, parsed };  // what "<|im_start|>" in a text is
 
-class Model {
+class LoadedModel {
  public:
-  explicit Model(const std::string& path);
+  explicit LoadedModel(const std::string& path);
 
   const std::string& path() const { return path_; }
   std::string name() const;           // as the file has it, else the file's own name
@@ -89,7 +89,7 @@ struct ContextParams {
 // cut() is exact.
 class Context {
  public:
-  Context(const Model& model, const ContextParams& params);
+  Context(const LoadedModel& model, const ContextParams& params);
 
   std::int64_t length() const { return length_; }  // tokens so far
 
@@ -104,7 +104,7 @@ class Context {
   struct Free {
     void operator()(llama_context* context) const;
   };
-  const Model& model_;
+  const LoadedModel& model_;
   ContextParams params_;
   std::unique_ptr<llama_context, Free> context_;
   std::int64_t length_ = 0;
