@@ -143,14 +143,6 @@ std::vector<std::string> engine_files() {
 
 void configure(const adamas_config& config) { adamas::detail::check(engine().adamas_configure(&config)); }
 
-adamas_config engine_only() {
-  adamas_config config;
-  adamas::detail::check(adamas_config_init(&config));
-  config.policy = ADAMAS_POLICY_FULL;
-  config.min_context = std::numeric_limits<std::int32_t>::max();
-  return config;
-}
-
 Observer::Observer(std::function<void(const adamas_observation&)> see) : see_(std::move(see)) {
   engine().adamas_observe(
       [](void* user, const adamas_observation* observation) { static_cast<Observer*>(user)->see_(*observation); }, this);

@@ -32,9 +32,6 @@ std::vector<std::string> engine_files();
 // The settings of every step from now on, in all contexts. A context keeps its codes while it sees the same settings.
 void configure(const adamas_config& config);
 
-// Settings with which the back end claims nothing: the engine's own dense attention.
-adamas_config engine_only();
-
 // While this object lives, `see` is called after each attention that the back end computed.
 class Observer {
  public:
