@@ -113,6 +113,8 @@ struct Engine {
                                              ADAMAS_GGML_VERSION));
     llama_log_set(listen, nullptr);
     unsetenv("GGML_BACKEND_PATH");  // the back end that is measured is the one of this build
+    // A graph that is used again was split between the engine and the back end as the settings of its first use wanted it.
+    setenv("LLAMA_GRAPH_REUSE_DISABLE", "1", 1);
     ggml_backend_load_all_from_path(fs::path(file_of(reinterpret_cast<void*>(llama_decode))).parent_path().c_str());
 
     const auto path = find_back_end();
@@ -206,12 +208,12 @@ bool LoadedModel::is_end(Token token) const { return engine().llama_vocab_is_eog
 
 std::string LoadedModel::as_question(const std::string& text) const {
   const char* chat = engine().llama_model_chat_template(model_.get(), nullptr);
-  if (chat == nullptr) return text;
+  if (chat == nullptr) return text + "\n";
   const llama_chat_message message{"user", text.c_str()};
   std::string prompt(text.size() + 1024, '\0');
   const std::int32_t length = engine().llama_chat_apply_template(chat, &message, 1, true, prompt.data(),
                                                                  static_cast<std::int32_t>(prompt.size()));
-  if (length < 0 || static_cast<std::size_t>(length) > prompt.size()) return text;  // a template that the engine does not know
+  if (length < 0 || static_cast<std::size_t>(length) > prompt.size()) return text + "\n";  // a template that the engine does not know
   prompt.resize(static_cast<std::size_t>(length));
   return prompt;
 }

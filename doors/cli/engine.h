@@ -62,7 +62,7 @@ class LoadedModel {
   std::optional<Token> first_token() const;  // nothing: the model wants none
   bool is_end(Token token) const;            // of a text or an answer
 
-  // The text as a user's message, up to where the answer begins; as it is when the model has no chat template.
+  // The text as a user's message, up to where the answer begins; without a chat template, the text and a new line.
   std::string as_question(const std::string& text) const;
 
  private:

@@ -11,5 +11,7 @@ namespace {
 }  // namespace
 
 int perplexity(const EvalOptions&, const PerplexityOptions&) { absent(); }
+int retrieval(const EvalOptions&, const RetrievalOptions&) { absent(); }
+int recall(const EvalOptions&, const RecallOptions&) { absent(); }
 
 }  // namespace cli

@@ -44,6 +44,21 @@ CLI::Option* number(CLI::App* app, const std::string& flag, std::int64_t& value,
   return app->add_option(flag, value, meaning)->check(CLI::Range(lowest, most).description(""))->type_name("N");
 }
 
+void add_places(CLI::App* app, RetrievalOptions& options) {
+  app->add_option("--lengths", options.lengths, "Tokens of a prompt, one length or a list (default 2048,4096,8000)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(std::int64_t{1}, most).description(""))
+      ->type_name("LIST");
+  app->add_option("--depths", options.depths, "Places in the text, from its start to its end (default 10)")
+      ->check(CLI::Range(1, 1000).description(""))
+      ->type_name("N");
+  app->add_option("--ask", options.ask, "How the question is read: dense, with the prompt, or sparse, token by token (default dense)")
+      ->check(CLI::IsMember({"dense", "sparse"}).description(""))
+      ->type_name("HOW");
+  app->add_flag("--chat", options.chat, "Ask as a user does, by the model's chat template; without it, the model goes on with the text");
+}
+
 }  // namespace
 
 Eval::Kind& Eval::add(const char* name, const char* description, const std::string& details) {
@@ -75,6 +90,18 @@ Eval::Eval(CLI::App& eval, const std::string& footer) : eval_(eval), footer_(foo
   number(app, "--context", perplexity_.context, 2, "Tokens of a window (default 8192)");
   number(app, "--score-from", perplexity_.score_from, 1, "Tokens of a window that are not scored; without it, half of them");
   number(app, "--chunks", perplexity_.chunks, 1, "Windows of each file, one after the other (default 1)");
+
+  app = add("passkey", "Whether a number in a long text is found again", passkey_details).app;
+  add_places(app, passkey_);
+  number(app, "--seed", passkey_.seed, 0, "Another number, other pass keys (default 1)");
+
+  app = add("needle", "Whether a sentence in a real text is found again", needle_details).app;
+  add_places(app, needle_);
+  app->add_option("--file", needle_.file, "The text around the sentence")->type_name("TEXT");
+  app->add_option("--needle", needle_.needle, fmt::format("The sentence (default: {})", needle_.needle))->type_name("SENTENCE");
+  app->add_option("--question", needle_.question, fmt::format("Asks for it (default: {})", needle_.question))->type_name("TEXT");
+  app->add_option("--lead", needle_.lead, "How the answer begins, which helps small models; may be empty")->type_name("TEXT");
+  app->add_option("--answer", needle_.answer, fmt::format("What the answer has to hold (default: {})", needle_.answer))->type_name("TEXT");
 }
 
 int Eval::run(const std::vector<std::string>& command) {
@@ -90,6 +117,8 @@ int Eval::run(const std::vector<std::string>& command) {
   options.cases = (*kind)->cases->cases();
   if (options.model.empty())
     throw Failure(exit_usage, fmt::format("eval {}: the model is missing; for example: --model MODEL.gguf", options.kind));
+  if (options.kind == "passkey") return retrieval(options, passkey_);
+  if (options.kind == "needle") return retrieval(options, needle_);
   return perplexity(options, perplexity_);
 }
 

@@ -33,10 +33,15 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& what);
 struct RetrievalOptions {
   std::vector<std::int64_t> lengths{2048, 4096, 8000};
   std::int64_t depths = 10;
-  std::string asked = "dense";  // how the question is read: dense, as a part of the prompt, or sparse, token by token
+  std::string ask = "dense";  // how the question is read: dense, as a part of the prompt, or sparse, token by token
+  bool chat = false;            // the prompt is a user's message, as the model's chat template has it, and not a text to go on with
   std::int64_t seed = 1;        // of the pass keys
-  std::string file;             // `needle`: the text around it
-  std::string needle, question, lead, answer;
+  // `needle`:
+  std::string file;  // the text around it
+  std::string needle = "The name of the white camel of Hazor is Bartholomew.";
+  std::string question = "What is the name of the white camel of Hazor?";
+  std::string lead = "The name of the white camel of Hazor is";  // begins the answer, which helps small models
+  std::string answer = "Bartholomew";                            // it has to hold this
 };
 int retrieval(const EvalOptions& options, const RetrievalOptions& what);
 

@@ -256,8 +256,7 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
   }
   Finished finished = finished_of(options, {text_hashes, what.context, what.score_from}, parts);
   const double part_work = static_cast<double>((what.context - 1) * std::ssize(options.cases));
-  Progress progress(part_work * static_cast<double>(parts.size()));
-
+  auto progress = std::make_unique<Progress>(part_work * static_cast<double>(parts.size()));
   std::unique_ptr<Measurement> measurement;  // made when there is something to measure
   std::vector<Json> rows;  // by file
   for (std::size_t i = 0; i < texts.size(); ++i) {
@@ -265,7 +264,7 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
     for (std::int64_t chunk = 0; chunk < what.chunks; ++chunk) {
       const std::string part = fmt::format("{} {}", i, chunk);
       if (finished.find(part) != nullptr) {
-        progress.skip(part_work);
+        progress->skip(part_work);
       } else {
         if (!measurement) {
           check_room(model, std::ssize(options.cases), what.context);
@@ -273,7 +272,7 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
         }
         const auto text = std::span(tokens[i]).subspan(static_cast<std::size_t>(chunk * what.context),
                                                        static_cast<std::size_t>(what.context));
-        finished.add(part, json_of(measurement->window(text, progress, short_name(what.files[i]))));
+        finished.add(part, json_of(measurement->window(text, *progress, short_name(what.files[i]))));
       }
       const std::vector<Sums> done = sums_of(*finished.find(part));
       for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add(done.at(k));
@@ -285,6 +284,7 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
       rows.back().push_back(row);
     }
   }
+  progress.reset();  // its line goes before the table comes
 
   Json all = Json::array();
   for (const Json& of_file : rows) {
