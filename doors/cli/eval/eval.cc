@@ -59,6 +59,15 @@ void add_places(CLI::App* app, RetrievalOptions& options) {
   app->add_flag("--chat", options.chat, "Ask as a user does, by the model's chat template; without it, the model goes on with the text");
 }
 
+void add_samples(CLI::App* app, RecallOptions& options) {
+  app->add_option("--file", options.file, "Text")->type_name("TEXT");
+  number(app, "--context", options.context, 64, "Tokens of it (default 8192)");
+  number(app, "--samples", options.samples, 1, "Tokens that are looked at, in the second half (default 32)");
+  app->add_option("--enough", options.enough, "Share of the softmax that a layer should read (default 0.9)")
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->type_name("SHARE");
+}
+
 }  // namespace
 
 Eval::Kind& Eval::add(const char* name, const char* description, const std::string& details) {
@@ -102,6 +111,14 @@ Eval::Eval(CLI::App& eval, const std::string& footer) : eval_(eval), footer_(foo
   app->add_option("--question", needle_.question, fmt::format("Asks for it (default: {})", needle_.question))->type_name("TEXT");
   app->add_option("--lead", needle_.lead, "How the answer begins, which helps small models; may be empty")->type_name("TEXT");
   app->add_option("--answer", needle_.answer, fmt::format("What the answer has to hold (default: {})", needle_.answer))->type_name("TEXT");
+
+  app = add("recall", "What each layer and head selects of what it should", recall_details).app;
+  add_samples(app, recall_);
+
+  Kind& tune = add("tune", "Write settings by layer for a model", tune_details);
+  add_samples(tune.app, tune_);
+  tune.app->add_option("--config", tune_.config, "The settings file to write")->type_name("FILE");
+  tune.cases->set_default("budget", {"32", "64", "128", "256", "512", "1024"});
 }
 
 int Eval::run(const std::vector<std::string>& command) {
@@ -119,6 +136,8 @@ int Eval::run(const std::vector<std::string>& command) {
     throw Failure(exit_usage, fmt::format("eval {}: the model is missing; for example: --model MODEL.gguf", options.kind));
   if (options.kind == "passkey") return retrieval(options, passkey_);
   if (options.kind == "needle") return retrieval(options, needle_);
+  if (options.kind == "recall") return recall(options, recall_);
+  if (options.kind == "tune") return recall(options, tune_);
   return perplexity(options, perplexity_);
 }
 
