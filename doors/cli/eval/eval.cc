@@ -1,8 +1,12 @@
 #include "eval.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <limits>
 #include <thread>
 
@@ -42,6 +46,15 @@ As `recall`; then writes settings for this model, by layer, so that each reads e
 
 CLI::Option* number(CLI::App* app, const std::string& flag, std::int64_t& value, std::int64_t lowest, const std::string& meaning) {
   return app->add_option(flag, value, meaning)->check(CLI::Range(lowest, most).description(""))->type_name("N");
+}
+
+// Said before the work and not after it.
+void require_writable(const std::string& path) {
+  if (path.empty()) return;
+  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+  const bool exists = access(path.c_str(), F_OK) == 0;
+  if (access(exists ? path.c_str() : folder.c_str(), W_OK) != 0)
+    throw Failure(exit_failed, fmt::format("{} cannot be written: {}", path, std::strerror(errno)));
 }
 
 void add_places(CLI::App* app, RetrievalOptions& options) {
@@ -134,6 +147,8 @@ int Eval::run(const std::vector<std::string>& command) {
   options.cases = (*kind)->cases->cases();
   if (options.model.empty())
     throw Failure(exit_usage, fmt::format("eval {}: the model is missing; for example: --model MODEL.gguf", options.kind));
+  require_writable(options.html);
+  require_writable(tune_.config);
   if (options.kind == "passkey") return retrieval(options, passkey_);
   if (options.kind == "needle") return retrieval(options, needle_);
   if (options.kind == "recall") return recall(options, recall_);
