@@ -17,7 +17,8 @@ namespace {
 float from_half(std::uint16_t bits) {
   const float sign = bits & 0x8000 ? -1.0f : 1.0f;
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  if (exponent == 31) return fraction != 0 ? std::numeric_limits<float>::quiet_NaN() : sign * std::numeric_limits<float>::infinity();
+  if (exponent == 31)
+    return fraction != 0 ? std::numeric_limits<float>::quiet_NaN() : sign * std::numeric_limits<float>::infinity();
   return sign * (exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
                                : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25));
 }
