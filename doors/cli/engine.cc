@@ -114,6 +114,8 @@ struct Engine {
                                              ADAMAS_GGML_VERSION));
     llama_log_set(listen, nullptr);
     unsetenv("GGML_BACKEND_PATH");  // the back end that is measured is the one of this build
+    // A graph that is used again was split between the engine and the back end as the settings of its first use wanted it.
+    setenv("LLAMA_GRAPH_REUSE_DISABLE", "1", 1);
     ggml_backend_load_all_from_path(fs::path(file_of(reinterpret_cast<void*>(llama_decode))).parent_path().c_str());
 
     const auto path = find_back_end();
@@ -144,13 +146,6 @@ std::vector<std::string> engine_files() {
 
 void configure(const adamas_config& config) { adamas::detail::check(engine().adamas_configure(&config)); }
 
-adamas_config engine_only() {
-  adamas_config config;
-  adamas::detail::check(adamas_config_init(&config));
-  config.min_context = std::numeric_limits<std::int32_t>::max();
-  return config;
-}
-
 Observer::Observer(std::function<void(const adamas_observation&)> see) : see_(std::move(see)) {
   engine().adamas_observe(
       [](void* user, const adamas_observation* observation) { static_cast<Observer*>(user)->see_(*observation); }, this);
@@ -160,9 +155,9 @@ Observer::~Observer() { engine().adamas_observe(nullptr, nullptr); }
 
 // ---- model ----------------------------------------------------------------------------------------------------------
 
-void Model::Free::operator()(llama_model* model) const { engine().llama_model_free(model); }
+void LoadedModel::Free::operator()(llama_model* model) const { engine().llama_model_free(model); }
 
-Model::Model(const std::string& path) : path_(path) {
+LoadedModel::LoadedModel(const std::string& path) : path_(path) {
   read_gguf(path);  // the engine's loader trusts the file more than a child process of ours does
   last_error().clear();
   llama_model_params params = engine().llama_model_default_params();
@@ -172,17 +167,17 @@ Model::Model(const std::string& path) : path_(path) {
   vocabulary_ = engine().llama_model_get_vocab(model_.get());
 }
 
-std::string Model::name() const {
+std::string LoadedModel::name() const {
   char name[256];
   const bool named = engine().llama_model_meta_val_str(model_.get(), "general.name", name, sizeof name) > 0;
   return named ? name : fs::path(path_).stem().string();
 }
 
-std::int32_t Model::vocabulary() const { return engine().llama_vocab_n_tokens(vocabulary_); }
-std::int32_t Model::layers() const { return engine().llama_model_n_layer(model_.get()); }
-std::int32_t Model::trained_context() const { return engine().llama_model_n_ctx_train(model_.get()); }
+std::int32_t LoadedModel::vocabulary() const { return engine().llama_vocab_n_tokens(vocabulary_); }
+std::int32_t LoadedModel::layers() const { return engine().llama_model_n_layer(model_.get()); }
+std::int32_t LoadedModel::trained_context() const { return engine().llama_model_n_ctx_train(model_.get()); }
 
-Tokens Model::tokenize(const std::string& text, Special special) const {
+Tokens LoadedModel::tokenize(const std::string& text, Special special) const {
   if (text.size() > std::numeric_limits<std::int32_t>::max() - 16)
     throw Failure(exit_failed, fmt::format("a text of {} bytes is more than the engine can take", text.size()));
   Tokens tokens(text.size() + 16);
@@ -194,7 +189,7 @@ Tokens Model::tokenize(const std::string& text, Special special) const {
   return tokens;
 }
 
-std::string Model::text(std::span<const Token> tokens) const {
+std::string LoadedModel::text(std::span<const Token> tokens) const {
   std::string text(tokens.size() * 16 + 16, '\0');
   for (;;) {
     const std::int32_t length =
@@ -205,7 +200,7 @@ std::string Model::text(std::span<const Token> tokens) const {
   }
 }
 
-std::string Model::piece(Token token) const {
+std::string LoadedModel::piece(Token token) const {
   std::string text(64, '\0');
   for (;;) {
     const std::int32_t length = engine().llama_token_to_piece(vocabulary_, token, text.data(),
@@ -215,21 +210,21 @@ std::string Model::piece(Token token) const {
   }
 }
 
-std::optional<Token> Model::first_token() const {
+std::optional<Token> LoadedModel::first_token() const {
   if (!engine().llama_vocab_get_add_bos(vocabulary_)) return std::nullopt;
   return engine().llama_vocab_bos(vocabulary_);
 }
 
-bool Model::is_end(Token token) const { return engine().llama_vocab_is_eog(vocabulary_, token); }
+bool LoadedModel::is_end(Token token) const { return engine().llama_vocab_is_eog(vocabulary_, token); }
 
-std::string Model::as_question(const std::string& text) const {
+std::string LoadedModel::as_question(const std::string& text) const {
   const char* chat = engine().llama_model_chat_template(model_.get(), nullptr);
-  if (chat == nullptr) return text;
+  if (chat == nullptr) return text + "\n";
   const llama_chat_message message{"user", text.c_str()};
   std::string prompt(text.size() + 1024, '\0');
   const std::int32_t length = engine().llama_chat_apply_template(chat, &message, 1, true, prompt.data(),
                                                                  static_cast<std::int32_t>(prompt.size()));
-  if (length < 0 || static_cast<std::size_t>(length) > prompt.size()) return text;  // a template that the engine does not know
+  if (length < 0 || static_cast<std::size_t>(length) > prompt.size()) return text + "\n";  // a template that the engine does not know
   prompt.resize(static_cast<std::size_t>(length));
   return prompt;
 }
@@ -238,7 +233,7 @@ std::string Model::as_question(const std::string& text) const {
 
 void Context::Free::operator()(llama_context* context) const { engine().llama_free(context); }
 
-Context::Context(const Model& model, const ContextParams& params) : model_(model), params_(params) {
+Context::Context(const LoadedModel& model, const ContextParams& params) : model_(model), params_(params) {
   llama_context_params native = engine().llama_context_default_params();
   native.n_ctx = static_cast<std::uint32_t>(params.tokens);
   native.n_batch = native.n_ubatch = static_cast<std::uint32_t>(params.batch);

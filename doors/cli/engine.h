@@ -32,9 +32,6 @@ std::vector<std::string> engine_files();
 // The settings of every step from now on, in all contexts. A context keeps its codes while it sees the same settings.
 void configure(const adamas_config& config);
 
-// Settings with which the back end claims nothing: the engine's own dense attention.
-adamas_config engine_only();
-
 // While this object lives, `see` is called after each attention that the back end computed.
 class Observer {
  public:
@@ -49,9 +46,9 @@ class Observer {
 
 enum class Special { as_text, parsed };  // what "<|im_start|>" in a text is
 
-class Model {
+class LoadedModel {
  public:
-  explicit Model(const std::string& path);
+  explicit LoadedModel(const std::string& path);
 
   const std::string& path() const { return path_; }
   std::string name() const;           // as the file has it, else the file's own name
@@ -66,7 +63,7 @@ class Model {
   std::optional<Token> first_token() const;  // nothing: the model wants none
   bool is_end(Token token) const;            // of a text or an answer
 
-  // The text as a user's message, up to where the answer begins; as it is when the model has no chat template.
+  // The text as a user's message, up to where the answer begins; without a chat template, the text and a new line.
   std::string as_question(const std::string& text) const;
 
  private:
@@ -90,7 +87,7 @@ struct ContextParams {
 // cut() is exact.
 class Context {
  public:
-  Context(const Model& model, const ContextParams& params);
+  Context(const LoadedModel& model, const ContextParams& params);
 
   std::int64_t length() const { return length_; }  // tokens so far
 
@@ -105,7 +102,7 @@ class Context {
   struct Free {
     void operator()(llama_context* context) const;
   };
-  const Model& model_;
+  const LoadedModel& model_;
   ContextParams params_;
   std::unique_ptr<llama_context, Free> context_;
   std::int64_t length_ = 0;

@@ -14,6 +14,8 @@
 
 #include "commands.h"
 #include "engine.h"
+#include "eval/progress.h"
+#include "eval/results.h"
 #include "output.h"
 #include "pages.h"
 #include "reads.h"
@@ -23,13 +25,8 @@ namespace {
 
 // ---- what goes in ---------------------------------------------------------------------------------------------------
 
-std::string read_text(const std::string& path) {
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error)) throw Failure(exit_failed, fmt::format("{} is a folder", path));
-  if (!std::filesystem::exists(path, error)) throw Failure(exit_failed, fmt::format("{}: there is no such file", path));
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file) throw Failure(exit_failed, fmt::format("{} cannot be read", path));
+std::string document_of(const std::string& path) {
+  std::string text = read_text(path);
   text.erase(text.find_last_not_of(" \t\r\n") + 1);
   if (text.empty()) throw Failure(exit_failed, fmt::format("{} is empty: there is nothing to read an answer from", path));
   return text;
@@ -61,7 +58,7 @@ struct Prompt {
 // nothing in the document can pass for a mark of the template.
 class PromptMaker {
  public:
-  explicit PromptMaker(const Model& model) : model_(model) {}
+  explicit PromptMaker(const LoadedModel& model) : model_(model) {}
 
   void add(const std::string& role, const std::string& text, Special special = Special::as_text) {
     Tokens tokens = model_.tokenize(text, special);
@@ -74,15 +71,16 @@ class PromptMaker {
   Prompt take() { return std::move(prompt_); }
 
  private:
-  const Model& model_;
+  const LoadedModel& model_;
   Prompt prompt_;
 };
 
-Prompt make_prompt(const Model& model, const std::string& document, const std::string& question, const std::string& lead) {
+Prompt make_prompt(const LoadedModel& model, const std::string& document, const std::string& question,
+                   const std::string& lead) {
   const std::string mark = "document-and-question";
   const std::string form = model.as_question(mark);
   const std::size_t at = form.find(mark);
-  const bool has_template = form != mark && at != std::string::npos;
+  const bool has_template = at != std::string::npos && form != mark + "\n";  // which is what comes back without one
   PromptMaker maker(model);
   if (has_template) maker.add("template", form.substr(0, at), Special::parsed);
   maker.add("document", document + "\n\n");
@@ -105,7 +103,7 @@ bool is_cut_character(const std::string& bytes) {
 }
 
 // The text of each token. A character that several tokens share is the last one's; the others' text is empty.
-Json texts_of(const Model& model, const Tokens& tokens) {
+Json texts_of(const LoadedModel& model, const Tokens& tokens) {
   Json texts = Json::array();
   std::string bytes;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
@@ -148,33 +146,6 @@ std::string command_line() {
   return command;
 }
 
-// "adamas: reading 1,932 tokens: 45 %": in place on a terminal, else a line every quarter.
-class Progress {
- public:
-  Progress(std::string what, std::int64_t total) : what_(std::move(what)), total_(std::max<std::int64_t>(total, 1)) {}
-  ~Progress() {
-    if (terminal_) fmt::print(stderr, "\r\033[K");
-  }
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
-
-  void show(std::int64_t done) {
-    const std::int64_t percent = 100 * done / total_;
-    if (terminal_) {
-      fmt::print(stderr, "\radamas: {}: {} %", what_, percent);
-    } else if (percent / 25 > shown_ / 25) {
-      fmt::print(stderr, "adamas: {}: {} %\n", what_, percent / 25 * 25);
-    }
-    shown_ = percent;
-    std::fflush(stderr);
-  }
-
- private:
-  std::string what_;
-  std::int64_t total_, shown_ = 0;
-  bool terminal_ = isatty(STDERR_FILENO) == 1;
-};
-
 class Clock {
  public:
   double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(); }
@@ -192,18 +163,22 @@ struct Answer {
 };
 
 // The prompt is read densely. Its last token is the first step of the answer: what that step reads decides the first word.
-Answer make_answer(const Model& model, Context& context, const Prompt& prompt, const adamas_config& config,
+Answer make_answer(const LoadedModel& model, Context& context, const Prompt& prompt, const adamas_config& config,
                    std::int64_t most, Reads& reads) {
   Answer answer;
   const Clock reading;
   configure(engine_only());
   const std::span<const Token> before = std::span(prompt.tokens).first(prompt.tokens.size() - 1);
   constexpr std::size_t piece = 256;  // a batch; small enough for the progress to move
+  // A token attends to all before it: at about 4,000 that costs as much as the rest of it.
+  const auto work = [](double tokens) { return tokens + tokens * tokens / 8000; };
   {
-    Progress progress(fmt::format("reading {} tokens", prompt.tokens.size()), std::ssize(before));
+    Progress progress(work(static_cast<double>(before.size())));
     for (std::size_t first = 0; first < before.size(); first += piece) {
-      context.decode(before.subspan(first, std::min(piece, before.size() - first)));
-      progress.show(context.length());
+      const std::size_t end = std::min(first + piece, before.size());
+      context.decode(before.subspan(first, end - first));
+      progress.advance(work(static_cast<double>(end)) - work(static_cast<double>(first)),
+                       fmt::format("reading {} tokens", prompt.tokens.size()));
     }
   }
   answer.seconds_reading = reading.seconds();
@@ -211,7 +186,7 @@ Answer make_answer(const Model& model, Context& context, const Prompt& prompt, c
   const Clock answering;
   configure(config);
   const Observer observer([&](const adamas_observation& observation) { reads.see(observation); });
-  Progress progress(fmt::format("answering with at most {} tokens", most), most);
+  Progress progress(static_cast<double>(most));
   Token token = prompt.tokens.back();
   while (std::ssize(answer.tokens) < most && !answer.ended) {
     context.decode(std::span(&token, 1), 1);
@@ -220,7 +195,7 @@ Answer make_answer(const Model& model, Context& context, const Prompt& prompt, c
     token = static_cast<Token>(std::ranges::max_element(logits) - logits.begin());
     answer.tokens.push_back(token);
     answer.ended = model.is_end(token);
-    progress.show(std::ssize(answer.tokens));
+    progress.advance(1, "answering");
   }
   answer.seconds_answering = answering.seconds();
   return answer;
@@ -269,8 +244,8 @@ int explain(Settings& settings, const ExplainOptions& options) {
   adamas::detail::check(adamas_config_init(&config));
   adamas::detail::check(adamas_config_from_environment(&config));
 
-  const std::string document = read_text(options.file);
-  const Model model(options.model);
+  const std::string document = document_of(options.file);
+  const LoadedModel model(options.model);
   const Prompt prompt = make_prompt(model, document, options.ask, options.lead);
   const std::int64_t needed = std::ssize(prompt.tokens) + options.tokens;
   const std::int64_t limit = options.context > 0 ? options.context : model.trained_context();

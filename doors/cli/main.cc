@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "commands.h"
+#include "eval/eval.h"
 #include "output.h"
 #include "suggest.h"
 
@@ -45,6 +46,9 @@ class Help : public CLI::Formatter {
     const std::string name = app->get_name();
     if (name == "run") return "Usage: adamas run [SETTINGS] -- TOOL ARGS...\n";
     if (name == "info") return "Usage: adamas info [SETTINGS] [--json]\n";
+    if (name == "eval") return "Usage: adamas eval KIND --model MODEL.gguf ... [SETTINGS]\n";
+    if (app->get_parent() != nullptr && app->get_parent()->get_name() == "eval")
+      return "Usage: adamas eval " + name + " --model MODEL.gguf [OPTIONS] [SETTINGS]\n";
     if (name == "check") return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n";
     if (name == "explain")
       return "Usage: adamas explain [SETTINGS] --model MODEL.gguf --file TEXT --ask QUESTION --html OUT [OPTIONS]\n";
@@ -74,6 +78,17 @@ std::vector<std::string> flags_of(const CLI::App& command) {
   return flags;
 }
 
+std::vector<std::string> commands_of(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  return names;
+}
+
+// "adamas eval passkey": a command as it is typed.
+std::string typed(const CLI::App& app) {
+  return app.get_parent() == nullptr ? app.get_name() : typed(*app.get_parent()) + " " + app.get_name();
+}
+
 // What CLI11 could not place: a sentence for it.
 void refuse_rest(const CLI::App& app, const CLI::App* command) {
   const std::vector<std::string> rest = command != nullptr ? command->remaining() : app.remaining();
@@ -81,12 +96,13 @@ void refuse_rest(const CLI::App& app, const CLI::App* command) {
   const std::string& word = rest.front();
   if (word.starts_with("-")) {
     const CLI::App& place = command != nullptr ? *command : app;
-    throw Failure(exit_usage, fmt::format("{} is not a flag of {}{}", word,
-                                          command != nullptr ? "adamas " + command->get_name() : "adamas",
+    throw Failure(exit_usage, fmt::format("{} is not a flag of {}{}", word, typed(place),
                                           suggestion(word.substr(0, word.find('=')), flags_of(place))));
   }
   if (command == nullptr)
-    throw Failure(exit_usage, fmt::format("{} is not a command{}", word, suggestion(word, {"run", "info", "check", "explain"})));
+    throw Failure(exit_usage, fmt::format("{} is not a command{}", word, suggestion(word, commands_of(app))));
+  if (command->get_name() == "eval")
+    throw Failure(exit_usage, fmt::format("eval: {} is nothing to evaluate{}", word, suggestion(word, commands_of(*command))));
   if (command->get_name() == "run")
     throw Failure(exit_usage, fmt::format("run: write -- before the tool: adamas run -- {} ...", word));
   throw Failure(exit_usage, fmt::format("{}: {} is one argument too many", command->get_name(), word));
@@ -126,6 +142,9 @@ int dispatch(int argc, char** argv) {
       ->type_name("N");
   check_command->add_flag("--json", check_options.json, "Print JSON");
 
+  CLI::App* eval_command = add_command("eval", "Measure what each setting costs a model, and what it reads", "");
+  Eval eval(*eval_command, settings_details + std::string(exit_codes));
+
   CLI::App* explain_command = add_command("explain", "Show what an answer was read from, as a page", explain_details);
   Settings explain_settings(*explain_command);
   ExplainOptions explain_options;
@@ -163,13 +182,15 @@ int dispatch(int argc, char** argv) {
 
   const auto chosen = app.get_subcommands();
   const CLI::App* command = chosen.empty() ? nullptr : chosen.front();
-  refuse_rest(app, command);
+  const auto kinds = command != nullptr ? command->get_subcommands() : std::vector<CLI::App*>();
+  refuse_rest(app, kinds.empty() ? command : kinds.front());
   if (line.has_mark && command != run_command) throw Failure(exit_usage, "only `adamas run` takes -- and a tool after it");
   if (command == run_command) return run(run_settings, line.tool);
   if (command == info_command) return info(info_settings, info_options);
   if (command == check_command) return check(check_settings, check_options);
   if (command == explain_command) return explain(explain_settings, explain_options);
-  throw Failure(exit_usage, "a command is missing: run, info, check or explain; `adamas --help` explains them");
+  if (command == eval_command) return eval.run({argv, argv + argc});
+  throw Failure(exit_usage, "a command is missing: run, info, check, eval or explain; `adamas --help` explains them");
 }
 
 int complain(const std::string& sentence, int code) {
@@ -197,6 +218,8 @@ int main(int argc, char** argv) {
   } catch (const adamas::Error& error) {
     const bool usage = error.status() == adamas::Status::invalid_argument;
     return cli::complain(cli::without_function(error.what()), usage ? cli::exit_usage : cli::exit_failed);
+  } catch (const std::bad_alloc&) {
+    return cli::complain("there is not enough memory", cli::exit_failed);
   } catch (const std::exception& error) {
     return cli::complain(error.what(), cli::exit_failed);
   }
