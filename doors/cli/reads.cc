@@ -18,54 +18,96 @@ namespace {
 
 float of_f16(std::uint16_t bits) {
   // The exponent moves to where f32 has it; 2^112 makes up for the biases, 127 - 15, and for numbers below the normal ones.
+  // No branch, so that a loop over it becomes vectors.
   const std::uint32_t magnitude = (bits & 0x7FFFu) << 13;
-  const float value = (bits & 0x7C00u) == 0x7C00u ? std::bit_cast<float>(magnitude | 0x7F800000u)
-                                                  : std::bit_cast<float>(magnitude) * 0x1p112f;
-  return (bits & 0x8000u) != 0 ? -value : value;
+  const std::uint32_t infinite = magnitude >= 0x0F800000u ? 0x7F800000u : 0;
+  return std::bit_cast<float>((bits & 0x8000u) << 16 |
+                              std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f) | infinite);
 }
 
-float value_at(const void* data, std::int32_t dtype, std::int64_t index) {
+// `to`: [count], the dtype looked at once.
+void load(const void* from, std::int32_t dtype, std::int64_t count, float* to) {
   if (dtype == ADAMAS_F32) {
-    float value;
-    std::memcpy(&value, static_cast<const char*>(data) + index * 4, sizeof value);
-    return value;
+    std::memcpy(to, from, static_cast<std::size_t>(count) * 4);
+    return;
   }
-  std::uint16_t bits;
-  std::memcpy(&bits, static_cast<const char*>(data) + index * 2, sizeof bits);
-  return dtype == ADAMAS_F16 ? of_f16(bits) : std::bit_cast<float>(std::uint32_t{bits} << 16);
+  const auto convert = [&](auto of) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::uint16_t bits;
+      std::memcpy(&bits, static_cast<const char*>(from) + i * 2, sizeof bits);
+      to[i] = of(bits);
+    }
+  };
+  dtype == ADAMAS_F16 ? convert(of_f16)
+                      : convert([](std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); });
 }
 
-// The score of one token as adamas.h defines it, bias included.
-class Scores {
- public:
-  Scores(const adamas_observation& o, std::int32_t q_head) : step_(*o.step), head_dim_(o.head_dim), slope_(1) {
-    const std::int64_t sequence = step_.sequences != nullptr ? step_.sequences[step_.batch - 1] : step_.batch - 1;
-    const std::int64_t kv_head = q_head / (o.q_heads / o.kv_heads);
-    q_ = static_cast<const char*>(step_.q) + (step_.batch - 1) * step_.q_stride_batch +
-         (step_.rows - 1) * step_.q_stride_row + q_head * step_.q_stride_head;
-    k_ = static_cast<const char*>(step_.k.data) + sequence * step_.k.stride_sequence + kv_head * step_.k.stride_head;
-    if (step_.mask != nullptr)
-      mask_ = static_cast<const char*>(step_.mask) + (step_.batch - 1) * step_.mask_stride_batch +
-              (step_.rows - 1) * step_.mask_stride_row;
-    if (step_.slopes != nullptr) slope_ = step_.slopes[q_head];
-    scale_ = step_.scale != 0 ? step_.scale : 1 / std::sqrt(static_cast<float>(head_dim_));
-  }
+// Every head_dim is a multiple of 16. Sixteen sums, because one would have to be added up in its order.
+float dot(const float* a, const float* b, std::int64_t count) {
+  float sums[16] = {};
+  for (std::int64_t i = 0; i < count; i += 16)
+    for (std::int64_t j = 0; j < 16; ++j) sums[j] += a[i + j] * b[i + j];
+  return std::accumulate(std::begin(sums), std::end(sums), 0.0f);
+}
 
-  float of(std::int64_t token) const {
-    const char* row = k_ + token * step_.k.stride_token;
-    float score = 0;
-    for (std::int32_t i = 0; i < head_dim_; ++i) score += value_at(q_, step_.q_dtype, i) * value_at(row, step_.k.dtype, i);
-    score *= scale_;
-    if (step_.softcap > 0) score = step_.softcap * std::tanh(score / step_.softcap);
-    return mask_ == nullptr ? score : score + slope_ * value_at(mask_, step_.mask_dtype, token);
-  }
+using Scores = std::vector<std::vector<float>>;  // [heads][visible]
 
- private:
-  const adamas_step_params& step_;
-  std::int32_t head_dim_;
-  const char *q_ = nullptr, *k_ = nullptr, *mask_ = nullptr;
-  float scale_ = 1, slope_;
-};
+// The scores of all visible tokens as adamas.h defines them, bias included, for the query heads of one KV head; -inf for a
+// token that the mask hides.
+Scores scores_of(const adamas_observation& o, std::int32_t kv_head, std::int64_t visible) {
+  const adamas_step_params& p = *o.step;
+  const std::int64_t batch = p.batch - 1, row = p.rows - 1;  // the last row: the one that adamas_selection tells of
+  const std::int64_t sequence = p.sequences != nullptr ? p.sequences[batch] : batch;
+  const std::int32_t group = o.q_heads / o.kv_heads;
+  const char* k = static_cast<const char*>(p.k.data) + sequence * p.k.stride_sequence + kv_head * p.k.stride_head;
+  const char* q = static_cast<const char*>(p.q) + batch * p.q_stride_batch + row * p.q_stride_row;
+  const float scale = p.scale != 0 ? p.scale : 1 / std::sqrt(static_cast<float>(o.head_dim));
+
+  std::vector<float> queries(static_cast<std::size_t>(group * o.head_dim)), key(static_cast<std::size_t>(o.head_dim)),
+      bias(static_cast<std::size_t>(visible));
+  for (std::int32_t i = 0; i < group; ++i)
+    load(q + (kv_head * group + i) * p.q_stride_head, p.q_dtype, o.head_dim,
+         &queries[static_cast<std::size_t>(i * o.head_dim)]);
+  if (p.mask != nullptr)
+    load(static_cast<const char*>(p.mask) + batch * p.mask_stride_batch + row * p.mask_stride_row, p.mask_dtype, visible,
+         bias.data());
+
+  Scores scores(static_cast<std::size_t>(group), std::vector<float>(static_cast<std::size_t>(visible)));
+  for (std::int64_t token = 0; token < visible; ++token) {
+    load(k + token * p.k.stride_token, p.k.dtype, o.head_dim, key.data());
+    for (std::int32_t i = 0; i < group; ++i) {
+      float score = scale * dot(&queries[static_cast<std::size_t>(i * o.head_dim)], key.data(), o.head_dim);
+      if (p.softcap > 0) score = p.softcap * std::tanh(score / p.softcap);
+      const float slope = p.slopes != nullptr ? p.slopes[kv_head * group + i] : 1;
+      scores[static_cast<std::size_t>(i)][static_cast<std::size_t>(token)] =
+          score + slope * bias[static_cast<std::size_t>(token)];
+    }
+  }
+  return scores;
+}
+
+HeadRead read_of(const adamas_observation& o, std::int32_t q_head, const std::vector<float>& scores) {
+  HeadRead read;
+  read.tokens.resize(scores.size());
+  std::int64_t count = 0;
+  adamas::detail::check(adamas_selection(o.plan, q_head, read.tokens.data(), std::ssize(scores), &count));
+  read.tokens.resize(static_cast<std::size_t>(count));
+
+  const float* sink = o.step->sink_logits != nullptr ? o.step->sink_logits + q_head : nullptr;
+  float largest = sink != nullptr ? *sink : -std::numeric_limits<float>::infinity();
+  for (float score : scores) largest = std::max(largest, score);
+  double sum = sink != nullptr ? std::exp(*sink - largest) : 0, own = 0;
+  for (float score : scores) sum += std::exp(score - largest);  // a token that the mask hides adds 0
+  for (std::int64_t token : read.tokens) {
+    read.weights.push_back(std::exp(scores[static_cast<std::size_t>(token)] - largest));
+    own += read.weights.back();
+  }
+  for (float& weight : read.weights) weight = own > 0 ? static_cast<float>(weight / own) : 0;
+  read.mass = sum > 0 ? static_cast<float>(own / sum) : 0;
+  read.estimated = o.step->mass != nullptr ? o.step->mass[(o.step->batch * o.step->rows - 1) * o.q_heads + q_head]
+                                           : std::numeric_limits<float>::quiet_NaN();
+  return read;
+}
 
 // ---- bytes ----------------------------------------------------------------------------------------------------------
 
@@ -100,31 +142,13 @@ std::string base64(const std::string& bytes) {
 
 }  // namespace
 
-HeadRead read_of(const adamas_observation& o, std::int32_t q_head) {
-  HeadRead read;
-  const std::int64_t visible = o.step->lengths != nullptr ? o.step->lengths[o.step->batch - 1] : 0;
-  read.tokens.resize(static_cast<std::size_t>(visible));
-  std::int64_t count = 0;
-  adamas::detail::check(adamas_selection(o.plan, q_head, read.tokens.data(), visible, &count));
-  read.tokens.resize(static_cast<std::size_t>(count));
-
-  const Scores scores(o, q_head);
-  std::vector<float> of_all(static_cast<std::size_t>(visible));
-  for (std::int64_t token = 0; token < visible; ++token) of_all[static_cast<std::size_t>(token)] = scores.of(token);
-  const float* sink = o.step->sink_logits != nullptr ? o.step->sink_logits + q_head : nullptr;
-  float largest = sink != nullptr ? *sink : -std::numeric_limits<float>::infinity();
-  for (float score : of_all) largest = std::max(largest, score);
-  double sum = sink != nullptr ? std::exp(*sink - largest) : 0, own = 0;
-  for (float score : of_all) sum += std::exp(score - largest);  // a token that the mask hides adds 0
-  for (std::int64_t token : read.tokens) {
-    read.weights.push_back(std::exp(of_all[static_cast<std::size_t>(token)] - largest));
-    own += read.weights.back();
-  }
-  for (float& weight : read.weights) weight = own > 0 ? static_cast<float>(weight / own) : 0;
-  read.mass = sum > 0 ? static_cast<float>(own / sum) : 0;
-  read.estimated = o.step->mass != nullptr ? o.step->mass[(o.step->batch * o.step->rows - 1) * o.q_heads + q_head]
-                                           : std::numeric_limits<float>::quiet_NaN();
-  return read;
+std::vector<HeadRead> reads_of(const adamas_observation& o) {
+  std::vector<HeadRead> reads;
+  const std::int64_t visible = o.step->lengths[o.step->batch - 1];  // the back end always gives them
+  for (std::int32_t kv_head = 0; kv_head < o.kv_heads; ++kv_head)
+    for (const auto& scores : scores_of(o, kv_head, visible))
+      reads.push_back(read_of(o, static_cast<std::int32_t>(reads.size()), scores));
+  return reads;
 }
 
 // Two bytes and a half a token, a third more as base64: 8 million tokens are 27 MB. Beyond 512 a head weights are far below
@@ -142,7 +166,7 @@ void Reads::see(const adamas_observation& o) {
     return;
   }
   layer.heads = o.q_heads;
-  for (std::int32_t head = 0; head < o.q_heads; ++head) add(read_of(o, head), layer);
+  for (const HeadRead& read : reads_of(o)) add(read, layer);
 }
 
 void Reads::add(const HeadRead& read, Layer& layer) {

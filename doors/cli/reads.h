@@ -18,8 +18,8 @@ struct HeadRead {
   float estimated = 1;               // the same as the step estimated it; NaN: the policy estimates nothing
 };
 
-// Weights and mass are computed here, from q and all of K as the step saw them: they are no estimates.
-HeadRead read_of(const adamas_observation& observation, std::int32_t q_head);
+// Of every query head. Weights and mass are computed here, from q and all of K as the step saw them: they are no estimates.
+std::vector<HeadRead> reads_of(const adamas_observation& observation);
 
 class Reads {
  public:
