@@ -21,7 +21,8 @@ class Browser:
         port = next(line.split(" port ")[1].strip(" .\n") for line in self.driver.stdout if "successfully on port" in line)
         self.address = f"http://127.0.0.1:{port}/session"
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-                     "--disable-background-networking", f"--user-data-dir={self.profile.name}", f"--window-size={width},{height}"]
+                     "--disable-background-networking", "--force-prefers-reduced-motion",
+                     f"--user-data-dir={self.profile.name}", f"--window-size={width},{height}"]
         wanted = {"browserName": "chrome", "goog:chromeOptions": {"binary": CHROMIUM, "args": arguments},
                   "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         try:

@@ -29,10 +29,11 @@ def head(tokens, mass=0.9, estimated=0.85):
 
 
 def explain(words, source, answer, question="Who?", layers=4, heads=2, unseen=(0,), nothing=None):
-    """The last head of the last layer reads words[source + i] for the i-th token of the answer, the others the first tokens and
-    a few at random."""
+    """The last head of the last layer reads words[source + i] for the i-th token of the answer, the others the first token and a
+    few elsewhere."""
     chance, document = random.Random(1), [word + " " for word in words]
     prompt = ["<user>"] + document + ["\n\n"] + [question] + ["<assistant>"]
+    elsewhere = [token for token in range(1, len(prompt)) if not source < token <= source + 5]
     data = b""
     for step in range(len(answer)):
         for layer in range(layers):
@@ -42,7 +43,7 @@ def explain(words, source, answer, question="Who?", layers=4, heads=2, unseen=(0
             data += number(heads)
             for h in range(heads):
                 sharp = layer == layers - 1 and h == heads - 1
-                tokens = {0: 0.05 if sharp else 0.6} | {chance.randrange(1, len(prompt)): 0.01 for _ in range(12)}
+                tokens = {0: 0.05 if sharp else 0.6} | {token: 0.01 for token in chance.sample(elsewhere, 12)}
                 if sharp:
                     tokens[1 + source + step % 5] = 0.8
                 data += head(tokens)
@@ -72,7 +73,7 @@ def report(hostile=""):
                 perplexity.append(dense | {"policy": policy, "estimator": estimator, "budget": budget, "perplexity": dense["perplexity"] * (1 + extra),
                                            "ratio": 1 + extra, "ratio_error": 0.004 + extra / 15, "kl": extra * 0.8, "same_top": 1 - min(0.7, extra),
                                            "mass": max(0.2, 0.97 - extra / 2), "tokens_read": budget + 12.5, "scored": 4096, "seconds": 70 + budget / 30,
-                                           "guarded": 12, "widened": 0, "reranked": 340})
+                                           "guarded": 0.012, "widened": 0, "reranked": 0.34})
     places = [(length, depth) for length in (1024, 2048, 4096, 8192) for depth in (0, 0.25, 0.5, 0.75, 1)]
     hidden = [{"task": task, "policy": policy, "estimator": estimator, "budget": 128, "length": length, "depth": depth,
                "found": chance.random() < (0.97 if policy != "streaming" else 0.3), "answer": f"The pass key is 71432. {hostile}"}
