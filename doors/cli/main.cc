@@ -5,7 +5,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <system_error>
 
 #include "commands.h"
 #include "eval/eval.h"
@@ -218,6 +220,10 @@ int main(int argc, char** argv) {
   } catch (const adamas::Error& error) {
     const bool usage = error.status() == adamas::Status::invalid_argument;
     return cli::complain(cli::without_function(error.what()), usage ? cli::exit_usage : cli::exit_failed);
+  } catch (const std::filesystem::filesystem_error& error) {
+    return cli::complain(error.what(), cli::exit_failed);
+  } catch (const std::system_error& error) {  // of fmt::print, when what it prints is more than the stream holds back
+    return cli::complain("standard output cannot be written: " + error.code().message(), cli::exit_failed);
   } catch (const std::bad_alloc&) {
     return cli::complain("there is not enough memory", cli::exit_failed);
   } catch (const std::exception& error) {

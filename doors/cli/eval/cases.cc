@@ -83,6 +83,8 @@ std::vector<std::string> Case::words() const {
   return words;
 }
 
+Case full_case() { return case_of({{"policy", "full"}}); }
+
 std::string label_of(const Case& one, const std::vector<Case>& all) {
   std::string label;
   for (const auto& setting : one.others) {
@@ -118,14 +120,22 @@ CaseFlags::CaseFlags(CLI::App& command) {
       ->group("Settings, each one value or a list: 32,64");
 }
 
+void CaseFlags::set_default(const std::string& setting, const std::vector<std::string>& values) { defaults_[setting] = values; }
+
 std::vector<Case> CaseFlags::cases() const {
   if (const char* variable = std::getenv("ADAMAS_DEVICE"); !device_.empty() || variable != nullptr)
     adamas::force_device(device_.empty() ? variable : device_);
 
-  std::vector<Values> choices{{{"policy", "full"}}};
+  auto lists = values_;
+  for (const adamas_setting& setting : adamas::settings())
+    if (const auto list = defaults_.find(setting.name);
+        list != defaults_.end() && lists[setting.name].empty() && std::getenv(setting.environment) == nullptr)
+      lists[setting.name] = list->second;
+
+  std::vector<Values> choices;
   Values chosen;
-  combine(values_, 0, chosen, choices);
-  std::vector<Case> cases;
+  combine(lists, 0, chosen, choices);
+  std::vector<Case> cases{full_case()};
   for (const Values& choice : choices)
     if (const Case one = case_of(choice); std::find(cases.begin(), cases.end(), one) == cases.end()) cases.push_back(one);
   return cases;

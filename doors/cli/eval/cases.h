@@ -25,6 +25,9 @@ struct Case {
   bool operator==(const Case& other) const;
 };
 
+// The engine's own dense attention.
+Case full_case();
+
 // "sketch=0 tail=1": the further settings by which it differs from other cases of its policy.
 std::string label_of(const Case& one, const std::vector<Case>& all);
 
@@ -36,6 +39,9 @@ class CaseFlags {
   // Adds --policy, --budget, --sketch, ... and --device: every setting of the library but those that `eval` sets itself.
   explicit CaseFlags(CLI::App& command);
 
+  // What a setting is without a flag or a variable, instead of the library's own.
+  void set_default(const std::string& setting, const std::vector<std::string>& values);
+
   // Every combination, `full` first (it is the reference, asked for or not), and none twice: the estimator only tells cases
   // of the policy adamas apart, and nothing tells cases of the policy full apart. A setting without a flag has the value of
   // its environment variable. Throws, naming the range, when a value is out of it.
@@ -43,6 +49,7 @@ class CaseFlags {
 
  private:
   std::map<std::string, std::vector<std::string>> values_;  // by the setting's name; empty: not given
+  std::map<std::string, std::vector<std::string>> defaults_;
   std::string device_;
 };
 

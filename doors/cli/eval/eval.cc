@@ -1,8 +1,12 @@
 #include "eval.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
 #include <limits>
 #include <thread>
 
@@ -44,6 +48,15 @@ CLI::Option* number(CLI::App* app, const std::string& flag, std::int64_t& value,
   return app->add_option(flag, value, meaning)->check(CLI::Range(lowest, most).description(""))->type_name("N");
 }
 
+// Said before the work and not after it.
+void require_writable(const std::string& path) {
+  if (path.empty()) return;
+  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+  const bool exists = access(path.c_str(), F_OK) == 0;
+  if (access(exists ? path.c_str() : folder.c_str(), W_OK) != 0)
+    throw Failure(exit_failed, fmt::format("{} cannot be written: {}", path, std::strerror(errno)));
+}
+
 void add_places(CLI::App* app, RetrievalOptions& options) {
   app->add_option("--lengths", options.lengths, "Tokens of a prompt, one length or a list (default 2048,4096,8000)")
       ->delimiter(',')
@@ -57,6 +70,15 @@ void add_places(CLI::App* app, RetrievalOptions& options) {
       ->check(CLI::IsMember({"dense", "sparse"}).description(""))
       ->type_name("HOW");
   app->add_flag("--chat", options.chat, "Ask as a user does, by the model's chat template; without it, the model goes on with the text");
+}
+
+void add_samples(CLI::App* app, RecallOptions& options) {
+  app->add_option("--file", options.file, "Text")->type_name("TEXT");
+  number(app, "--context", options.context, 64, "Tokens of it (default 8192)");
+  number(app, "--samples", options.samples, 1, "Tokens that are looked at, in the second half (default 32)");
+  app->add_option("--enough", options.enough, "Share of the softmax that a layer should read (default 0.9)")
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->type_name("SHARE");
 }
 
 }  // namespace
@@ -102,6 +124,14 @@ Eval::Eval(CLI::App& eval, const std::string& footer) : eval_(eval), footer_(foo
   app->add_option("--question", needle_.question, fmt::format("Asks for it (default: {})", needle_.question))->type_name("TEXT");
   app->add_option("--lead", needle_.lead, "How the answer begins, which helps small models; may be empty")->type_name("TEXT");
   app->add_option("--answer", needle_.answer, fmt::format("What the answer has to hold (default: {})", needle_.answer))->type_name("TEXT");
+
+  app = add("recall", "What each layer and head selects of what it should", recall_details).app;
+  add_samples(app, recall_);
+
+  Kind& tune = add("tune", "Write settings by layer for a model", tune_details);
+  add_samples(tune.app, tune_);
+  tune.app->add_option("--config", tune_.config, "The settings file to write")->type_name("FILE");
+  tune.cases->set_default("budget", {"32", "64", "128", "256", "512", "1024"});
 }
 
 int Eval::run(const std::vector<std::string>& command) {
@@ -117,8 +147,12 @@ int Eval::run(const std::vector<std::string>& command) {
   options.cases = (*kind)->cases->cases();
   if (options.model.empty())
     throw Failure(exit_usage, fmt::format("eval {}: the model is missing; for example: --model MODEL.gguf", options.kind));
+  require_writable(options.html);
+  require_writable(tune_.config);
   if (options.kind == "passkey") return retrieval(options, passkey_);
   if (options.kind == "needle") return retrieval(options, needle_);
+  if (options.kind == "recall") return recall(options, recall_);
+  if (options.kind == "tune") return recall(options, tune_);
   return perplexity(options, perplexity_);
 }
 
