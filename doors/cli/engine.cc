@@ -97,6 +97,7 @@ struct Engine {
   FUNCTION(llama, llama_model_meta_val_str);
   FUNCTION(llama, llama_model_n_ctx_train);
   FUNCTION(llama, llama_model_n_layer);
+  FUNCTION(llama, llama_token_to_piece);
   FUNCTION(llama, llama_tokenize);
   FUNCTION(llama, llama_version);
   FUNCTION(llama, llama_vocab_bos);
@@ -199,6 +200,16 @@ std::string LoadedModel::text(std::span<const Token> tokens) const {
     const std::int32_t length =
         engine().llama_detokenize(vocabulary_, tokens.data(), static_cast<std::int32_t>(tokens.size()), text.data(),
                                   static_cast<std::int32_t>(text.size()), false, false);
+    text.resize(static_cast<std::size_t>(std::abs(length)));  // negative: the room that it needs
+    if (length >= 0) return text;
+  }
+}
+
+std::string LoadedModel::piece(Token token) const {
+  std::string text(64, '\0');
+  for (;;) {
+    const std::int32_t length = engine().llama_token_to_piece(vocabulary_, token, text.data(),
+                                                              static_cast<std::int32_t>(text.size()), 0, true);
     text.resize(static_cast<std::size_t>(std::abs(length)));  // negative: the room that it needs
     if (length >= 0) return text;
   }

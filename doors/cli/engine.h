@@ -59,6 +59,7 @@ class LoadedModel {
   // With the first token that the model wants before a text, if it wants one.
   Tokens tokenize(const std::string& text, Special special = Special::as_text) const;
   std::string text(std::span<const Token> tokens) const;
+  std::string piece(Token token) const;  // its own bytes, which may be part of a character; of a special token, its name
   std::optional<Token> first_token() const;  // nothing: the model wants none
   bool is_end(Token token) const;            // of a text or an answer
 

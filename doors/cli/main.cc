@@ -28,6 +28,11 @@ Tells what of a model will run sparse, and why not the rest; the memory for the 
 the kernels at the model's shapes against plain attention in double precision.
 )";
 
+constexpr const char* explain_details = R"(
+Reads TEXT and the question as a chat message, answers greedily with sparse attention, and writes a page
+of one file that shows what every word of the answer was read from, by layer and head.
+)";
+
 constexpr const char* settings_details = R"(
 Every setting is also a variable: --budget 64 is ADAMAS_BUDGET=64. A flag wins over the variable.
 )";
@@ -47,6 +52,8 @@ class Help : public CLI::Formatter {
     if (app->get_parent() != nullptr && app->get_parent()->get_name() == "eval")
       return "Usage: adamas eval " + name + " --model MODEL.gguf [OPTIONS] [SETTINGS]\n";
     if (name == "check") return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n";
+    if (name == "explain")
+      return "Usage: adamas explain [SETTINGS] --model MODEL.gguf --file TEXT --ask QUESTION --html OUT [OPTIONS]\n";
     return "Usage: adamas COMMAND ...\n";
   }
 };
@@ -142,6 +149,25 @@ int dispatch(int argc, char** argv) {
   CLI::App* eval_command = add_command("eval", "Measure what each setting costs a model, and what it reads", "");
   Eval eval(*eval_command, settings_details + std::string(exit_codes));
 
+  CLI::App* explain_command = add_command("explain", "Show what an answer was read from, as a page", explain_details);
+  Settings explain_settings(*explain_command);
+  ExplainOptions explain_options;
+  const auto explain_text = [&](const char* flag, std::string& value, const char* type, const char* meaning) {
+    explain_command->add_option(flag, value, meaning)->type_name(type);
+  };
+  const auto explain_number = [&](const char* flag, std::int64_t& value, std::int64_t largest, const char* meaning) {
+    explain_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
+  };
+  explain_text("--model", explain_options.model, "MODEL.gguf", "A model in the GGUF format");
+  explain_text("--file", explain_options.file, "TEXT", "The document");
+  explain_text("--ask", explain_options.ask, "QUESTION", "The question about it");
+  explain_text("--lead", explain_options.lead, "WORDS", "First words of the answer, for a model that needs them");
+  explain_text("--html", explain_options.html, "OUT", "The page to write");
+  explain_text("--json", explain_options.json, "OUT", "What the page shows, as JSON too");
+  explain_number("--tokens", explain_options.tokens, 4096, "Tokens of the answer, at most (64)");
+  explain_number("--context", explain_options.context, 2147483647, "Tokens of context; without it, as many as are needed");
+  explain_number("--threads", explain_options.threads, 512, "Threads; without it, one a processor, at most 8");
+
   std::reverse(line.own.begin(), line.own.end());  // CLI11 takes them last first
   try {
     app.parse(line.own);
@@ -166,8 +192,9 @@ int dispatch(int argc, char** argv) {
   if (command == run_command) return run(run_settings, line.tool);
   if (command == info_command) return info(info_settings, info_options);
   if (command == check_command) return check(check_settings, check_options);
+  if (command == explain_command) return explain(explain_settings, explain_options);
   if (command == eval_command) return eval.run({argv, argv + argc});
-  throw Failure(exit_usage, "a command is missing: run, info, check or eval; `adamas --help` explains them");
+  throw Failure(exit_usage, "a command is missing: run, info, check, eval or explain; `adamas --help` explains them");
 }
 
 int complain(const std::string& sentence, int code) {

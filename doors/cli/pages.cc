@@ -69,12 +69,24 @@ std::string page(Template which, const Json& document) {
   return std::string(text.substr(0, mark)) + safe_in_html(document) + std::string(text.substr(mark + placeholder.size()));
 }
 
+void require_writable(const std::string& path) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) == 0) {
+    if (S_ISDIR(status.st_mode)) fail(path, EISDIR);
+    if (access(path.c_str(), W_OK) != 0) fail(path, errno);
+    return;
+  }
+  if (errno != ENOENT) fail(path, errno);
+  const std::string folder = std::filesystem::path(path).parent_path();
+  if (access(folder.empty() ? "." : folder.c_str(), W_OK | X_OK) != 0) fail(path, errno);
+}
+
 void write_file(const std::string& given, std::string_view content) {
   std::error_code none;
   std::filesystem::path path = std::filesystem::canonical(given, none);  // a link stays one: what it names is replaced
   if (none) path = given;
 
-  struct stat status{};
+  struct stat status {};
   if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
     const int descriptor = open(path.c_str(), O_WRONLY | O_CLOEXEC);
     if (descriptor < 0) fail(given, errno);

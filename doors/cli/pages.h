@@ -18,4 +18,7 @@ std::string page(Template which, const Json& document);
 // is written to.
 void write_file(const std::string& path, std::string_view content);
 
+// Throws what write_file would throw, as far as can be told before there is anything to write.
+void require_writable(const std::string& path);
+
 }  // namespace cli
