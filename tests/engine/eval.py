@@ -16,6 +16,7 @@ need(MODEL, TEXT, COMMAND)
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("ADAMAS_") and k != "GGML_BACKEND_PATH"}
 text = text_file("text.txt", 24000, start=1000000)  # from the middle: its first chapters repeat themselves
 state = Path("finished.jsonl")
+state.unlink(missing_ok=True)
 
 
 def command(kind, *arguments):
@@ -60,7 +61,6 @@ def order():
 def resume():
     """Stopped after its first window, a run measures the second and no more; together they are what one run measures."""
     arguments = ("--file", text, "--context", 512, "--min-context", 0, "--budget", 64, "--chunks", 2)
-    state.unlink(missing_ok=True)
     first = subprocess.Popen(command("perplexity", *arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (state.exists() and state.stat().st_size > 0) and first.poll() is None:
         time.sleep(0.02)
