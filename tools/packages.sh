@@ -7,6 +7,7 @@ packages=(
     libhwy-dev libcli11-dev libfmt-dev nlohmann-json3-dev   # SIMD, command line, text, JSON
     libgtest-dev libbenchmark-dev                     # tests and benchmarks
     python3 python3-pip                               # to fetch the engine and the models
+    chromium chromium-driver                          # to look at the pages, in the tests
     bible-kjv bible-kjv-text                          # a long text that everyone may use
 )
 

@@ -76,18 +76,6 @@ Report examine(const CheckOptions& options, const adamas::Config& config) {
 
 // ---- text ----------------------------------------------------------------------------------------------------------
 
-// "0-4, 6, 8-9"
-std::string ranges_text(const std::vector<std::size_t>& ascending) {
-  std::string text;
-  for (std::size_t i = 0; i < ascending.size(); ++i) {
-    const std::size_t first = ascending[i];
-    while (i + 1 < ascending.size() && ascending[i + 1] == ascending[i] + 1) ++i;
-    text += fmt::format("{}{}", text.empty() ? "" : ", ", first);
-    if (ascending[i] != first) text += fmt::format("-{}", ascending[i]);
-  }
-  return text;
-}
-
 std::string layer_text(const Layer& layer, const std::string& dense_reason) {
   if (!dense_reason.empty()) return "dense: " + dense_reason;
   std::string text =

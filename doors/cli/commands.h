@@ -22,6 +22,16 @@ struct CheckOptions {
 };
 int check(Settings& settings, const CheckOptions& options);
 
+struct ExplainOptions {
+  std::string model, file, ask;
+  std::string lead;          // the first words of the answer, given to the model
+  std::int64_t tokens = 64;  // of the answer, at most
+  std::int64_t context = 0;  // 0: as many tokens as are needed
+  std::int64_t threads = 0;  // 0: one a processor, at most 8
+  std::string html, json;    // where to
+};
+int explain(Settings& settings, const ExplainOptions& options);
+
 // `command`: the tool and its arguments. Does not return when the tool starts.
 int run(Settings& settings, const std::vector<std::string>& command);
 

@@ -5,9 +5,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
+#include <system_error>
 
 #include "commands.h"
+#include "eval/eval.h"
 #include "output.h"
 #include "suggest.h"
 
@@ -25,6 +28,11 @@ Tells what of a model will run sparse, and why not the rest; the memory for the 
 the kernels at the model's shapes against plain attention in double precision.
 )";
 
+constexpr const char* explain_details = R"(
+Reads TEXT and the question as a chat message, answers greedily with sparse attention, and writes a page
+of one file that shows what every word of the answer was read from, by layer and head.
+)";
+
 constexpr const char* settings_details = R"(
 Every setting is also a variable: --budget 64 is ADAMAS_BUDGET=64. A flag wins over the variable.
 )";
@@ -40,7 +48,12 @@ class Help : public CLI::Formatter {
     const std::string name = app->get_name();
     if (name == "run") return "Usage: adamas run [SETTINGS] -- TOOL ARGS...\n";
     if (name == "info") return "Usage: adamas info [SETTINGS] [--json]\n";
+    if (name == "eval") return "Usage: adamas eval KIND --model MODEL.gguf ... [SETTINGS]\n";
+    if (app->get_parent() != nullptr && app->get_parent()->get_name() == "eval")
+      return "Usage: adamas eval " + name + " --model MODEL.gguf [OPTIONS] [SETTINGS]\n";
     if (name == "check") return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n";
+    if (name == "explain")
+      return "Usage: adamas explain [SETTINGS] --model MODEL.gguf --file TEXT --ask QUESTION --html OUT [OPTIONS]\n";
     return "Usage: adamas COMMAND ...\n";
   }
 };
@@ -67,6 +80,18 @@ std::vector<std::string> flags_of(const CLI::App& command) {
   return flags;
 }
 
+std::vector<std::string> commands_of(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
+  return names;
+}
+
+// "adamas eval passkey": a command as it is typed.
+std::string typed(const CLI::App& app) {
+  return app.get_parent() == nullptr ? app.get_name() : typed(*app.get_parent()) + " " + app.get_name();
+}
+
 // What CLI11 could not place: a sentence for it.
 void refuse_rest(const CLI::App& app, const CLI::App* command) {
   const std::vector<std::string> rest = command != nullptr ? command->remaining() : app.remaining();
@@ -74,12 +99,14 @@ void refuse_rest(const CLI::App& app, const CLI::App* command) {
   const std::string& word = rest.front();
   if (word.starts_with("-")) {
     const CLI::App& place = command != nullptr ? *command : app;
-    throw Failure(exit_usage, fmt::format("{} is not a flag of {}{}", word,
-                                          command != nullptr ? "adamas " + command->get_name() : "adamas",
+    throw Failure(exit_usage, fmt::format("{} is not a flag of {}{}", word, typed(place),
                                           suggestion(word.substr(0, word.find('=')), flags_of(place))));
   }
   if (command == nullptr)
-    throw Failure(exit_usage, fmt::format("{} is not a command{}", word, suggestion(word, {"run", "info", "check"})));
+    throw Failure(exit_usage, fmt::format("{} is not a command{}", word, suggestion(word, commands_of(app))));
+  if (command->get_name() == "eval")
+    throw Failure(exit_usage,
+                  fmt::format("eval: {} is nothing to evaluate{}", word, suggestion(word, commands_of(*command))));
   if (command->get_name() == "run")
     throw Failure(exit_usage, fmt::format("run: write -- before the tool: adamas run -- {} ...", word));
   throw Failure(exit_usage, fmt::format("{}: {} is one argument too many", command->get_name(), word));
@@ -119,6 +146,28 @@ int dispatch(int argc, char** argv) {
       ->type_name("N");
   check_command->add_flag("--json", check_options.json, "Print JSON");
 
+  CLI::App* eval_command = add_command("eval", "Measure what each setting costs a model, and what it reads", "");
+  Eval eval(*eval_command, settings_details + std::string(exit_codes));
+
+  CLI::App* explain_command = add_command("explain", "Show what an answer was read from, as a page", explain_details);
+  Settings explain_settings(*explain_command);
+  ExplainOptions explain_options;
+  const auto explain_text = [&](const char* flag, std::string& value, const char* type, const char* meaning) {
+    explain_command->add_option(flag, value, meaning)->type_name(type);
+  };
+  const auto explain_number = [&](const char* flag, std::int64_t& value, std::int64_t largest, const char* meaning) {
+    explain_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
+  };
+  explain_text("--model", explain_options.model, "MODEL.gguf", "A model in the GGUF format");
+  explain_text("--file", explain_options.file, "TEXT", "The document");
+  explain_text("--ask", explain_options.ask, "QUESTION", "The question about it");
+  explain_text("--lead", explain_options.lead, "WORDS", "First words of the answer, for a model that needs them");
+  explain_text("--html", explain_options.html, "OUT", "The page to write");
+  explain_text("--json", explain_options.json, "OUT", "What the page shows, as JSON too");
+  explain_number("--tokens", explain_options.tokens, 4096, "Tokens of the answer, at most (64)");
+  explain_number("--context", explain_options.context, 2147483647, "Tokens of context; without it, as many as are needed");
+  explain_number("--threads", explain_options.threads, 512, "Threads; without it, one a processor, at most 8");
+
   std::reverse(line.own.begin(), line.own.end());  // CLI11 takes them last first
   try {
     app.parse(line.own);
@@ -137,12 +186,15 @@ int dispatch(int argc, char** argv) {
 
   const auto chosen = app.get_subcommands();
   const CLI::App* command = chosen.empty() ? nullptr : chosen.front();
-  refuse_rest(app, command);
+  const auto kinds = command != nullptr ? command->get_subcommands() : std::vector<CLI::App*>();
+  refuse_rest(app, kinds.empty() ? command : kinds.front());
   if (line.has_mark && command != run_command) throw Failure(exit_usage, "only `adamas run` takes -- and a tool after it");
   if (command == run_command) return run(run_settings, line.tool);
   if (command == info_command) return info(info_settings, info_options);
   if (command == check_command) return check(check_settings, check_options);
-  throw Failure(exit_usage, "a command is missing: run, info or check; `adamas --help` explains them");
+  if (command == explain_command) return explain(explain_settings, explain_options);
+  if (command == eval_command) return eval.run({argv, argv + argc});
+  throw Failure(exit_usage, "a command is missing: run, info, check, eval or explain; `adamas --help` explains them");
 }
 
 int complain(const std::string& sentence, int code) {
@@ -170,6 +222,12 @@ int main(int argc, char** argv) {
   } catch (const adamas::Error& error) {
     const bool usage = error.status() == adamas::Status::invalid_argument;
     return cli::complain(cli::without_function(error.what()), usage ? cli::exit_usage : cli::exit_failed);
+  } catch (const std::filesystem::filesystem_error& error) {
+    return cli::complain(error.what(), cli::exit_failed);
+  } catch (const std::system_error& error) {  // of fmt::print, when what it prints is more than the stream holds back
+    return cli::complain("standard output cannot be written: " + error.code().message(), cli::exit_failed);
+  } catch (const std::bad_alloc&) {
+    return cli::complain("there is not enough memory", cli::exit_failed);
   } catch (const std::exception& error) {
     return cli::complain(error.what(), cli::exit_failed);
   }

@@ -32,6 +32,17 @@ void print_json(const Json& document) {
   std::fwrite(text.data(), 1, text.size(), stdout);
 }
 
+std::string ranges_text(const std::vector<std::size_t>& ascending, const char* separator) {
+  std::string text;
+  for (std::size_t i = 0; i < ascending.size(); ++i) {
+    const std::size_t first = ascending[i];
+    while (i + 1 < ascending.size() && ascending[i + 1] == ascending[i] + 1) ++i;
+    text += fmt::format("{}{}", text.empty() ? "" : separator, first);
+    if (ascending[i] != first) text += fmt::format("-{}", ascending[i]);
+  }
+  return text;
+}
+
 std::string bytes_text(double bytes) {
   static constexpr std::array units{"B", "KiB", "MiB", "GiB", "TiB"};
   size_t unit = 0;

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 namespace cli {
 
@@ -15,6 +16,9 @@ void keep_standard_streams();
 void flush_output();
 
 void print_json(const Json& document);
+
+// "0-4, 6, 8-9"
+std::string ranges_text(const std::vector<std::size_t>& ascending, const char* separator = ", ");
 
 // "17.2 MiB"
 std::string bytes_text(double bytes);

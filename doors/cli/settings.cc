@@ -4,21 +4,30 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 
 namespace cli {
 namespace {
 
 constexpr const char* device_environment = "ADAMAS_DEVICE";
 
-std::string flag_name(std::string name) {
-  std::replace(name.begin(), name.end(), '_', '-');
-  return "--" + name;
-}
-
 constexpr const char* device_range = "auto | an instruction set";
 constexpr const char* device_meaning = "what the kernels run with";
 
 }  // namespace
+
+std::string flag_name(std::string setting) {
+  std::replace(setting.begin(), setting.end(), '_', '-');
+  return "--" + setting;
+}
+
+adamas_config engine_only() {
+  adamas_config config;
+  adamas::detail::check(adamas_config_init(&config));
+  config.policy = ADAMAS_POLICY_FULL;
+  config.min_context = std::numeric_limits<std::int32_t>::max();
+  return config;
+}
 
 Settings::Settings(CLI::App& command) {
   const auto add = [&](const std::string& name, const std::string& range, const std::string& meaning) {

@@ -11,6 +11,11 @@
 
 namespace cli {
 
+std::string flag_name(std::string setting);  // "--dense-layers" of "dense_layers"
+
+// Settings with which the llama.cpp back end claims nothing: the engine's own dense attention.
+adamas_config engine_only();
+
 struct ShownSetting {
   std::string name;
   std::string environment;

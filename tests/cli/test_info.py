@@ -54,7 +54,7 @@ class Info(CommandTest):
 class Words(CommandTest):
     def test_help_and_version(self):
         self.assertRegex(call("--version").stdout, r"^adamas \d+\.\d+\.\d+\n$")
-        for arguments in ([], ["run"], ["info"], ["check"]):
+        for arguments in ([], ["run"], ["info"], ["check"], ["explain"]):
             result = call(*arguments, "--help")
             self.assertEqual(result.returncode, 0)
             self.assertIn("Usage: adamas", result.stdout)
@@ -63,6 +63,8 @@ class Words(CommandTest):
     def test_wrong_words(self):
         for arguments, words in [
             ([], ["a command is missing"]),
+            (["explian"], ["did you mean explain?"]),
+            (["explain", "more"], ["more is one argument too many"]),
             (["rnu"], ["rnu is not a command", "did you mean run?"]),
             (["info", "--jsn"], ["--jsn", "did you mean --json?"]),
             (["run", "--bugdet", "3", "--", "true"], ["--bugdet", "did you mean --budget?"]),

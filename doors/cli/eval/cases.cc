@@ -1,0 +1,148 @@
+#include "cases.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <set>
+
+#include <adamas/adamas.hpp>
+
+#include "../settings.h"
+
+namespace cli {
+namespace {
+
+// `eval` decides which rows run sparse, and prints its own summary.
+bool is_ours(const std::string& name) { return name == "rows" || name == "stats"; }
+
+// The settings that the policy reads. Those of the estimate mean nothing without one.
+bool matters(std::int32_t policy, const std::string& name) {
+  static const std::set<std::string> without_estimate{"policy", "budget", "sinks", "recent", "dense_layers", "min_context"};
+  if (policy == ADAMAS_POLICY_FULL) return name == "policy";
+  return policy == ADAMAS_POLICY_ADAMAS || without_estimate.contains(name);
+}
+
+std::string value_of(const adamas_config& config, const std::string& name) {
+  char text[64];
+  adamas::detail::check(adamas_config_get(&config, name.c_str(), text, sizeof text));
+  return text;
+}
+
+using Values = std::map<std::string, std::string>;  // by the setting's name
+
+Case case_of(const Values& flags) {
+  Case one{};
+  adamas::detail::check(adamas_config_init(&one.config));
+  for (const adamas_setting& setting : adamas::settings()) {  // the preset comes first
+    const auto flag = flags.find(setting.name);
+    const char* variable = std::getenv(setting.environment);
+    if (is_ours(setting.name) || (flag == flags.end() && variable == nullptr)) continue;
+    const std::string value = flag != flags.end() ? flag->second : variable;
+    adamas::detail::check(adamas_config_set(&one.config, setting.name, value.c_str()));
+  }
+  adamas::detail::check(adamas_config_check(&one.config));
+  if (one.full()) one.config = engine_only();  // nothing else matters to it
+
+  for (const adamas_setting& setting : adamas::settings()) {
+    const std::string name = setting.name;
+    if (is_ours(name) || !matters(one.config.policy, name)) continue;
+    const std::string value = value_of(one.config, name);
+    if (name == "policy")
+      one.policy = value;
+    else if (name == "estimator")
+      one.estimator = value;
+    else if (name == "budget")
+      one.budget = one.config.budget;
+    else
+      one.others.emplace_back(name, value);
+  }
+  return one;
+}
+
+// Every choice of one value a setting, the last setting changing fastest.
+void combine(const std::map<std::string, std::vector<std::string>>& lists, std::size_t setting, Values& chosen,
+             std::vector<Values>& all) {
+  const auto settings = adamas::settings();
+  if (setting == settings.size()) return all.push_back(chosen);
+  const auto list = lists.find(settings[setting].name);
+  if (list == lists.end() || list->second.empty()) return combine(lists, setting + 1, chosen, all);
+  for (const std::string& value : list->second) {
+    chosen[list->first] = value;
+    combine(lists, setting + 1, chosen, all);
+  }
+}
+
+}  // namespace
+
+bool Case::operator==(const Case& other) const { return words() == other.words(); }
+
+std::vector<std::string> Case::words() const {
+  std::vector<std::string> words{policy, estimator, std::to_string(budget)};
+  for (const auto& [name, value] : others) words.push_back(name + " " + value);
+  return words;
+}
+
+Case full_case() { return case_of({{"policy", "full"}}); }
+
+std::string label_of(const Case& one, const std::vector<Case>& all) {
+  std::string label;
+  for (const auto& setting : one.others) {
+    const bool tells_apart = std::any_of(all.begin(), all.end(), [&](const Case& other) {
+      return other.policy == one.policy &&
+             std::find(other.others.begin(), other.others.end(), setting) == other.others.end();
+    });
+    if (tells_apart) label += fmt::format("{}{}={}", label.empty() ? "" : " ", setting.first, setting.second);
+  }
+  return label;
+}
+
+Json json_of(const Case& one, const std::vector<Case>& all) {
+  Json others = Json::object();
+  for (const auto& [name, value] : one.others) others[name] = value;
+  const std::string label = label_of(one, all);
+  return {{"policy", one.policy},
+          {"estimator", one.estimator.empty() ? Json(nullptr) : Json(one.estimator)},
+          {"budget", one.budget > 0 ? Json(one.budget) : Json(nullptr)},
+          {"label", label.empty() ? Json(nullptr) : Json(label)},
+          {"settings", others}};
+}
+
+CaseFlags::CaseFlags(CLI::App& command) {
+  for (const adamas_setting& setting : adamas::settings())
+    if (!is_ours(setting.name))
+      command
+          .add_option(flag_name(setting.name), values_[setting.name], fmt::format("{} ({})", setting.meaning, setting.range))
+          ->type_name("LIST")
+          ->delimiter(',')
+          ->allow_extra_args(false)
+          ->group("Settings, each one value or a list: 32,64");
+  command.add_option("--device", device_, "what the kernels run with (auto | an instruction set)")
+      ->type_name("VALUE")
+      ->group("Settings, each one value or a list: 32,64");
+}
+
+void CaseFlags::set_default(const std::string& setting, const std::vector<std::string>& values) {
+  defaults_[setting] = values;
+}
+
+std::vector<Case> CaseFlags::cases() const {
+  if (const char* variable = std::getenv("ADAMAS_DEVICE"); !device_.empty() || variable != nullptr)
+    adamas::force_device(device_.empty() ? variable : device_);
+
+  auto lists = values_;
+  for (const adamas_setting& setting : adamas::settings())
+    if (const auto list = defaults_.find(setting.name);
+        list != defaults_.end() && lists[setting.name].empty() && std::getenv(setting.environment) == nullptr)
+      lists[setting.name] = list->second;
+
+  std::vector<Values> choices;
+  Values chosen;
+  combine(lists, 0, chosen, choices);
+  std::vector<Case> cases{full_case()};
+  for (const Values& choice : choices)
+    if (const Case one = case_of(choice); std::find(cases.begin(), cases.end(), one) == cases.end()) cases.push_back(one);
+  return cases;
+}
+
+}  // namespace cli

@@ -1,0 +1,56 @@
+// The settings as lists: --policy adamas,quest --budget 64,128 are four cases, each of which is measured.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../output.h"
+#include "adamas/adamas.h"
+
+namespace cli {
+
+struct Case {
+  adamas_config config;
+  std::string policy;
+  std::string estimator;                                    // empty: the policy has none
+  std::int64_t budget = 0;                                  // 0: the policy has none
+  std::vector<std::pair<std::string, std::string>> others;  // the further settings that mean something to the policy
+
+  bool full() const { return config.policy == ADAMAS_POLICY_FULL; }
+  std::vector<std::string> words() const;  // everything that tells it from another case
+  bool operator==(const Case& other) const;
+};
+
+// The engine's own dense attention.
+Case full_case();
+
+// "sketch=0 tail=1": the further settings by which it differs from other cases of its policy.
+std::string label_of(const Case& one, const std::vector<Case>& all);
+
+// policy, estimator, budget and the other settings, with which every row of results begins.
+Json json_of(const Case& one, const std::vector<Case>& all);
+
+class CaseFlags {
+ public:
+  // Adds --policy, --budget, --sketch, ... and --device: every setting of the library but those that `eval` sets itself.
+  explicit CaseFlags(CLI::App& command);
+
+  // What a setting is without a flag or a variable, instead of the library's own.
+  void set_default(const std::string& setting, const std::vector<std::string>& values);
+
+  // Every combination, `full` first (it is the reference, asked for or not), and none twice: the estimator only tells cases
+  // of the policy adamas apart, and nothing tells cases of the policy full apart. A setting without a flag has the value of
+  // its environment variable. Throws, naming the range, when a value is out of it.
+  std::vector<Case> cases() const;
+
+ private:
+  std::map<std::string, std::vector<std::string>> values_;  // by the setting's name; empty: not given
+  std::map<std::string, std::vector<std::string>> defaults_;
+  std::string device_;
+};
+
+}  // namespace cli

@@ -1,0 +1,89 @@
+#include "finished.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "../failure.h"
+
+namespace cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path cache_folder() {
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return value != nullptr && *value != '\0' ? fs::path(value) : fs::path();
+  };
+  if (const fs::path ours = variable("ADAMAS_CACHE"); !ours.empty()) return ours;
+  if (const fs::path cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache / "adamas";
+  return variable("HOME") / ".cache/adamas";
+}
+
+[[noreturn]] void cannot_write(const std::string& path) {
+  throw Failure(exit_failed, fmt::format("{} cannot be written: {}", path, std::strerror(errno)));
+}
+
+// A run that is killed in the middle of a line leaves it without an end: the next one begins a new line.
+bool ends_within_a_line(const std::string& path) {
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file || file.tellg() == 0) return false;
+  file.seekg(-1, std::ios::end);
+  return file.get() != '\n';
+}
+
+}  // namespace
+
+Finished::Finished(const std::string& path, const Json& key, bool fresh) : path_(path), key_(hash_of(key.dump())) {
+  if (path_.empty()) {
+    const fs::path folder = cache_folder() / "eval";
+    std::error_code error;
+    fs::create_directories(folder, error);
+    path_ = folder / (key_ + ".jsonl");
+  }
+  // Opened at once: an hour of work should not end in a file that cannot be written.
+  if (const std::ofstream file(path_, fresh ? std::ios::trunc : std::ios::app); !file) cannot_write(path_);
+
+  std::ifstream file(path_);
+  for (std::string line; std::getline(file, line);) {
+    const Json entry = Json::parse(line, nullptr, false);
+    if (entry.is_object() && entry.value("key", "") == key_)
+      results_[entry.value("part", "")] = entry.value("result", Json());
+  }
+}
+
+const Json* Finished::find(const std::string& part) const {
+  const auto found = results_.find(part);
+  return found == results_.end() ? nullptr : &found->second;
+}
+
+void Finished::add(const std::string& part, const Json& result) {
+  results_[part] = result;
+  const std::string start = ends_within_a_line(path_) ? "\n" : "";
+  std::ofstream file(path_, std::ios::app);
+  file << start << Json{{"key", key_}, {"part", part}, {"result", result}}.dump() << '\n';
+  if (!file.flush()) cannot_write(path_);
+}
+
+Json identity_of(const std::string& path) {
+  std::error_code error;
+  const fs::path whole = fs::canonical(path, error);
+  const auto size = fs::file_size(whole, error);
+  const auto changed = fs::last_write_time(whole, error).time_since_epoch();
+  return {whole.string(), size, std::chrono::duration_cast<std::chrono::nanoseconds>(changed).count()};
+}
+
+std::string hash_of(const std::string& text) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (const char byte : text) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3;
+  return fmt::format("{:016x}", hash);
+}
+
+}  // namespace cli

@@ -1,0 +1,310 @@
+// adamas eval perplexity: how much worse a model predicts a text when each query head reads only its budget of tokens.
+//
+// All cases read the same tokens in lockstep, each in a context of its own, batch after batch, `full` first: while its
+// logits of a batch are at hand, every other case is compared with it token by token. So the differences are paired, and the
+// error of a ratio is that of their mean and not that of two perplexities.
+//
+// A window is as llama-perplexity has it: `context` tokens of the text, the first replaced by the token that the model wants
+// before a text, if it wants one; tokens behind `score_from` are scored.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "options.h"
+#include "progress.h"
+#include "results.h"
+#include "score.h"
+#include "table.h"
+#include "../failure.h"
+
+namespace cli {
+namespace {
+
+// What one case did on the scored tokens; sums, so that windows add up.
+struct Sums {
+  double scored = 0;
+  double loss = 0;        // negative log likelihood
+  double difference = 0;  // of it, to full
+  double difference_squared = 0;
+  double kl = 0;
+  double same_top = 0;
+  double heads = 0;                                         // query heads of the rows that the back end computed
+  double tokens_read = 0;                                   // by these
+  double tokens_sketched = 0;                               // by these, through their codes
+  double sparse_heads = 0;                                  // of the heads, those whose rows were sparse
+  double mass = 0, guarded = 0, widened = 0, reranked = 0;  // of the sparse ones
+  double seconds = 0;
+
+  static constexpr double Sums::*fields[] = {
+      &Sums::scored,       &Sums::loss,    &Sums::difference,  &Sums::difference_squared, &Sums::kl,
+      &Sums::same_top,     &Sums::heads,   &Sums::tokens_read, &Sums::tokens_sketched,    &Sums::mass,
+      &Sums::sparse_heads, &Sums::guarded, &Sums::widened,     &Sums::reranked,           &Sums::seconds};
+
+  void add(const Sums& other) {
+    for (const auto field : fields) this->*field += other.*field;
+  }
+};
+
+Json json_of(const std::vector<Sums>& all) {
+  Json lists = Json::array();
+  for (const Sums& sums : all) {
+    Json list = Json::array();
+    for (const auto field : Sums::fields) list.push_back(sums.*field);
+    lists.push_back(list);
+  }
+  return lists;
+}
+
+std::vector<Sums> sums_of(const Json& lists) {
+  std::vector<Sums> all;
+  for (const Json& list : lists) {
+    Sums sums;
+    for (std::size_t i = 0; i < std::size(Sums::fields); ++i)  // what is no number was written as null
+      sums.*Sums::fields[i] = list.at(i).is_number() ? list.at(i).get<double>() : std::numeric_limits<double>::quiet_NaN();
+    all.push_back(sums);
+  }
+  return all;
+}
+
+// As many rows as have 64 MiB of logits; the engine holds them twice. The numbers move in their last digits with the size of
+// a batch, so it depends on the model alone.
+std::int64_t rows_with_logits(const LoadedModel& model) {
+  const std::int64_t fitting = (std::int64_t{64} << 20) / (model.vocabulary() * 4);
+  return std::clamp<std::int64_t>(fitting / 64 * 64, 64, 512);
+}
+
+class Measurement {
+ public:
+  Measurement(const LoadedModel& model, const EvalOptions& options, const PerplexityOptions& what)
+      : model_(model),
+        cases_(options.cases),
+        what_(what),
+        rows_(rows_with_logits(model)),
+        observer_([this](const adamas_observation& observation) { see(observation); }) {
+    for (std::size_t i = 0; i < cases_.size(); ++i)
+      contexts_.push_back(std::make_unique<Context>(
+          model, ContextParams{.tokens = what.context, .batch = 512, .outputs = rows_, .threads = options.threads}));
+    for (Case& one : cases_) one.config.rows = ADAMAS_ROWS_ALL;
+  }
+
+  std::vector<Sums> window(std::span<const Token> text, Progress& progress, const std::string& doing) {
+    Tokens tokens(text.begin(), text.end());
+    if (const auto first = model_.first_token()) tokens.front() = *first;
+    sums_.assign(cases_.size(), {});
+    for (auto& context : contexts_) context->clear();
+
+    // The last token predicts nothing that is in the window.
+    const std::int64_t end = what_.context - 1;
+    for (std::int64_t first = 0; first < end;) {
+      const bool scored = first >= what_.score_from;
+      const std::int64_t size =
+          scored ? std::min(rows_, end - first) : std::min<std::int64_t>(512, what_.score_from - first);
+      for (current_ = 0; current_ < cases_.size(); ++current_) {
+        read(std::span(tokens).subspan(first, size), scored);
+        if (scored) score(std::span(tokens).subspan(first + 1, size));
+        progress.advance(static_cast<double>(size), doing);
+      }
+      first += size;
+    }
+    return sums_;
+  }
+
+ private:
+  void read(std::span<const Token> tokens, bool scored) {
+    counting_ = scored;
+    configure(cases_[current_].config);
+    const auto begin = std::chrono::steady_clock::now();
+    contexts_[current_]->decode(tokens, scored ? std::ssize(tokens) : 0);
+    sums_[current_].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+
+  // `targets`: the tokens that came after those of the batch.
+  void score(std::span<const Token> targets) {
+    Sums& sums = sums_[current_];
+    if (current_ == 0) full_.clear();
+    for (std::int64_t row = 0; row < std::ssize(targets); ++row) {
+      const auto token = static_cast<std::size_t>(targets[row]);
+      const auto logits = contexts_[current_]->logits(row);
+      const Prediction prediction = prediction_of(logits);
+      if (current_ == 0) full_.push_back(prediction);
+      const auto full_logits = contexts_[0]->logits(row);
+      const double loss = -prediction.log_probability(logits[token]);
+      const double difference = loss + full_[row].log_probability(full_logits[token]);
+      sums.scored += 1;
+      sums.loss += loss;
+      sums.difference += difference;
+      sums.difference_squared += difference * difference;
+      sums.kl += current_ == 0 ? 0 : divergence(full_logits, full_[row], logits, prediction);
+      sums.same_top += prediction.top == full_[row].top;
+    }
+  }
+
+  void see(const adamas_observation& observation) {
+    if (!counting_) return;
+    const adamas_step_stats& stats = *observation.stats;
+    Sums& sums = sums_[current_];
+    sums.heads += static_cast<double>((stats.rows_sparse + stats.rows_dense) * observation.q_heads);
+    sums.tokens_read += static_cast<double>(stats.tokens_selected);
+    sums.tokens_sketched += static_cast<double>(stats.tokens_sketched);
+    sums.sparse_heads += static_cast<double>(stats.heads_sparse);
+    sums.mass += stats.mass;
+    sums.guarded += static_cast<double>(stats.heads_guarded);
+    sums.widened += static_cast<double>(stats.heads_widened);
+    sums.reranked += static_cast<double>(stats.heads_reranked);
+  }
+
+  const LoadedModel& model_;
+  std::vector<Case> cases_;
+  const PerplexityOptions& what_;
+  const std::int64_t rows_;
+  std::vector<std::unique_ptr<Context>> contexts_;
+  std::vector<Sums> sums_;        // of this window, by case
+  std::vector<Prediction> full_;  // of this batch, by row
+  std::size_t current_ = 0;       // the case whose turn it is
+  bool counting_ = false;
+  Observer observer_;
+};
+
+// ---- output ---------------------------------------------------------------------------------------------------------
+
+double perplexity_of(const Sums& sums) { return std::exp(sums.loss / sums.scored); }
+double ratio_of(const Sums& sums) { return std::exp(sums.difference / sums.scored); }
+
+// Of the ratio, from the paired differences d of the scored tokens: ratio * sd(d) / sqrt(n).
+double ratio_error(const Sums& sums) {
+  const double mean = sums.difference / sums.scored;
+  const double variance = std::max(0.0, sums.difference_squared / sums.scored - mean * mean);
+  return ratio_of(sums) * std::sqrt(variance / std::max(1.0, sums.scored - 1));
+}
+
+// A share of nothing is unknown.
+Json share(double part, double whole) {
+  return whole > 0 && std::isfinite(part / whole) ? Json(part / whole) : Json(nullptr);
+}
+
+Json row_of(const Case& one, const std::vector<Case>& all, const Sums& sums) {
+  Json row = json_of(one, all);
+  row.update({{"perplexity", perplexity_of(sums)},
+              {"ratio", ratio_of(sums)},
+              {"ratio_error", ratio_error(sums)},
+              {"kl", sums.kl / sums.scored},
+              {"same_top", sums.same_top / sums.scored},
+              {"mass", share(sums.mass, sums.sparse_heads)},
+              {"tokens_read", share(sums.tokens_read, sums.heads)},
+              {"tokens_sketched", share(sums.tokens_sketched, sums.heads)},
+              {"seconds", sums.seconds},
+              {"guarded", share(sums.guarded, sums.sparse_heads)},
+              {"widened", share(sums.widened, sums.sparse_heads)},
+              {"reranked", share(sums.reranked, sums.sparse_heads)},
+              {"scored", sums.scored}});
+  return row;
+}
+
+std::string text_of(const Json& value, int digits) {
+  return value.is_number() ? fmt::format("{:.{}f}", value.get<double>(), digits) : "-";
+}
+
+std::string word_of(const Json& value) {
+  return value.is_string()   ? value.get<std::string>()
+         : value.is_number() ? fmt::format("{}", value.get<std::int64_t>())
+                             : "-";
+}
+
+std::string windows_text(const PerplexityOptions& what) {
+  return what.chunks == 1 ? "a window" : fmt::format("{} windows", what.chunks);
+}
+
+void print_text(const Json& rows, const PerplexityOptions& what) {
+  Table table({"policy", "estimator", "budget", "perplexity", "ratio", "+-", "KL", "same top", "mass", "tokens read",
+               "sketched", "seconds", ""},
+              2);
+  for (const Json& row : rows)
+    table.add({word_of(row["policy"]), word_of(row["estimator"]), word_of(row["budget"]), text_of(row["perplexity"], 4),
+               text_of(row["ratio"], 4), text_of(row["ratio_error"], 4), text_of(row["kl"], 4), text_of(row["same_top"], 3),
+               text_of(row["mass"], 3), text_of(row["tokens_read"], 1), text_of(row["tokens_sketched"], 1),
+               text_of(row["seconds"], 1), row["label"].is_null() ? "" : row["label"].get<std::string>()});
+  fmt::print("{}: {} of {} tokens, {:.0f} tokens scored, those behind the first {} of each\n\n",
+             rows[0]["file"].get<std::string>(), windows_text(what), what.context, rows[0]["scored"].get<double>(),
+             what.score_from + 1);
+  table.print();
+  fmt::print("\n");
+}
+
+void check(const PerplexityOptions& what) {
+  if (what.files.empty()) throw Failure(exit_usage, "eval perplexity: the text is missing; for example: --file book.txt");
+  if (what.score_from >= what.context - 1)
+    throw Failure(exit_usage,
+                  fmt::format("--score-from {} leaves nothing to score in a context of {} tokens; it is at most {}",
+                              what.score_from, what.context, what.context - 2));
+}
+
+}  // namespace
+
+int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
+  PerplexityOptions what = asked;
+  if (what.score_from == 0) what.score_from = what.context / 2;
+  check(what);
+  std::vector<std::string> texts, parts;
+  Json text_hashes = Json::array();
+  for (const std::string& file : what.files) {
+    texts.push_back(read_text(file));
+    text_hashes.push_back(hash_of(texts.back()));
+    for (std::int64_t chunk = 0; chunk < what.chunks; ++chunk)
+      parts.push_back(fmt::format("{} {}", text_hashes.size() - 1, chunk));
+  }
+
+  const LoadedModel model(options.model);
+  std::vector<Tokens> tokens;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    tokens.push_back(model.tokenize(texts[i]));
+    if (std::ssize(tokens[i]) < what.context * what.chunks)
+      throw Failure(exit_failed,
+                    fmt::format("{} has {} tokens; {} of {} tokens: {} are needed", what.files[i], tokens[i].size(),
+                                windows_text(what), what.context, what.context * what.chunks));
+  }
+  Finished finished = finished_of(options, {text_hashes, what.context, what.score_from}, parts);
+  const double part_work = static_cast<double>((what.context - 1) * std::ssize(options.cases));
+  auto progress = std::make_unique<Progress>(part_work * static_cast<double>(parts.size()));
+  std::unique_ptr<Measurement> measurement;  // made when there is something to measure
+  std::vector<Json> rows;                    // by file
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    std::vector<Sums> sums(options.cases.size());
+    for (std::int64_t chunk = 0; chunk < what.chunks; ++chunk) {
+      const std::string part = fmt::format("{} {}", i, chunk);
+      if (finished.find(part) != nullptr) {
+        progress->skip(part_work);
+      } else {
+        if (!measurement) {
+          check_room(model, std::ssize(options.cases), what.context);
+          measurement = std::make_unique<Measurement>(model, options, what);
+        }
+        const auto text = std::span(tokens[i]).subspan(static_cast<std::size_t>(chunk * what.context),
+                                                       static_cast<std::size_t>(what.context));
+        finished.add(part, json_of(measurement->window(text, *progress, short_name(what.files[i]))));
+      }
+      const std::vector<Sums> done = sums_of(*finished.find(part));
+      for (std::size_t k = 0; k < sums.size(); ++k) sums[k].add(done.at(k));
+    }
+    rows.push_back(Json::array());
+    for (std::size_t k = 0; k < sums.size(); ++k) {
+      Json row{{"file", short_name(what.files[i])}, {"model", model.name()}, {"context", what.context}};
+      row.update(row_of(options.cases[k], options.cases, sums[k]));
+      rows.back().push_back(row);
+    }
+  }
+  progress.reset();  // its line goes before the table comes
+
+  Json all = Json::array();
+  for (const Json& of_file : rows) {
+    if (!options.json) print_text(of_file, what);
+    all.insert(all.end(), of_file.begin(), of_file.end());
+  }
+  deliver(options, model, all);
+  return exit_ok;
+}
+
+}  // namespace cli
