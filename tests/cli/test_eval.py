@@ -50,6 +50,7 @@ class Usage(CommandTest):
             (["eval", "tune", "--model", "m", "--file", "t"], ["--config"]),
             (["eval", "recall", "--model", "m", "--file", "t", "--policy", "full"], ["the policy full selects nothing"]),
             (["eval", "recall", "--model", "m", "--file", "t", "--context", "64", "--samples", "33"], ["--samples 33", "32"]),
+            (["eval", "tune", "--model", "m", "--file", "t", "--config", "c", "--min-context", "0,9"], ["min_context", "one value"]),
             (["eval", "recall", "--enough", "1.5"], ["--enough"]),
             (["eval", "passkey", "--ask", "often"], ["--ask"]),
             (["eval", "passkey", "--lengths", "2048,many"], ["many"]),
@@ -76,6 +77,8 @@ class Usage(CommandTest):
         ]:
             with self.subTest(arguments=arguments):
                 self.assert_fails(call("eval", "perplexity", "--model", "m", "--file", "t", *arguments), 2, *words)
+        environment = clean_environment(ADAMAS_CONFIG="settings.txt")
+        self.assert_fails(call("eval", "passkey", "--model", "m", environment=environment), 2, "ADAMAS_CONFIG is settings.txt")
         environment = clean_environment(ADAMAS_BUDGET="none")
         self.assert_fails(call("eval", "passkey", "--model", "m", environment=environment), 2, "none", "1 to 2147483647")
 

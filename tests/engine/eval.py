@@ -132,6 +132,9 @@ def recall():
             if not (equals and name.replace("_", "").isalpha() and value):
                 check(False, f"name = value: {line}")
     check(len(layers) == len(set(layers)) < 30 and set(layers) <= set(range(30)), "each layer stands in one section, the others in none")
+    read = subprocess.run([COMMAND, "info", "--json"], env={**ENVIRONMENT, "ADAMAS_CONFIG": str(settings)}, capture_output=True, text=True)
+    budget = next(row["value"] for row in json.loads(read.stdout)["settings"] if row["name"] == "budget")
+    check(f"\nbudget = {budget}\n" in written, "the library reads it")
 
 
 globals()[sys.argv[1]]()

@@ -8,6 +8,7 @@
 
 #include <adamas/adamas.hpp>
 
+#include "../failure.h"
 #include "../settings.h"
 
 namespace cli {
@@ -129,6 +130,11 @@ void CaseFlags::set_default(const std::string& setting, const std::vector<std::s
 std::vector<Case> CaseFlags::cases() const {
   if (const char* variable = std::getenv("ADAMAS_DEVICE"); !device_.empty() || variable != nullptr)
     adamas::force_device(device_.empty() ? variable : device_);
+
+  // A settings file is for llama.cpp's tools: the back end forgets it when a program configures it.
+  if (const char* file = std::getenv("ADAMAS_CONFIG"); file != nullptr && *file != '\0')
+    throw Failure(exit_usage,
+                  fmt::format("ADAMAS_CONFIG is {}; eval measures settings of a whole model, by flags and variables", file));
 
   auto lists = values_;
   for (const adamas_setting& setting : adamas::settings())

@@ -32,17 +32,26 @@ struct Sums {
   double difference_squared = 0;
   double kl = 0;
   double same_top = 0;
-  double heads = 0;                                         // query heads of the rows that the back end computed
-  double tokens_read = 0;                                   // by these
-  double tokens_sketched = 0;                               // by these, through their codes
-  double sparse_heads = 0;                                  // of the heads, those whose rows were sparse
-  double mass = 0, guarded = 0, widened = 0, reranked = 0;  // of the sparse ones
+  double heads = 0;            // query heads of the sparse rows
+  double tokens_read = 0;      // by these
+  double tokens_sketched = 0;  // by these, through their codes
+  double mass = 0, guarded = 0, widened = 0, reranked = 0;
   double seconds = 0;
 
-  static constexpr double Sums::*fields[] = {
-      &Sums::scored,       &Sums::loss,    &Sums::difference,  &Sums::difference_squared, &Sums::kl,
-      &Sums::same_top,     &Sums::heads,   &Sums::tokens_read, &Sums::tokens_sketched,    &Sums::mass,
-      &Sums::sparse_heads, &Sums::guarded, &Sums::widened,     &Sums::reranked,           &Sums::seconds};
+  static constexpr double Sums::*fields[] = {&Sums::scored,
+                                             &Sums::loss,
+                                             &Sums::difference,
+                                             &Sums::difference_squared,
+                                             &Sums::kl,
+                                             &Sums::same_top,
+                                             &Sums::heads,
+                                             &Sums::tokens_read,
+                                             &Sums::tokens_sketched,
+                                             &Sums::mass,
+                                             &Sums::guarded,
+                                             &Sums::widened,
+                                             &Sums::reranked,
+                                             &Sums::seconds};
 
   void add(const Sums& other) {
     for (const auto field : fields) this->*field += other.*field;
@@ -147,10 +156,9 @@ class Measurement {
     if (!counting_) return;
     const adamas_step_stats& stats = *observation.stats;
     Sums& sums = sums_[current_];
-    sums.heads += static_cast<double>((stats.rows_sparse + stats.rows_dense) * observation.q_heads);
     sums.tokens_read += static_cast<double>(stats.tokens_selected);
     sums.tokens_sketched += static_cast<double>(stats.tokens_sketched);
-    sums.sparse_heads += static_cast<double>(stats.heads_sparse);
+    sums.heads += static_cast<double>(stats.heads_sparse);
     sums.mass += stats.mass;
     sums.guarded += static_cast<double>(stats.heads_guarded);
     sums.widened += static_cast<double>(stats.heads_widened);
@@ -193,13 +201,13 @@ Json row_of(const Case& one, const std::vector<Case>& all, const Sums& sums) {
               {"ratio_error", ratio_error(sums)},
               {"kl", sums.kl / sums.scored},
               {"same_top", sums.same_top / sums.scored},
-              {"mass", share(sums.mass, sums.sparse_heads)},
+              {"mass", share(sums.mass, sums.heads)},
               {"tokens_read", share(sums.tokens_read, sums.heads)},
               {"tokens_sketched", share(sums.tokens_sketched, sums.heads)},
               {"seconds", sums.seconds},
-              {"guarded", share(sums.guarded, sums.sparse_heads)},
-              {"widened", share(sums.widened, sums.sparse_heads)},
-              {"reranked", share(sums.reranked, sums.sparse_heads)},
+              {"guarded", share(sums.guarded, sums.heads)},
+              {"widened", share(sums.widened, sums.heads)},
+              {"reranked", share(sums.reranked, sums.heads)},
               {"scored", sums.scored}});
   return row;
 }

@@ -196,6 +196,16 @@ void write_settings(const EvalOptions& options, const LoadedModel& model, const 
   fmt::print("\nWritten to {}\n", what.config);
 }
 
+// What a section of a settings file cannot say has to be one value in all cases.
+void require_alike(const std::vector<Case>& cases) {
+  for (const Case& one : cases)
+    for (const auto& [name, value] : one.others)
+      for (const char* whole : {"preset", "dense_layers", "min_context"})
+        if (name == whole && std::find(cases.front().others.begin(), cases.front().others.end(), std::pair(name, value)) ==
+                                 cases.front().others.end())
+          throw Failure(exit_usage, fmt::format("eval tune: {} is a setting of the whole model: give it one value", name));
+}
+
 }  // namespace
 
 int recall(const EvalOptions& options, const RecallOptions& what) {
@@ -213,9 +223,10 @@ int recall(const EvalOptions& options, const RecallOptions& what) {
   if (cases.empty())
     throw Failure(exit_usage, fmt::format("eval {}: the policy full selects nothing; name another", options.kind));
 
+  if (tune) require_alike(cases);
   const std::string text = read_text(what.file);
   const LoadedModel model(options.model);
-  Tokens tokens = model.tokenize(text);
+  const Tokens tokens = model.tokenize(text);
   if (std::ssize(tokens) < what.context)
     throw Failure(exit_failed, fmt::format("{} has {} tokens; {} are needed", what.file, tokens.size(), what.context));
   check_room(model, 1, what.context);
