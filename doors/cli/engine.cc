@@ -45,8 +45,9 @@ class Library {
     for (const fs::path& path : {engine_folder() / name, fs::path(name)})
       if (handle_ == nullptr) handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle_ == nullptr)
-      throw Failure(exit_failed, fmt::format("the engine's library {} is not there, neither in {} nor where the system looks",
-                                             name, engine_folder().string()));
+      throw Failure(exit_failed,
+                    fmt::format("the engine's library {} is not there, neither in {} nor where the system looks", name,
+                                engine_folder().string()));
   }
 
   template <class Function>
@@ -120,10 +121,12 @@ struct Engine {
 
     const auto path = find_back_end();
     if (!path)
-      throw Failure(exit_failed, "the llama.cpp back end libggml-adamas.so is not there; build it with -DADAMAS_GGML_DIR=...");
+      throw Failure(exit_failed,
+                    "the llama.cpp back end libggml-adamas.so is not there; build it with -DADAMAS_GGML_DIR=...");
     ggml_backend_reg_t back_end = ggml_backend_load(path->c_str());
     if (back_end == nullptr) throw Failure(exit_failed, fmt::format("{} did not load{}", path->string(), because()));
-    adamas_configure = reinterpret_cast<adamas_configure_fn>(ggml_backend_reg_get_proc_address(back_end, "adamas_configure"));
+    adamas_configure =
+        reinterpret_cast<adamas_configure_fn>(ggml_backend_reg_get_proc_address(back_end, "adamas_configure"));
     adamas_observe = reinterpret_cast<adamas_observe_fn>(ggml_backend_reg_get_proc_address(back_end, "adamas_observe"));
     if (adamas_configure == nullptr || adamas_observe == nullptr)
       throw Failure(exit_failed, fmt::format("{} is of another version: it cannot be configured", path->string()));
@@ -137,7 +140,9 @@ const Engine& engine() {
 
 }  // namespace
 
-std::string engine_version() { return fmt::format("llama.cpp {}, ggml {}", engine().llama_version(), engine().ggml_version()); }
+std::string engine_version() {
+  return fmt::format("llama.cpp {}, ggml {}", engine().llama_version(), engine().ggml_version());
+}
 
 std::vector<std::string> engine_files() {
   return {file_of(reinterpret_cast<void*>(engine().llama_decode)),
@@ -222,9 +227,10 @@ std::string LoadedModel::as_question(const std::string& text) const {
   if (chat == nullptr) return text + "\n";
   const llama_chat_message message{"user", text.c_str()};
   std::string prompt(text.size() + 1024, '\0');
-  const std::int32_t length = engine().llama_chat_apply_template(chat, &message, 1, true, prompt.data(),
-                                                                 static_cast<std::int32_t>(prompt.size()));
-  if (length < 0 || static_cast<std::size_t>(length) > prompt.size()) return text + "\n";  // a template that the engine does not know
+  const std::int32_t length =
+      engine().llama_chat_apply_template(chat, &message, 1, true, prompt.data(), static_cast<std::int32_t>(prompt.size()));
+  if (length < 0 || static_cast<std::size_t>(length) > prompt.size())
+    return text + "\n";  // a template that the engine does not know
   prompt.resize(static_cast<std::size_t>(length));
   return prompt;
 }

@@ -1,5 +1,5 @@
-// The engine inside this process: llama.cpp's libraries and our back end, loaded when a command first needs them, so that the
-// command itself starts without them. Every failure is a Failure with a sentence.
+// The engine inside this process: llama.cpp's libraries and our back end, loaded when a command first needs them, so that
+// the command itself starts without them. Every failure is a Failure with a sentence.
 #pragma once
 
 #include <cstddef>
@@ -51,8 +51,8 @@ class LoadedModel {
   explicit LoadedModel(const std::string& path);
 
   const std::string& path() const { return path_; }
-  std::string name() const;           // as the file has it, else the file's own name
-  std::int32_t vocabulary() const;    // tokens
+  std::string name() const;         // as the file has it, else the file's own name
+  std::int32_t vocabulary() const;  // tokens
   std::int32_t layers() const;
   std::int32_t trained_context() const;
 
@@ -78,8 +78,8 @@ class LoadedModel {
 
 struct ContextParams {
   std::int64_t tokens = 0;
-  std::int64_t batch = 512;   // tokens computed at once
-  std::int64_t outputs = 1;   // of these, so many may have logits: their memory is outputs x vocabulary x 4 bytes, twice
+  std::int64_t batch = 512;  // tokens computed at once
+  std::int64_t outputs = 1;  // of these, so many may have logits: their memory is outputs x vocabulary x 4 bytes, twice
   int threads = 1;
 };
 

@@ -82,7 +82,8 @@ std::vector<std::string> flags_of(const CLI::App& command) {
 
 std::vector<std::string> commands_of(const CLI::App& app) {
   std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
   return names;
 }
 
@@ -104,7 +105,8 @@ void refuse_rest(const CLI::App& app, const CLI::App* command) {
   if (command == nullptr)
     throw Failure(exit_usage, fmt::format("{} is not a command{}", word, suggestion(word, commands_of(app))));
   if (command->get_name() == "eval")
-    throw Failure(exit_usage, fmt::format("eval: {} is nothing to evaluate{}", word, suggestion(word, commands_of(*command))));
+    throw Failure(exit_usage,
+                  fmt::format("eval: {} is nothing to evaluate{}", word, suggestion(word, commands_of(*command))));
   if (command->get_name() == "run")
     throw Failure(exit_usage, fmt::format("run: write -- before the tool: adamas run -- {} ...", word));
   throw Failure(exit_usage, fmt::format("{}: {} is one argument too many", command->get_name(), word));

@@ -5,7 +5,8 @@ namespace cli {
 namespace {
 
 [[noreturn]] void absent() {
-  throw Failure(exit_failed, "this adamas was built without llama.cpp, which `eval` runs; build it with -DADAMAS_GGML_DIR=...");
+  throw Failure(exit_failed,
+                "this adamas was built without llama.cpp, which `eval` runs; build it with -DADAMAS_GGML_DIR=...");
 }
 
 }  // namespace

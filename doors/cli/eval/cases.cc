@@ -89,7 +89,8 @@ std::string label_of(const Case& one, const std::vector<Case>& all) {
   std::string label;
   for (const auto& setting : one.others) {
     const bool tells_apart = std::any_of(all.begin(), all.end(), [&](const Case& other) {
-      return other.policy == one.policy && std::find(other.others.begin(), other.others.end(), setting) == other.others.end();
+      return other.policy == one.policy &&
+             std::find(other.others.begin(), other.others.end(), setting) == other.others.end();
     });
     if (tells_apart) label += fmt::format("{}{}={}", label.empty() ? "" : " ", setting.first, setting.second);
   }
@@ -110,7 +111,8 @@ Json json_of(const Case& one, const std::vector<Case>& all) {
 CaseFlags::CaseFlags(CLI::App& command) {
   for (const adamas_setting& setting : adamas::settings())
     if (!is_ours(setting.name))
-      command.add_option(flag_name(setting.name), values_[setting.name], fmt::format("{} ({})", setting.meaning, setting.range))
+      command
+          .add_option(flag_name(setting.name), values_[setting.name], fmt::format("{} ({})", setting.meaning, setting.range))
           ->type_name("LIST")
           ->delimiter(',')
           ->allow_extra_args(false)
@@ -120,7 +122,9 @@ CaseFlags::CaseFlags(CLI::App& command) {
       ->group("Settings, each one value or a list: 32,64");
 }
 
-void CaseFlags::set_default(const std::string& setting, const std::vector<std::string>& values) { defaults_[setting] = values; }
+void CaseFlags::set_default(const std::string& setting, const std::vector<std::string>& values) {
+  defaults_[setting] = values;
+}
 
 std::vector<Case> CaseFlags::cases() const {
   if (const char* variable = std::getenv("ADAMAS_DEVICE"); !device_.empty() || variable != nullptr)

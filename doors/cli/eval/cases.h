@@ -16,8 +16,8 @@ namespace cli {
 struct Case {
   adamas_config config;
   std::string policy;
-  std::string estimator;    // empty: the policy has none
-  std::int64_t budget = 0;  // 0: the policy has none
+  std::string estimator;                                    // empty: the policy has none
+  std::int64_t budget = 0;                                  // 0: the policy has none
   std::vector<std::pair<std::string, std::string>> others;  // the further settings that mean something to the policy
 
   bool full() const { return config.policy == ADAMAS_POLICY_FULL; }

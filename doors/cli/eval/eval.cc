@@ -44,7 +44,8 @@ As `recall`; then writes settings for this model, by layer, so that each reads e
 `adamas run --config FILE` and ADAMAS_CONFIG take them.
 )";
 
-CLI::Option* number(CLI::App* app, const std::string& flag, std::int64_t& value, std::int64_t lowest, const std::string& meaning) {
+CLI::Option* number(CLI::App* app, const std::string& flag, std::int64_t& value, std::int64_t lowest,
+                    const std::string& meaning) {
   return app->add_option(flag, value, meaning)->check(CLI::Range(lowest, most).description(""))->type_name("N");
 }
 
@@ -66,10 +67,12 @@ void add_places(CLI::App* app, RetrievalOptions& options) {
   app->add_option("--depths", options.depths, "Places in the text, from its start to its end (default 10)")
       ->check(CLI::Range(1, 1000).description(""))
       ->type_name("N");
-  app->add_option("--ask", options.ask, "How the question is read: dense, with the prompt, or sparse, token by token (default dense)")
+  app->add_option("--ask", options.ask,
+                  "How the question is read: dense, with the prompt, or sparse, token by token (default dense)")
       ->check(CLI::IsMember({"dense", "sparse"}).description(""))
       ->type_name("HOW");
-  app->add_flag("--chat", options.chat, "Ask as a user does, by the model's chat template; without it, the model goes on with the text");
+  app->add_flag("--chat", options.chat,
+                "Ask as a user does, by the model's chat template; without it, the model goes on with the text");
 }
 
 void add_samples(CLI::App* app, RecallOptions& options) {
@@ -120,10 +123,14 @@ Eval::Eval(CLI::App& eval, const std::string& footer) : eval_(eval), footer_(foo
   app = add("needle", "Whether a sentence in a real text is found again", needle_details).app;
   add_places(app, needle_);
   app->add_option("--file", needle_.file, "The text around the sentence")->type_name("TEXT");
-  app->add_option("--needle", needle_.needle, fmt::format("The sentence (default: {})", needle_.needle))->type_name("SENTENCE");
-  app->add_option("--question", needle_.question, fmt::format("Asks for it (default: {})", needle_.question))->type_name("TEXT");
-  app->add_option("--lead", needle_.lead, "How the answer begins, which helps small models; may be empty")->type_name("TEXT");
-  app->add_option("--answer", needle_.answer, fmt::format("What the answer has to hold (default: {})", needle_.answer))->type_name("TEXT");
+  app->add_option("--needle", needle_.needle, fmt::format("The sentence (default: {})", needle_.needle))
+      ->type_name("SENTENCE");
+  app->add_option("--question", needle_.question, fmt::format("Asks for it (default: {})", needle_.question))
+      ->type_name("TEXT");
+  app->add_option("--lead", needle_.lead, "How the answer begins, which helps small models; may be empty")
+      ->type_name("TEXT");
+  app->add_option("--answer", needle_.answer, fmt::format("What the answer has to hold (default: {})", needle_.answer))
+      ->type_name("TEXT");
 
   app = add("recall", "What each layer and head selects of what it should", recall_details).app;
   add_samples(app, recall_);
@@ -139,8 +146,8 @@ int Eval::run(const std::vector<std::string>& command) {
   if (kind == kinds_.end()) {
     std::vector<std::string> names;
     for (const auto& one : kinds_) names.push_back(one->options.kind);
-    throw Failure(exit_usage, fmt::format("eval: say what to evaluate: {}; `adamas eval --help` explains them",
-                                          fmt::join(names, ", ")));
+    throw Failure(exit_usage,
+                  fmt::format("eval: say what to evaluate: {}; `adamas eval --help` explains them", fmt::join(names, ", ")));
   }
   EvalOptions& options = (*kind)->options;
   options.command = command;

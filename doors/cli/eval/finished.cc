@@ -54,7 +54,8 @@ Finished::Finished(const std::string& path, const Json& key, bool fresh) : path_
   std::ifstream file(path_);
   for (std::string line; std::getline(file, line);) {
     const Json entry = Json::parse(line, nullptr, false);
-    if (entry.is_object() && entry.value("key", "") == key_) results_[entry.value("part", "")] = entry.value("result", Json());
+    if (entry.is_object() && entry.value("key", "") == key_)
+      results_[entry.value("part", "")] = entry.value("result", Json());
   }
 }
 

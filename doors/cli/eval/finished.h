@@ -1,5 +1,6 @@
-// What earlier runs of the same evaluation finished, so that one that was stopped goes on where it was: a file of JSON lines,
-// each written when a part was done. A line counts when its key is ours; the key is made of everything that moves a result.
+// What earlier runs of the same evaluation finished, so that one that was stopped goes on where it was: a file of JSON
+// lines, each written when a part was done. A line counts when its key is ours; the key is made of everything that moves a
+// result.
 #pragma once
 
 #include <map>

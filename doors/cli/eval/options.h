@@ -34,8 +34,8 @@ struct RetrievalOptions {
   std::vector<std::int64_t> lengths{2048, 4096, 8000};
   std::int64_t depths = 10;
   std::string ask = "dense";  // how the question is read: dense, as a part of the prompt, or sparse, token by token
-  bool chat = false;            // the prompt is a user's message, as the model's chat template has it, and not a text to go on with
-  std::int64_t seed = 1;        // of the pass keys
+  bool chat = false;  // the prompt is a user's message, as the model's chat template has it, and not a text to go on with
+  std::int64_t seed = 1;  // of the pass keys
   // `needle`:
   std::string file;  // the text around it
   std::string needle = "The name of the white camel of Hazor is Bartholomew.";

@@ -1,8 +1,8 @@
 // adamas eval perplexity: how much worse a model predicts a text when each query head reads only its budget of tokens.
 //
-// All cases read the same tokens in lockstep, each in a context of its own, batch after batch, `full` first: while its logits of a
-// batch are at hand, every other case is compared with it token by token. So the differences are paired, and the error of a
-// ratio is that of their mean and not that of two perplexities.
+// All cases read the same tokens in lockstep, each in a context of its own, batch after batch, `full` first: while its
+// logits of a batch are at hand, every other case is compared with it token by token. So the differences are paired, and the
+// error of a ratio is that of their mean and not that of two perplexities.
 //
 // A window is as llama-perplexity has it: `context` tokens of the text, the first replaced by the token that the model wants
 // before a text, if it wants one; tokens behind `score_from` are scored.
@@ -27,21 +27,21 @@ namespace {
 // What one case did on the scored tokens; sums, so that windows add up.
 struct Sums {
   double scored = 0;
-  double loss = 0;                // negative log likelihood
-  double difference = 0;          // of it, to full
+  double loss = 0;        // negative log likelihood
+  double difference = 0;  // of it, to full
   double difference_squared = 0;
   double kl = 0;
   double same_top = 0;
-  double heads = 0;               // query heads of the rows that the back end computed
-  double tokens_read = 0;         // by these
-  double sparse_heads = 0;        // of these, as far as the core counts them
+  double heads = 0;                                         // query heads of the rows that the back end computed
+  double tokens_read = 0;                                   // by these
+  double sparse_heads = 0;                                  // of these, as far as the core counts them
   double mass = 0, guarded = 0, widened = 0, reranked = 0;  // of the sparse ones
   double seconds = 0;
 
-  static constexpr double Sums::*fields[] = {&Sums::scored, &Sums::loss,        &Sums::difference,   &Sums::difference_squared,
-                                             &Sums::kl,     &Sums::same_top,    &Sums::heads,        &Sums::tokens_read,
-                                             &Sums::mass,   &Sums::sparse_heads, &Sums::guarded,     &Sums::widened,
-                                             &Sums::reranked, &Sums::seconds};
+  static constexpr double Sums::*fields[] = {
+      &Sums::scored,   &Sums::loss,        &Sums::difference, &Sums::difference_squared, &Sums::kl,      &Sums::same_top,
+      &Sums::heads,    &Sums::tokens_read, &Sums::mass,       &Sums::sparse_heads,       &Sums::guarded, &Sums::widened,
+      &Sums::reranked, &Sums::seconds};
 
   void add(const Sums& other) {
     for (const auto field : fields) this->*field += other.*field;
@@ -69,8 +69,8 @@ std::vector<Sums> sums_of(const Json& lists) {
   return all;
 }
 
-// A row of logits for each of 64 MiB; the engine holds them twice. The numbers move in their last digits with the size of a batch,
-// so it depends on the model alone.
+// As many rows as have 64 MiB of logits; the engine holds them twice. The numbers move in their last digits with the size of
+// a batch, so it depends on the model alone.
 std::int64_t rows_with_logits(const LoadedModel& model) {
   const std::int64_t fitting = (std::int64_t{64} << 20) / (model.vocabulary() * 4);
   return std::clamp<std::int64_t>(fitting / 64 * 64, 64, 512);
@@ -79,7 +79,10 @@ std::int64_t rows_with_logits(const LoadedModel& model) {
 class Measurement {
  public:
   Measurement(const LoadedModel& model, const EvalOptions& options, const PerplexityOptions& what)
-      : model_(model), cases_(options.cases), what_(what), rows_(rows_with_logits(model)),
+      : model_(model),
+        cases_(options.cases),
+        what_(what),
+        rows_(rows_with_logits(model)),
         observer_([this](const adamas_observation& observation) { see(observation); }) {
     for (std::size_t i = 0; i < cases_.size(); ++i)
       contexts_.push_back(std::make_unique<Context>(
@@ -97,7 +100,8 @@ class Measurement {
     const std::int64_t end = what_.context - 1;
     for (std::int64_t first = 0; first < end;) {
       const bool scored = first >= what_.score_from;
-      const std::int64_t size = scored ? std::min(rows_, end - first) : std::min<std::int64_t>(512, what_.score_from - first);
+      const std::int64_t size =
+          scored ? std::min(rows_, end - first) : std::min<std::int64_t>(512, what_.score_from - first);
       for (current_ = 0; current_ < cases_.size(); ++current_) {
         read(std::span(tokens).subspan(first, size), scored);
         if (scored) score(std::span(tokens).subspan(first + 1, size));
@@ -156,9 +160,9 @@ class Measurement {
   const PerplexityOptions& what_;
   const std::int64_t rows_;
   std::vector<std::unique_ptr<Context>> contexts_;
-  std::vector<Sums> sums_;          // of this window, by case
-  std::vector<Prediction> full_;    // of this batch, by row
-  std::size_t current_ = 0;         // the case whose turn it is
+  std::vector<Sums> sums_;        // of this window, by case
+  std::vector<Prediction> full_;  // of this batch, by row
+  std::size_t current_ = 0;       // the case whose turn it is
   bool counting_ = false;
   Observer observer_;
 };
@@ -202,7 +206,9 @@ std::string text_of(const Json& value, int digits) {
 }
 
 std::string word_of(const Json& value) {
-  return value.is_string() ? value.get<std::string>() : value.is_number() ? fmt::format("{}", value.get<std::int64_t>()) : "-";
+  return value.is_string()   ? value.get<std::string>()
+         : value.is_number() ? fmt::format("{}", value.get<std::int64_t>())
+                             : "-";
 }
 
 std::string windows_text(const PerplexityOptions& what) {
@@ -210,25 +216,27 @@ std::string windows_text(const PerplexityOptions& what) {
 }
 
 void print_text(const Json& rows, const PerplexityOptions& what) {
-  Table table({"policy", "estimator", "budget", "perplexity", "ratio", "+-", "KL", "same top", "mass", "tokens read", "seconds",
-               ""}, 2);
+  Table table(
+      {"policy", "estimator", "budget", "perplexity", "ratio", "+-", "KL", "same top", "mass", "tokens read", "seconds", ""},
+      2);
   for (const Json& row : rows)
     table.add({word_of(row["policy"]), word_of(row["estimator"]), word_of(row["budget"]), text_of(row["perplexity"], 4),
                text_of(row["ratio"], 4), text_of(row["ratio_error"], 4), text_of(row["kl"], 4), text_of(row["same_top"], 3),
                text_of(row["mass"], 3), text_of(row["tokens_read"], 1), text_of(row["seconds"], 1),
                row["label"].is_null() ? "" : row["label"].get<std::string>()});
-  fmt::print("{}: {} of {} tokens, {:.0f} tokens scored, those behind the first {} of each\n\n", rows[0]["file"].get<std::string>(),
-             windows_text(what), what.context, rows[0]["scored"].get<double>(), what.score_from + 1);
+  fmt::print("{}: {} of {} tokens, {:.0f} tokens scored, those behind the first {} of each\n\n",
+             rows[0]["file"].get<std::string>(), windows_text(what), what.context, rows[0]["scored"].get<double>(),
+             what.score_from + 1);
   table.print();
   fmt::print("\n");
 }
 
 void check(const PerplexityOptions& what) {
-  if (what.files.empty())
-    throw Failure(exit_usage, "eval perplexity: the text is missing; for example: --file book.txt");
+  if (what.files.empty()) throw Failure(exit_usage, "eval perplexity: the text is missing; for example: --file book.txt");
   if (what.score_from >= what.context - 1)
-    throw Failure(exit_usage, fmt::format("--score-from {} leaves nothing to score in a context of {} tokens; it is at most {}",
-                                          what.score_from, what.context, what.context - 2));
+    throw Failure(exit_usage,
+                  fmt::format("--score-from {} leaves nothing to score in a context of {} tokens; it is at most {}",
+                              what.score_from, what.context, what.context - 2));
 }
 
 }  // namespace
@@ -251,14 +259,15 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
   for (std::size_t i = 0; i < texts.size(); ++i) {
     tokens.push_back(model.tokenize(texts[i]));
     if (std::ssize(tokens[i]) < what.context * what.chunks)
-      throw Failure(exit_failed, fmt::format("{} has {} tokens; {} of {} tokens: {} are needed", what.files[i], tokens[i].size(),
-                                             windows_text(what), what.context, what.context * what.chunks));
+      throw Failure(exit_failed,
+                    fmt::format("{} has {} tokens; {} of {} tokens: {} are needed", what.files[i], tokens[i].size(),
+                                windows_text(what), what.context, what.context * what.chunks));
   }
   Finished finished = finished_of(options, {text_hashes, what.context, what.score_from}, parts);
   const double part_work = static_cast<double>((what.context - 1) * std::ssize(options.cases));
   auto progress = std::make_unique<Progress>(part_work * static_cast<double>(parts.size()));
   std::unique_ptr<Measurement> measurement;  // made when there is something to measure
-  std::vector<Json> rows;  // by file
+  std::vector<Json> rows;                    // by file
   for (std::size_t i = 0; i < texts.size(); ++i) {
     std::vector<Sums> sums(options.cases.size());
     for (std::int64_t chunk = 0; chunk < what.chunks; ++chunk) {

@@ -1,7 +1,7 @@
 // adamas eval recall and tune: what the selections of a model's layers and heads hold of what they should.
 //
-// The text is read densely, so every setting sees the same K. At each sample one token is decoded with every setting in turn,
-// the context cut back in between; the observer computes the true scores of that step from q and K and compares.
+// The text is read densely, so every setting sees the same K. At each sample one token is decoded with every setting in
+// turn, the context cut back in between; the observer computes the true scores of that step from q and K and compares.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -130,7 +130,8 @@ void print_text(const Json& rows, const std::vector<Case>& cases, const RecallOp
   const auto text = [](double value, int digits) { return std::isnan(value) ? "-" : fmt::format("{:.{}f}", value, digits); };
   for (const Case& one : cases) {
     fmt::print("{}\n\n", title_of(one, cases));
-    Table table({"layer", "top found", "worst head", "mass", "worst head", "estimated", "noise", "tokens read", "needed"}, 0);
+    Table table({"layer", "top found", "worst head", "mass", "worst head", "estimated", "noise", "tokens read", "needed"},
+                0);
     std::vector<std::size_t> poor;
     double needed = 0;
     auto layers = by_layer(rows, one, cases);
@@ -149,10 +150,12 @@ void print_text(const Json& rows, const std::vector<Case>& cases, const RecallOp
     else if (poor.empty())
       fmt::print("\nEvery layer reads {:.0f}% of its softmax or more.\n\n", 100 * what.enough);
     else
-      fmt::print("\nLayer{} {}: less than {:.0f}% of the softmax is read there. The highest true scores would need up to {:.0f} tokens for "
-                 "it, on average; give {} a larger budget, or leave {} dense.\n\n",
-                 poor.size() == 1 ? "" : "s", ranges_text(poor), 100 * what.enough, std::ceil(needed),
-                 poor.size() == 1 ? "it" : "them", poor.size() == 1 ? "it" : "them");
+      fmt::print(
+          "\nLayer{} {}: less than {:.0f}% of the softmax is read there. The highest true scores would need up to {:.0f} "
+          "tokens for "
+          "it, on average; give {} a larger budget, or leave {} dense.\n\n",
+          poor.size() == 1 ? "" : "s", ranges_text(poor), 100 * what.enough, std::ceil(needed),
+          poor.size() == 1 ? "it" : "them", poor.size() == 1 ? "it" : "them");
   }
 }
 
@@ -172,11 +175,12 @@ std::map<std::size_t, Case> choose(const Json& rows, const std::vector<Case>& ca
 void write_settings(const EvalOptions& options, const LoadedModel& model, const Json& rows, const std::vector<Case>& cases,
                     const RecallOptions& what) {
   const std::map<std::size_t, Case> chosen = choose(rows, cases, what.enough);
-  if (chosen.empty()) throw Failure(exit_failed, "no layer ran sparse, so there is nothing to tune; `adamas check` says why");
+  if (chosen.empty())
+    throw Failure(exit_failed, "no layer ran sparse, so there is nothing to tune; `adamas check` says why");
   const std::string text = settings_text(
       chosen, {fmt::format("Settings for {}, written by adamas eval tune.", model.name()),
-               fmt::format("Each layer reads {:.0f}% of its softmax or more, on average over its heads and {} tokens of {},", 100 * what.enough,
-                           what.samples, short_name(what.file)),
+               fmt::format("Each layer reads {:.0f}% of its softmax or more, on average over its heads and {} tokens of {},",
+                           100 * what.enough, what.samples, short_name(what.file)),
                fmt::format("in a context of up to {} tokens.", what.context)});
   write_file(what.config, text);
   if (options.json) return;
@@ -200,11 +204,13 @@ int recall(const EvalOptions& options, const RecallOptions& what) {
   if (tune && what.config.empty())
     throw Failure(exit_usage, "eval tune: say where the settings go; for example: --config settings.txt");
   if (what.samples > what.context / 2)
-    throw Failure(exit_usage, fmt::format("--samples {}: half of a context of {} tokens has {}", what.samples, what.context, what.context / 2));
+    throw Failure(exit_usage, fmt::format("--samples {}: half of a context of {} tokens has {}", what.samples, what.context,
+                                          what.context / 2));
   std::vector<Case> cases = options.cases;
   std::erase_if(cases, [](const Case& one) { return one.full(); });  // which selects nothing
   if (tune) std::stable_sort(cases.begin(), cases.end(), [](const Case& a, const Case& b) { return a.budget < b.budget; });
-  if (cases.empty()) throw Failure(exit_usage, fmt::format("eval {}: the policy full selects nothing; name another", options.kind));
+  if (cases.empty())
+    throw Failure(exit_usage, fmt::format("eval {}: the policy full selects nothing; name another", options.kind));
 
   const std::string text = read_text(what.file);
   const LoadedModel model(options.model);

@@ -58,22 +58,24 @@ Finished finished_of(const EvalOptions& options, const Json& what, const std::ve
   const auto known =
       std::count_if(parts.begin(), parts.end(), [&](const std::string& part) { return finished.find(part) != nullptr; });
   if (known > 0)
-    fmt::print(stderr, "adamas: {} of {} parts were finished before ({}; --fresh measures them again)\n", known, parts.size(),
-               finished.path());
+    fmt::print(stderr, "adamas: {} of {} parts were finished before ({}; --fresh measures them again)\n", known,
+               parts.size(), finished.path());
   return finished;
 }
 
 void check_room(const LoadedModel& model, std::int64_t contexts, std::int64_t tokens) {
   if (model.trained_context() > 0 && tokens > model.trained_context())
-    fmt::print(stderr, "adamas: {} tokens are more than the {} that the model was made for\n", tokens, model.trained_context());
+    fmt::print(stderr, "adamas: {} tokens are more than the {} that the model was made for\n", tokens,
+               model.trained_context());
   double needed = 0;
   for (const Layer& layer : model_of(read_gguf(model.path())).layers)
     needed += static_cast<double>(contexts * tokens * layer.kv_heads * (layer.key_dim + layer.value_dim) * 2);
   const double free = 1024 * std::strtod(value_in("/proc/meminfo", "MemAvailable").c_str(), nullptr);
   if (free > 0 && needed > free)
-    throw Failure(exit_failed, fmt::format("the K and V of {} contexts of {} tokens take {}, and {} are free; try fewer settings "
-                                           "at a time or a shorter context",
-                                           contexts, tokens, bytes_text(needed), bytes_text(free)));
+    throw Failure(exit_failed,
+                  fmt::format("the K and V of {} contexts of {} tokens take {}, and {} are free; try fewer settings "
+                              "at a time or a shorter context",
+                              contexts, tokens, bytes_text(needed), bytes_text(free)));
 }
 
 void deliver(const EvalOptions& options, const LoadedModel& model, const Json& rows) {

@@ -1,8 +1,9 @@
 // adamas eval passkey and needle: is something that was said once in a long text found again at its end?
 //
-// The prompt is read once for all settings, densely, as the engine reads prompts. Its last token, and with `--ask sparse` all
-// tokens of the question, are then decoded with each setting, and so is the answer; in between the context is cut back to the prompt.
-// What two prompts have in common at their start is kept as well: going through the depths reads half of what they hold.
+// The prompt is read once for all settings, densely, as the engine reads prompts. Its last token, and with `--ask sparse`
+// all tokens of the question, are then decoded with each setting, and so is the answer; in between the context is cut back
+// to the prompt. What two prompts have in common at their start is kept as well: going through the depths reads half of what
+// they hold.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -36,7 +37,8 @@ struct Prompt {
 
 // The task of arXiv 2305.16300, in the words by which it is known.
 constexpr const char* passkey_task =
-    "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. I will ask you "
+    "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. I will ask "
+    "you "
     "about it.\n";
 constexpr const char* filler = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
 
@@ -81,7 +83,10 @@ std::string lower(std::string text) {
 class Reader {
  public:
   Reader(const LoadedModel& model, const EvalOptions& options, const RetrievalOptions& what)
-      : model_(model), options_(options), what_(what), context_(model, {.tokens = longest(what) + answer_tokens, .threads = options.threads}) {
+      : model_(model),
+        options_(options),
+        what_(what),
+        context_(model, {.tokens = longest(what) + answer_tokens, .threads = options.threads}) {
     if (what.file.empty()) return;
     text_ = read_text(what.file);
     text_tokens_ = model.tokenize(text_);
@@ -93,7 +98,8 @@ class Reader {
   };
   Prompt prompt(const Place& place) const {
     if (what_.file.empty()) {
-      const std::int64_t one = std::ssize(model_.tokenize(std::string(filler) + filler)) - std::ssize(model_.tokenize(filler));
+      const std::int64_t one =
+          std::ssize(model_.tokenize(std::string(filler) + filler)) - std::ssize(model_.tokenize(filler));
       const std::int64_t rest = std::ssize(whole(passkey(place, 0, what_.seed)));
       std::int64_t fillers = (place.length - rest) / one;
       if (fillers < 1) too_short(place, rest + one);
@@ -104,8 +110,10 @@ class Reader {
     // A few tokens of the text may join differently beside the needle.
     const std::int64_t tokens = place.length - rest - 8;
     if (std::ssize(text_tokens_) < tokens)
-      throw Failure(exit_failed, fmt::format("{} has {} tokens; a prompt of {} needs {}", what_.file, text_tokens_.size(), place.length, tokens));
-    const std::string text = model_.text(std::span(text_tokens_).first(static_cast<std::size_t>(std::max<std::int64_t>(0, tokens))));
+      throw Failure(exit_failed, fmt::format("{} has {} tokens; a prompt of {} needs {}", what_.file, text_tokens_.size(),
+                                             place.length, tokens));
+    const std::string text =
+        model_.text(std::span(text_tokens_).first(static_cast<std::size_t>(std::max<std::int64_t>(0, tokens))));
     return needle(place, text.substr(0, sentence_end(text, text.size())), what_);
   }
 
@@ -132,10 +140,13 @@ class Reader {
   }
 
  private:
-  static std::int64_t longest(const RetrievalOptions& what) { return *std::max_element(what.lengths.begin(), what.lengths.end()); }
+  static std::int64_t longest(const RetrievalOptions& what) {
+    return *std::max_element(what.lengths.begin(), what.lengths.end());
+  }
 
   [[noreturn]] void too_short(const Place& place, std::int64_t needed) const {
-    throw Failure(exit_usage, fmt::format("--lengths: {} tokens have no room for the question; it needs {} or more", place.length, needed));
+    throw Failure(exit_usage, fmt::format("--lengths: {} tokens have no room for the question; it needs {} or more",
+                                          place.length, needed));
   }
 
   Tokens whole(const Prompt& prompt) const {
@@ -201,9 +212,9 @@ void print_text(const Json& rows, const EvalOptions& options, const RetrievalOpt
     for (const std::int64_t length : what.lengths) {
       int found_here = 0, tries_here = 0;
       for (const Json& row : rows) {
-        const bool is_ours = row["length"] == length && std::all_of(description.items().begin(), description.items().end(), [&](const auto& item) {
-          return row[item.key()] == item.value();
-        });
+        const bool is_ours =
+            row["length"] == length && std::all_of(description.items().begin(), description.items().end(),
+                                                   [&](const auto& item) { return row[item.key()] == item.value(); });
         tries_here += is_ours;
         found_here += is_ours && row["found"].get<bool>();
       }
@@ -227,7 +238,10 @@ std::vector<Place> places_of(const RetrievalOptions& what) {
 
 }  // namespace
 
-int retrieval(const EvalOptions& options, const RetrievalOptions& what) {
+int retrieval(const EvalOptions& options, const RetrievalOptions& asked) {
+  RetrievalOptions what = asked;
+  std::sort(what.lengths.begin(), what.lengths.end());
+  what.lengths.erase(std::unique(what.lengths.begin(), what.lengths.end()), what.lengths.end());
   if (options.kind == "needle" && what.file.empty())
     throw Failure(exit_usage, "eval needle: the text is missing; for example: --file book.txt");
   const std::string text = what.file.empty() ? "" : read_text(what.file);

@@ -7,7 +7,7 @@
 namespace cli {
 
 struct Prediction {
-  double log_sum = 0;    // of exp(logit - largest): log p(token) = logit - largest - log_sum
+  double log_sum = 0;  // of exp(logit - largest): log p(token) = logit - largest - log_sum
   float largest = 0;
   std::int32_t top = 0;  // the token of the largest logit
 

@@ -29,7 +29,8 @@ std::string settings_text(const std::map<std::size_t, Case>& by_layer, const std
     if (group == groups.end()) group = groups.insert(group, {one, {}});
     group->second.push_back(layer);
   }
-  std::stable_sort(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.second.size() > b.second.size(); });
+  std::stable_sort(groups.begin(), groups.end(),
+                   [](const auto& a, const auto& b) { return a.second.size() > b.second.size(); });
 
   std::string text;
   for (const std::string& comment : comments) text += "# " + comment + "\n";
@@ -39,7 +40,8 @@ std::string settings_text(const std::map<std::size_t, Case>& by_layer, const std
   for (auto group = groups.begin() + 1; group != groups.end(); ++group) {
     text += fmt::format("\n[layers {}]\n", ranges_text(group->second, ","));
     for (const auto& setting : settings_of(group->first))
-      if (std::find(base.begin(), base.end(), setting) == base.end()) text += fmt::format("{} = {}\n", setting.first, setting.second);
+      if (std::find(base.begin(), base.end(), setting) == base.end())
+        text += fmt::format("{} = {}\n", setting.first, setting.second);
   }
   return text;
 }

@@ -1,5 +1,5 @@
-// Settings as a file that `adamas run --config` and ADAMAS_CONFIG read: lines `name = value`, and sections `[layers 0,3-5]` of what
-// is different there.
+// Settings as a file that `adamas run --config` and ADAMAS_CONFIG read: lines `name = value`, and sections `[layers 0,3-5]`
+// of what is different there.
 #pragma once
 
 #include <map>

@@ -9,8 +9,8 @@
 namespace cli {
 
 struct HeadTruth {
-  double top_found = 0;       // share of the tokens with the highest true scores, as many as were selected, that are selected
-  double mass_true = 0;       // share of the softmax in the selection
+  double top_found = 0;  // share of the tokens with the highest true scores, as many as were selected, that are selected
+  double mass_true = 0;  // share of the softmax in the selection
   double mass_estimated = 0;  // what the step thought that it was; NaN: it did not say
   double noise = 0;           // variance of an estimated score, as the step thought; NaN: it did not say
   double tokens = 0;          // selected
