@@ -17,6 +17,7 @@ namespace {
 HeadRead read_of(const adamas_observation& o, std::int32_t q_head, const std::vector<float>& scores) {
   HeadRead read;
   read.tokens = selection_of(o, q_head);
+
   const float* sink = o.step->sink_logits != nullptr ? o.step->sink_logits + q_head : nullptr;
   float largest = sink != nullptr ? *sink : -std::numeric_limits<float>::infinity();
   for (float score : scores) largest = std::max(largest, score);
@@ -27,8 +28,8 @@ HeadRead read_of(const adamas_observation& o, std::int32_t q_head, const std::ve
     own += read.weights.back();
   }
   for (float& weight : read.weights) weight = own > 0 ? static_cast<float>(weight / own) : 0;
-  read.dense =
-      count == std::ranges::count_if(scores, [](float score) { return score > -std::numeric_limits<float>::infinity(); });
+  read.dense = std::ssize(read.tokens) ==
+               std::ranges::count_if(scores, [](float score) { return score > -std::numeric_limits<float>::infinity(); });
   read.mass = sum > 0 ? static_cast<float>(own / sum) : 0;
   read.estimated = o.step->mass != nullptr ? o.step->mass[(o.step->batch * o.step->rows - 1) * o.q_heads + q_head]
                                            : std::numeric_limits<float>::quiet_NaN();
@@ -71,7 +72,7 @@ std::string base64(const std::string& bytes) {
 std::vector<HeadRead> reads_of(const adamas_observation& o) {
   std::vector<HeadRead> reads;
   for (std::int32_t kv_head = 0; kv_head < o.kv_heads; ++kv_head)
-    for (const auto& scores : scores_of(o, kv_head))
+    for (const std::vector<float>& scores : scores_of(o, kv_head))
       reads.push_back(read_of(o, static_cast<std::int32_t>(reads.size()), scores));
   return reads;
 }

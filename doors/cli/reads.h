@@ -31,10 +31,9 @@ class Reads {
   void end_step();
 
   bool empty() const { return heads_ == 0; }
-  std::int64_t heads() const { return heads_; }  // over all steps
-  double mean_tokens() const;                    // read by a head
-  Json document() const;                         // the field "reads" of the page
-  std::vector<std::string> notes() const;        // sentences: what was left out, what was dense
+  double mean_tokens() const;              // read by a head
+  Json document() const;                   // the field "reads" of the page
+  std::vector<std::string> notes() const;  // sentences: what was left out, what was dense
 
  private:
   struct Layer {
