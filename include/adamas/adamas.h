@@ -178,7 +178,7 @@ ADAMAS_API adamas_status adamas_truncate(adamas_cache *cache, int64_t sequence, 
 ADAMAS_API adamas_status adamas_clear(adamas_cache *cache, int64_t sequence);
 /* K changed without adamas_append: every row's codes are made anew when they are next used. */
 ADAMAS_API adamas_status adamas_invalidate(adamas_cache *cache);
-/* The bytes of one block's codes, as docs/codes.md lays them out: copied to `bytes` (room for `size`), and their
+/* The bytes of one block's codes (keys, then values where they are kept), as docs/codes.md lays them out: copied to `bytes` (room for `size`), and their
  * number to `*needed`. `bytes` may be NULL to ask for the number. */
 ADAMAS_API adamas_status adamas_block_bytes(const adamas_cache *cache, int64_t sequence, int32_t kv_head, int64_t block,
                                             void *bytes, size_t size, size_t *needed);

@@ -55,14 +55,17 @@ HWY_INLINE void PrefetchRow(const Rows& rows, int64_t token, int64_t bytes) {
   for (int64_t line = 0; line < bytes; line += 64) hwy::Prefetch(rows.row(token) + line);
 }
 
+// Whose rows a tile reads: of a list, with or without their values, or of a range.
+enum class Reads { list, list_keys, range };
+
 // Asks for the rows that are needed next, which the machine cannot guess: rows of a list lie anywhere, and rows of a range lie
 // kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end is harmless).
-HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, int count, bool scattered) {
+HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, int count, Reads reads) {
   const int64_t k_bytes = a.head_dim * size_of(a.k.dtype), v_bytes = a.head_dim * size_of(a.v.dtype);
   constexpr int ahead = 12;
   for (int i = 0; i < 4; i++) {
-    if (scattered) {
-      PrefetchRow(a.v, tokens[t + i], v_bytes);
+    if (reads != Reads::range) {
+      if (reads == Reads::list) PrefetchRow(a.v, tokens[t + i], v_bytes);
       if (t + ahead < count) PrefetchRow(a.k, tokens[t + ahead + i], k_bytes);
     } else {
       PrefetchRow(a.v, int64_t{tokens[t + i]} + attend_tile, v_bytes);
@@ -73,12 +76,12 @@ HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, 
 
 // q . k of up to 64 tokens, four at a time; tokens is padded to a multiple of four. scores[h]: [64].
 template <class T, int H>
-void Products(const Attention& a, const float* const* queries, const int32_t* tokens, int count, bool scattered,
+void Products(const Attention& a, const float* const* queries, const int32_t* tokens, int count, Reads reads,
               float (&scores)[H][attend_tile]) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   for (int t = 0; t < count; t += 4) {
-    PrefetchAhead(a, tokens, t, count, scattered);
+    PrefetchAhead(a, tokens, t, count, reads);
     const T* k0 = row_of<T>(a.k, tokens[t]);
     const T* k1 = row_of<T>(a.k, tokens[t + 1]);
     const T* k2 = row_of<T>(a.k, tokens[t + 2]);
@@ -101,38 +104,39 @@ void Products(const Attention& a, const float* const* queries, const int32_t* to
   }
 }
 
-// scores become exp(score - max); the state's max, sum and out move to the new max.
-HWY_INLINE void Weigh(const Attention& a, const float* bias, float slope, int count, float* scores, SoftmaxState& state) {
+// Products become scores: scale, softcap, bias. What lies beyond count becomes -inf.
+HWY_INLINE void Finish(const Attention& a, const float* bias, float slope, int count, float* scores) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  auto largest = hn::Set(d, minus_infinity);
-  for (int t = count; t < attend_tile; t++) scores[t] = minus_infinity;
   for (int t = 0; t < count; t += lanes) {
     auto s = hn::Mul(hn::LoadU(d, scores + t), hn::Set(d, a.scale));
     if (a.softcap > 0) s = hn::Mul(hn::Tanh(d, hn::Mul(s, hn::Set(d, 1 / a.softcap))), hn::Set(d, a.softcap));
     if (bias != nullptr) s = hn::MulAdd(hn::LoadU(d, bias + t), hn::Set(d, slope), s);
-    if (t + lanes > count) {
-      hn::StoreU(s, d, scores + t);
-      for (int i = count; i < t + lanes; i++) scores[i] = minus_infinity;
-      s = hn::LoadU(d, scores + t);
-    }
     hn::StoreU(s, d, scores + t);
-    largest = hn::Max(largest, s);
   }
+  for (int t = count; t < attend_tile; t++) scores[t] = minus_infinity;
+}
+
+// scores [attend_tile] become exp(score - max); the state's max, sum and out move to the new max.
+HWY_INLINE void Weigh(int head_dim, float* scores, SoftmaxState& state) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  auto largest = hn::Set(d, minus_infinity);
+  for (int t = 0; t < attend_tile; t += lanes) largest = hn::Max(largest, hn::LoadU(d, scores + t));
   const float top = std::max(state.max, hn::GetLane(hn::MaxOfLanes(d, largest)));
   if (top == minus_infinity) {  // nothing visible yet
-    for (int t = 0; t < count; t++) scores[t] = 0;
+    for (int t = 0; t < attend_tile; t++) scores[t] = 0;
     return;
   }
   if (top > state.max) {
     const float factor = state.sum == 0 ? 0.0f : std::exp(state.max - top);
-    for (int i = 0; i < a.head_dim; i += lanes)
+    for (int i = 0; i < head_dim; i += lanes)
       hn::StoreU(hn::Mul(hn::LoadU(d, state.out + i), hn::Set(d, factor)), d, state.out + i);
     state.sum *= factor;
     state.max = top;
   }
   auto sum = hn::Zero(d);
-  for (int t = 0; t < count; t += lanes) {
+  for (int t = 0; t < attend_tile; t += lanes) {
     const auto weight = hn::Exp(d, hn::Sub(hn::LoadU(d, scores + t), hn::Set(d, top)));
     hn::StoreU(weight, d, scores + t);
     sum = hn::Add(sum, weight);
@@ -162,36 +166,54 @@ HWY_INLINE void AddValues(const Attention& a, const int32_t* tokens, int count, 
     for (int p = 0; p < P; p++) hn::StoreU(out[h][p], d, states[h].out + start + p * lanes);
 }
 
+// states[h] += the tokens of a tile, whose weights are given.
 template <int H>
-void Tile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens, int count,
-          bool scattered, SoftmaxState* states) {
-  HWY_ALIGN float scores[H][attend_tile];
-  HWY_ALIGN float bias[attend_tile] = {};
-  const F32 d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  with_dtype(a.k.dtype, [&]<class T>(T) { Products<T, H>(a, queries, tokens, count, scattered, scores); });
-  if (a.bias != nullptr)
-    for (int t = 0; t < count; t++) bias[t] = a.bias[tokens[t]];
-  for (int h = 0; h < H; h++) Weigh(a, a.bias != nullptr ? bias : nullptr, slopes[h], count, scores[h], states[h]);
+HWY_INLINE void AddTile(const Attention& a, const int32_t* tokens, int count, const float (&weights)[H][attend_tile],
+                        SoftmaxState* states) {
+  const int lanes = static_cast<int>(hn::Lanes(F32()));
   with_dtype(a.v.dtype, [&]<class T>(T) {
     int start = 0;
     for (; start + 4 * lanes <= a.head_dim; start += 4 * lanes)
-      AddValues<T, H, 4>(a, tokens, count, scores, start, states);
-    for (; start < a.head_dim; start += lanes) AddValues<T, H, 1>(a, tokens, count, scores, start, states);
+      AddValues<T, H, 4>(a, tokens, count, weights, start, states);
+    for (; start < a.head_dim; start += lanes) AddValues<T, H, 1>(a, tokens, count, weights, start, states);
   });
 }
 
+template <int H>
+HWY_INLINE void ScoreTile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens, int count,
+                          Reads reads, float (&scores)[H][attend_tile]) {
+  HWY_ALIGN float bias[attend_tile] = {};
+  with_dtype(a.k.dtype, [&]<class T>(T) { Products<T, H>(a, queries, tokens, count, reads, scores); });
+  if (a.bias != nullptr)
+    for (int t = 0; t < count; t++) bias[t] = a.bias[tokens[t]];
+  for (int h = 0; h < H; h++) Finish(a, a.bias != nullptr ? bias : nullptr, slopes[h], count, scores[h]);
+}
+
+template <int H>
+void Tile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens, int count, Reads reads,
+          SoftmaxState* states) {
+  HWY_ALIGN float scores[H][attend_tile];
+  ScoreTile<H>(a, queries, slopes, tokens, count, reads, scores);
+  for (int h = 0; h < H; h++) Weigh(a.head_dim, scores[h], states[h]);
+  AddTile<H>(a, tokens, count, scores, states);
+}
+
+// To a multiple of four, with any token.
+HWY_INLINE void pad(int32_t* tokens, int count) {
+  for (int t = count; t % 4 != 0; t++) tokens[t] = tokens[count - 1];
+}
+
 template <class Next>  // next(tokens) fills a tile and says how many; 0 ends
-void Tiles(const Attention& a, const float* const* queries, const float* slopes, int heads, bool scattered,
+void Tiles(const Attention& a, const float* const* queries, const float* slopes, int heads, Reads reads,
            SoftmaxState* states, Next&& next) {
   int32_t tokens[attend_tile];
   while (const int count = next(tokens)) {
-    for (int t = count; t % 4 != 0; t++) tokens[t] = tokens[count - 1];
+    pad(tokens, count);
     switch (heads) {
-      case 1: Tile<1>(a, queries, slopes, tokens, count, scattered, states); break;
-      case 2: Tile<2>(a, queries, slopes, tokens, count, scattered, states); break;
-      case 3: Tile<3>(a, queries, slopes, tokens, count, scattered, states); break;
-      default: Tile<4>(a, queries, slopes, tokens, count, scattered, states);
+      case 1: Tile<1>(a, queries, slopes, tokens, count, reads, states); break;
+      case 2: Tile<2>(a, queries, slopes, tokens, count, reads, states); break;
+      case 3: Tile<3>(a, queries, slopes, tokens, count, reads, states); break;
+      default: Tile<4>(a, queries, slopes, tokens, count, reads, states);
     }
   }
 }
@@ -199,7 +221,7 @@ void Tiles(const Attention& a, const float* const* queries, const float* slopes,
 void AttendList(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
                 int64_t count, SoftmaxState* states) {
   int64_t done = 0;
-  Tiles(a, queries, slopes, heads, true, states, [&](int32_t* tile) {
+  Tiles(a, queries, slopes, heads, Reads::list, states, [&](int32_t* tile) {
     const int n = static_cast<int>(std::min<int64_t>(attend_tile, count - done));
     std::copy_n(tokens + done, n, tile);
     done += n;
@@ -210,11 +232,43 @@ void AttendList(const Attention& a, const float* const* queries, const float* sl
 void AttendRange(const Attention& a, const float* const* queries, const float* slopes, int heads, const uint64_t* visible,
                  int64_t first_block, int64_t last_block, SoftmaxState* states) {
   int64_t b = first_block;
-  Tiles(a, queries, slopes, heads, false, states, [&](int32_t* tile) {
+  Tiles(a, queries, slopes, heads, Reads::range, states, [&](int32_t* tile) {
     int n = 0;
     for (; n == 0 && b < last_block; b++)
       for_each_bit(visible[b], [&](int t) { tile[n++] = static_cast<int32_t>(b * block_tokens + t); });
     return n;
+  });
+}
+
+// Calls visit(tokens of a tile, padded; where in the list it begins; how many).
+template <class Visit>
+HWY_INLINE void ForEachTile(const int32_t* tokens, int64_t count, Visit&& visit) {
+  for (int64_t first = 0; first < count; first += attend_tile) {
+    int32_t tile[attend_tile];
+    const int n = static_cast<int>(std::min<int64_t>(attend_tile, count - first));
+    std::copy_n(tokens + first, n, tile);
+    pad(tile, n);
+    visit(tile, first, n);
+  }
+}
+
+void ScoreList(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
+  ForEachTile(tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+    HWY_ALIGN float of_tile[1][attend_tile];
+    ScoreTile<1>(a, &query, &slope, tile, n, Reads::list_keys, of_tile);
+    std::copy_n(of_tile[0], n, scores + first);
+  });
+}
+
+void AttendScored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state) {
+  const int64_t v_bytes = a.head_dim * size_of(a.v.dtype);
+  ForEachTile(tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+    HWY_ALIGN float weights[1][attend_tile];
+    for (int t = 0; t < n; t++) PrefetchRow(a.v, tile[t], v_bytes);
+    std::copy_n(scores + first, n, weights[0]);
+    std::fill(weights[0] + n, weights[0] + attend_tile, minus_infinity);
+    Weigh(a.head_dim, weights[0], state);
+    AddTile<1>(a, tile, n, weights, &state);
   });
 }
 
@@ -227,6 +281,8 @@ namespace adamas {
 
 HWY_EXPORT(AttendList);
 HWY_EXPORT(AttendRange);
+HWY_EXPORT(ScoreList);
+HWY_EXPORT(AttendScored);
 
 void attend_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
                  int64_t count, SoftmaxState* states) {
@@ -236,6 +292,14 @@ void attend_list(const Attention& a, const float* const* queries, const float* s
 void attend_range(const Attention& a, const float* const* queries, const float* slopes, int heads,
                   const uint64_t* visible, int64_t first_block, int64_t last_block, SoftmaxState* states) {
   HWY_DYNAMIC_DISPATCH(AttendRange)(a, queries, slopes, heads, visible, first_block, last_block, states);
+}
+
+void score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
+  HWY_DYNAMIC_DISPATCH(ScoreList)(a, query, slope, tokens, count, scores);
+}
+
+void attend_scored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state) {
+  HWY_DYNAMIC_DISPATCH(AttendScored)(a, tokens, scores, count, state);
 }
 
 }  // namespace adamas

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "core/config.h"
 #include "device/device.h"
@@ -300,7 +301,7 @@ adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first
     if (count == 0) return {};
     c.append(sequence, first, count);
     if (k != nullptr)
-      encode_marked(c, *k, sequence, first / block_tokens, blocks_of(first + count), cache->encode_room.get());
+      encode_marked(c, *k, v, sequence, first / block_tokens, blocks_of(first + count), cache->encode_room.get());
     return {};
   });
 }
@@ -341,17 +342,22 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
     ADAMAS_TRY(check_range(kv_head, 0, c.params.kv_heads - 1, "kv_head"));
     ADAMAS_TRY(check_range(block, 0, blocks_of(c.length(sequence)) - 1, "block"));
     const Codes codes = c.codes(sequence, kv_head);
-    const Block b = codes.block(block);
-    const size_t record = codes.layout.hash_offset() + block_tokens * sizeof(uint32_t);
-    if (needed != nullptr) *needed = record + 2 * sizeof(float);
+    std::vector<Block> kinds{codes.block(block)};
+    if (c.has_values()) kinds.push_back(c.values(sequence, kv_head).block(block));
+    size_t total = 0;
+    for (const Block& b : kinds) total += b.layout.used_bytes() + 2 * sizeof(float);
+    if (needed != nullptr) *needed = total;
     if (bytes == nullptr) return {};
     if (c.marked(sequence, block)) return invalid("block " + std::to_string(block) + " is not encoded yet");
-    if (size < record + 2 * sizeof(float))
-      return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(record + 8));
+    if (size < total) return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
     auto* to = static_cast<std::byte*>(bytes);
-    std::memcpy(to, b.high, record);
-    std::memcpy(to + record, b.centre_scale, sizeof(float));
-    std::memcpy(to + record + sizeof(float), b.sigma, sizeof(float));
+    for (const Block& b : kinds) {
+      std::memcpy(to, b.high, b.layout.used_bytes());
+      to += b.layout.used_bytes();
+      std::memcpy(to, b.centre_scale, sizeof(float));
+      std::memcpy(to + sizeof(float), b.sigma, sizeof(float));
+      to += 2 * sizeof(float);
+    }
     return {};
   });
 }
@@ -399,11 +405,11 @@ adamas_status adamas_selection(const adamas_plan* plan, int32_t q_head, int64_t*
       if (indices != nullptr && written < size) indices[written] = token;
       written++;
     };
-    if (p.last_dense) {
+    if (p.heads[q_head].dense) {
       for (int64_t b = 0; b < blocks_of(p.last_tokens); b++)
         for_each_bit(p.visible[b], [&](int t) { emit(b * block_tokens + t); });
     } else {
-      for (int64_t i = 0; i < p.counts[q_head]; i++) emit(p.selected[q_head * p.budget + i]);
+      for (int64_t i = 0; i < p.heads[q_head].selected; i++) emit(p.selected[q_head * p.room + i]);
     }
     *count = written;
     if (indices != nullptr && written > size)

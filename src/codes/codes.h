@@ -1,4 +1,4 @@
-// Stage 2. Two bits for each dimension of a key, made block by block.
+// Stage 2. Two bits for each dimension of a key or a value, made block by block.
 //
 //   x = rotated row            mu = mean of x over the rows that count, stored as int16 times one scale
 //   r = x - stored mu          sigma = RMS of r over the same rows and all dimensions
@@ -9,7 +9,8 @@
 // the rest), unless no other row is live. Codes are a function of the block's live rows and of nothing else, bit for bit.
 // An element that is NaN counts as 0, one beyond +-1e15 as +-1e15, so that one bad row leaves the others usable.
 //
-// Preset `paper`: mu = 0 and t = 10, whatever the rows are.
+// Values are coded in the same way, for the tokens that are never read (attend/sketch.h); their mean is the block's mean value.
+// Preset `paper`: mu = 0 and t = 10, whatever the rows are; no values.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,7 @@ namespace adamas {
 
 inline constexpr float threshold_sigmas = 0.98f;
 inline constexpr float level_sigmas = 0.498f;
+inline constexpr double distortion = 0.1188;  // of that quantiser: mean squared error over the variance
 inline constexpr float paper_threshold = 10.0f;
 inline constexpr float largest_key = 1e15f;
 inline constexpr uint64_t sink_rows = 0xF;  // of a sequence's first block
@@ -32,7 +34,7 @@ constexpr uint64_t rows_that_count(uint64_t live, bool first_block) {
   return first_block && (live & ~sink_rows) != 0 ? live & ~sink_rows : live;
 }
 
-// Encodes the live rows of one block; the codes and hashes of other rows become 0.
+// Encodes the live rows of one block; the codes of other rows, and of keys their hashes, become 0.
 // rows: [64, head_dim] of the block, only live ones are read. scratch: [64, head_dim] floats.
 void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, const Block& block,
                   float* scratch);

@@ -101,7 +101,7 @@ void Pack(const float* r, int head_dim, float threshold, int token, const Block&
       hn::StoreMaskBits(d, outer, low_bits);
       low |= (uint32_t{low_bits[0]} | uint32_t{low_bits[1]} << 8) << i;
     }
-    const int word = start / chunk_dims * block_tokens + token;
+    const size_t word = block.word(token, start / chunk_dims);
     block.high[word] = high;
     block.low[word] = low;
   }
@@ -120,16 +120,14 @@ HWY_INLINE uint32_t HashRow(const std::byte* row, int64_t bytes) {
 
 void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, const Block& block,
                  float* x) {
-  const size_t plane_bytes = BlockLayout{head_dim}.low_offset();
   if (~live != 0) {
-    std::memset(block.high, 0, plane_bytes);
-    std::memset(block.low, 0, plane_bytes);
-    std::memset(block.hash, 0, block_tokens * sizeof(uint32_t));
+    std::memset(block.high, 0, block.layout.code_words() * sizeof(uint32_t));
+    if (block.hash != nullptr) std::memset(block.hash, 0, block_tokens * sizeof(uint32_t));
   }
   with_dtype(rows.dtype, [&]<class T>(T) {
     for_each_bit(live, [&](int t) {
       LoadRotated(reinterpret_cast<const T*>(rows.row(t)), head_dim, x + t * head_dim);
-      block.hash[t] = HashRow(rows.row(t), head_dim * size_of(rows.dtype));
+      if (block.hash != nullptr) block.hash[t] = HashRow(rows.row(t), head_dim * size_of(rows.dtype));
     });
   });
   float threshold = paper_threshold;

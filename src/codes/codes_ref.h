@@ -90,7 +90,7 @@ inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bo
 
 // The code of one token and dimension, read from the planes.
 inline int code_at(const Block& block, int token, int dim) {
-  const int word = dim / chunk_dims * block_tokens + token;
+  const size_t word = block.word(token, dim / chunk_dims);
   const int bit = dim % chunk_dims;
   return 2 * int(block.high[word] >> bit & 1) + int(block.low[word] >> bit & 1);
 }

@@ -1,6 +1,6 @@
 // Every byte of the code cache.
 //
-// A block is 64 consecutive tokens of one sequence and KV head. Its record, a function of its own rows alone:
+// A block is 64 consecutive tokens of one sequence and KV head. Its keys' record, a function of its own rows alone:
 //
 //   high    u32 [chunks, 64]   bit d of word [c, t] = high bit of the code of token t in dimension 32 c + d
 //   low     u32 [chunks, 64]   the low bit
@@ -8,11 +8,19 @@
 //   hash    u32 [64]           of each key row's bytes, to notice keys that changed behind our back
 //   (padding to a multiple of 64 bytes)
 //
+// Keys are scanned 16 tokens at a time, so a plane's words of neighbouring tokens lie side by side. Values are read token by
+// token, here and there, so all of a token lies together:
+//
+//   codes   u32 [64, chunks, 2]   the same words; high bit, low bit
+//   centre  i16 [head_dim]
+//   (padding to a multiple of 64 bytes)
+//
 // and, in arrays beside the records because every step reads them for all blocks at once:
 //
 //   centre_scale f32, sigma f32
 //
-// chunks = ceil(head_dim / 32). At head_dim 128: 2560 + 8 bytes for 64 tokens, 40 a token, 7.8% of K and V in f16.
+// chunks = ceil(head_dim / 32). At head_dim 128: 2560 + 8 bytes for the keys of 64 tokens, 2304 + 8 for their values; 76 a token,
+// 14.9% of K and V in f16.
 #pragma once
 
 #include <cstddef>
@@ -22,26 +30,39 @@
 
 namespace adamas {
 
+enum class Coded { keys, values };
+
 struct BlockLayout {
   int head_dim;
+  Coded coded = Coded::keys;
 
-  constexpr size_t plane_words() const { return size_t(chunks(head_dim)) * block_tokens; }
-  constexpr size_t low_offset() const { return plane_words() * sizeof(uint32_t); }
-  constexpr size_t centre_offset() const { return 2 * low_offset(); }
+  constexpr size_t code_words() const { return 2 * size_t(chunks(head_dim)) * block_tokens; }
+  // From one word of a plane to that of the next token, of the next chunk, and from the high plane to the low one.
+  constexpr int token_stride() const { return coded == Coded::keys ? 1 : 2 * chunks(head_dim); }
+  constexpr int chunk_stride() const { return coded == Coded::keys ? block_tokens : 2; }
+  constexpr size_t low_word() const { return coded == Coded::keys ? code_words() / 2 : 1; }
+
+  constexpr size_t centre_offset() const { return code_words() * sizeof(uint32_t); }
   constexpr size_t hash_offset() const { return centre_offset() + size_t(head_dim) * sizeof(int16_t); }
-  constexpr size_t record_bytes() const {
-    return (hash_offset() + block_tokens * sizeof(uint32_t) + 63) / 64 * 64;
+  constexpr size_t used_bytes() const {
+    return hash_offset() + (coded == Coded::keys ? block_tokens * sizeof(uint32_t) : 0);
   }
+  constexpr size_t record_bytes() const { return (used_bytes() + 63) / 64 * 64; }
 };
 
 // One block's codes, wherever they lie.
 struct Block {
-  uint32_t* high;       // [chunks, 64]
-  uint32_t* low;        // [chunks, 64]
+  BlockLayout layout;
+  uint32_t* high;       // word(t, c) is that of token t and chunk c
+  uint32_t* low;
   int16_t* centre;      // [head_dim]
-  uint32_t* hash;       // [64]
+  uint32_t* hash;       // [64] of keys; NULL
   float* centre_scale;  // scalar
   float* sigma;         // scalar
+
+  size_t word(int token, int chunk) const {
+    return size_t(token) * layout.token_stride() + size_t(chunk) * layout.chunk_stride();
+  }
 };
 
 // The codes of every block of one (sequence, kv head).
@@ -53,11 +74,14 @@ struct Codes {
 
   Block block(int64_t b) const {
     std::byte* record = records + b * int64_t(layout.record_bytes());
-    return {reinterpret_cast<uint32_t*>(record),
-            reinterpret_cast<uint32_t*>(record + layout.low_offset()),
+    auto* words = reinterpret_cast<uint32_t*>(record);
+    return {layout,
+            words,
+            words + layout.low_word(),
             reinterpret_cast<int16_t*>(record + layout.centre_offset()),
-            reinterpret_cast<uint32_t*>(record + layout.hash_offset()),
-            centre_scale + b, sigma + b};
+            layout.coded == Coded::keys ? reinterpret_cast<uint32_t*>(record + layout.hash_offset()) : nullptr,
+            centre_scale + b,
+            sigma + b};
   }
 };
 

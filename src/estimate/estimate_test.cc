@@ -119,8 +119,8 @@ TEST_P(EstimateTest, ReachesTheEndsOfItsRangeWithoutWrapping) {
   Encoded encoded(Matrix(2 * block_tokens, head_dim, DType::f32).view(), head_dim, 2, Coding::by_block);
   for (int b = 0; b < 2; b++) {
     const Block block = encoded.codes.block(b);
-    std::fill_n(block.high, encoded.codes.layout.plane_words(), b == 0 ? 0u : ~0u);
-    std::fill_n(block.low, encoded.codes.layout.plane_words(), b == 0 ? 0u : ~0u);
+    std::fill_n(block.high, encoded.codes.layout.code_words() / 2, b == 0 ? 0u : ~0u);
+    std::fill_n(block.low, encoded.codes.layout.code_words() / 2, b == 0 ? 0u : ~0u);
     *block.sigma = 1;
     *block.centre_scale = 1000;
     std::fill_n(block.centre, head_dim, int16_t(b == 0 ? -32767 : 32767));

@@ -1,4 +1,4 @@
-// The codes of one layer's keys, for every sequence and KV head, and what is known of their rows.
+// The codes of one layer's keys and values, for every sequence and KV head, and what is known of their rows.
 //
 // A row is live once it was appended (or seen by a step). A block whose live rows changed is marked, and encoded when it is
 // next needed: appending, truncating, overwriting and repairing are that one operation.
@@ -21,26 +21,32 @@ class Cache {
   void clear(int64_t sequence);
   void invalidate();
 
-  // The visible rows of a block become live; true when the block's codes are not those of its live rows.
+  // The visible rows of a block become live; true when some of the block's codes are not those of its live rows.
   bool needs_codes(int64_t sequence, int64_t block, uint64_t visible) {
     uint64_t& live = live_[sequence * blocks_ + block];
     uint8_t& marked = marked_[sequence * blocks_ + block];
     if ((visible & ~live) != 0) {
       live |= visible;
-      marked = 1;
+      marked = all_marks_;
     }
     return marked != 0;
   }
-  // Makes the codes of one block and head from the rows of K. Different blocks and heads may be encoded at the same time.
-  void encode(const adamas_rows& k, int64_t sequence, int64_t block, int kv_head, float* scratch);
-  void encoded(int64_t sequence, int64_t block) { marked_[sequence * blocks_ + block] = 0; }
+  // Makes the codes of one block and head from the rows of K, and of V unless it is NULL or no codes of values are kept.
+  // Different blocks and heads may be encoded at the same time.
+  void encode(const adamas_rows& k, const adamas_rows* v, int64_t sequence, int64_t block, int kv_head, float* scratch);
+  void encoded(int64_t sequence, int64_t block, bool values_too) {
+    marked_[sequence * blocks_ + block] &= values_too ? 0 : values_mark;
+  }
 
-  Codes codes(int64_t sequence, int kv_head) const;
+  Codes codes(int64_t sequence, int kv_head) const;   // of keys
+  Codes values(int64_t sequence, int kv_head) const;  // of values, when has_values
+  bool has_values() const { return all_marks_ != keys_mark; }
   const float* quest_bounds(int64_t sequence, int kv_head) const;  // [pages, 2, head_dim]
 
   int64_t length(int64_t sequence) const { return lengths_[sequence]; }
   uint64_t live(int64_t sequence, int64_t block) const { return live_[sequence * blocks_ + block]; }
   bool marked(int64_t sequence, int64_t block) const { return marked_[sequence * blocks_ + block] != 0; }
+  bool keys_marked(int64_t sequence, int64_t block) const { return marked_[sequence * blocks_ + block] & keys_mark; }
   int64_t bytes() const;
   // Where the rotating check of row hashes goes on.
   int64_t next_checked = 0;
@@ -49,11 +55,25 @@ class Cache {
   const adamas_cache_params params;
 
  private:
+  static constexpr uint8_t keys_mark = 1, values_mark = 2;
+
+  // The records of one kind of row.
+  struct Store {
+    BlockLayout layout;
+    Array<std::byte> records;    // [sequences, kv_heads, blocks, record_bytes]
+    Array<float> centre_scale;   // [sequences, kv_heads, blocks]
+    Array<float> sigma;          // [sequences, kv_heads, blocks]
+
+    Store() = default;
+    Store(BlockLayout layout, int64_t blocks);
+    Codes codes(int64_t first_block) const;
+    int64_t block_bytes() const { return records ? int64_t(layout.record_bytes() + 2 * sizeof(float)) : 0; }
+  };
+  int64_t first_block(int64_t sequence, int kv_head) const { return (sequence * params.kv_heads + kv_head) * blocks_; }
+
   int64_t blocks_;  // of a sequence
-  BlockLayout layout_;
-  Array<std::byte> records_;    // [sequences, kv_heads, blocks, record_bytes]
-  Array<float> centre_scale_;   // [sequences, kv_heads, blocks]
-  Array<float> sigma_;          // [sequences, kv_heads, blocks]
+  uint8_t all_marks_;
+  Store keys_, values_;
   Array<float> quest_;          // [sequences, kv_heads, pages, 2, head_dim], for the policy quest
   std::vector<uint64_t> live_;  // [sequences, blocks]
   std::vector<uint8_t> marked_; // [sequences, blocks]
@@ -61,5 +81,7 @@ class Cache {
 };
 
 Coding coding_of(const adamas_config& config);
+// The policy looks at codes of values.
+bool wants_values(const adamas_config& config);
 
 }  // namespace adamas

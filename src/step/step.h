@@ -10,6 +10,34 @@
 
 namespace adamas {
 
+// What a thread writes while it works on one query head; positions are those of scores. Room for every token of the context.
+struct HeadRoom {
+  HeadRoom(int64_t blocks, int head_dim);
+
+  Array<int16_t> select;      // select_scratch
+  Array<int32_t> positions;   // of the candidates, whose keys are read
+  Array<int32_t> tokens;
+  Array<int16_t> estimated;   // scores
+  Array<float> exact;
+  Array<int16_t> ranks;
+  Array<uint8_t> chosen;
+  Array<float> scores;        // of the selected tokens
+  Array<int32_t> next, second;  // the second tier: positions, tokens
+  Array<float> weights;
+  Array<float> blocks;        // [blocks] weights of the mean values
+  Array<float> out;           // [head_dim], rotated
+};
+
+// How the last row of a query head went.
+struct HeadReport {
+  float mass = 1, noise = 0;
+  int64_t selected = 0, sketched = 0;
+  bool dense = false;     // every visible token
+  bool guarded = false;   // because of its noise
+  bool widened = false;   // because of its mass
+  bool reranked = false;
+};
+
 // Everything that a step writes besides its output, sized once; the step itself allocates nothing.
 struct Plan {
   Plan(const adamas_config& config, const adamas_plan_params& params);
@@ -17,40 +45,41 @@ struct Plan {
   const adamas_config config;
   const adamas_plan_params params;
   const int64_t blocks;   // of the longest context
-  const int64_t budget;   // room for a selection
+  const int64_t room;     // of a selection
   const int splits;       // parts that a dense step is split into, at most
 
   // What the row at hand sees.
   Array<uint64_t> visible;   // [blocks]
   Array<int32_t> active;     // [blocks] blocks with a visible token, ascending
+  Array<uint8_t> is_mixed;   // [blocks] of the active ones: has live rows that are not visible
   Array<int32_t> unencoded;  // [blocks]
   Array<float> bias;         // [blocks * 64]
 
   Array<Query> queries;      // [q_heads]
   Array<float> q;            // [q_heads, head_dim] as given, f32
   Array<float> rotated;      // [q_heads, head_dim]
+  Array<float> reference;    // [kv_heads] sigma_ref
+  Array<double> variance;    // [kv_heads] mean square sigma
   Array<int16_t> weights;    // [kv_heads, blocks]
   Array<double> centres;     // [q_heads, blocks]
   Array<int16_t> offsets;    // [q_heads, blocks]
   Array<int16_t> scores;     // [q_heads, blocks * 64]
-  Array<int32_t> selected;   // [q_heads, budget] tokens
-  std::vector<int64_t> counts;  // [q_heads]
-  Array<int16_t> select_room;   // [threads, select_scratch]
+  Array<int32_t> selected;   // [q_heads, room] tokens
+  std::vector<HeadReport> heads;   // [q_heads]
+  std::vector<HeadRoom> rooms;     // [threads]
   Array<float> page_scores;     // [threads, pages], for the policy quest
   Array<int32_t> pages;         // [threads, pages]
   Array<float> encode_room;     // [threads, 64, head_dim]
   Array<float> outs;            // [q_heads, splits, head_dim]
   std::vector<SoftmaxState> states;  // [q_heads, splits]
 
-  // Of the last row, for adamas_selection.
-  bool last_dense = false;
-  int64_t last_tokens = 0;
+  int64_t last_tokens = 0;   // of the last row, for adamas_selection
 };
 
 Status step(Plan& plan, Cache& cache, const adamas_step_params& params);
 
-// Encodes the marked blocks of [first_block, last_block) of a sequence, with one thread.
-void encode_marked(Cache& cache, const adamas_rows& k, int64_t sequence, int64_t first_block, int64_t last_block,
-                   float* scratch);
+// Encodes the marked blocks of [first_block, last_block) of a sequence, with one thread. v may be NULL: values wait for a step.
+void encode_marked(Cache& cache, const adamas_rows& k, const adamas_rows* v, int64_t sequence, int64_t first_block,
+                   int64_t last_block, float* scratch);
 
 }  // namespace adamas

@@ -5,9 +5,11 @@
 #include <cstring>
 #include <new>
 #include <numeric>
+#include <tuple>
 
 #include "adamas/adamas.h"
 #include "attend/attend_ref.h"
+#include "attend/sketch_ref.h"
 #include "codes/codes.h"
 #include "core/testing.h"
 #include "estimate/estimate_ref.h"
@@ -51,11 +53,20 @@ struct Cached {
   std::vector<std::byte> bytes;
 };
 
+using Settings = std::vector<std::pair<const char*, const char*>>;
+
+// The budget alone: what is selected is all that is attended to.
+Settings one_tier(Settings more = {}) {
+  Settings all{{"min_context", "0"}, {"sketch", "0"}, {"tail", "0"}, {"rerank", "0"}, {"max_noise", "0"}};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
 struct Shape {
   int64_t sequences = 1, tokens = 2000;
   int q_heads = 6, kv_heads = 2, head_dim = 64;
   DType k_dtype = DType::f16, v_dtype = DType::f16;
-  std::vector<std::pair<const char*, const char*>> settings = {{"min_context", "0"}};
+  Settings settings = {{"min_context", "0"}};
   int threads = 2;
 };
 
@@ -152,38 +163,54 @@ std::vector<int32_t> range(int32_t n) {
   return all;
 }
 
-// The stages' references, one after the other, on one sequence of live rows.
+// The codes of the first `tokens` rows of K or V of sequence 0, made by the reference.
+struct ReferenceCodes {
+  ReferenceCodes(const Fixture& f, int g, int64_t tokens, Coded coded)
+      : layout{f.setup.head_dim, coded}, blocks(blocks_of(tokens)), records(blocks * layout.record_bytes() / 8), scale(blocks),
+        sigma(blocks) {
+    for (int64_t b = 0; b < blocks; b++) {
+      Rows rows = rows_of((coded == Coded::keys ? f.k : f.v).view(), 0, g);
+      rows.data += b * block_tokens * rows.stride;
+      const ref::BlockCodes made = ref::encode_block(rows, layout.head_dim, bits_between(0, tokens - b * block_tokens), b == 0,
+                                                     Coding::by_block);
+      const Block to = codes().block(b);
+      for (int t = 0; t < block_tokens; t++)
+        for (int d = 0; d < layout.head_dim; d++) {
+          const int code = made.code[t * layout.head_dim + d];
+          to.high[to.word(t, d / chunk_dims)] |= uint32_t(code >> 1) << d % chunk_dims;
+          to.low[to.word(t, d / chunk_dims)] |= uint32_t(code & 1) << d % chunk_dims;
+        }
+      std::copy(made.centre.begin(), made.centre.end(), to.centre);
+      scale[b] = made.centre_scale;
+      sigma[b] = made.sigma;
+    }
+  }
+  Codes codes() { return {reinterpret_cast<std::byte*>(records.data()), scale.data(), sigma.data(), layout}; }
+  BlockLayout layout;
+  int64_t blocks;
+  std::vector<uint64_t> records;
+  std::vector<float> scale, sigma;
+};
+
+std::vector<float> rotated_query(const Fixture& f, int h) {
+  std::vector<float> y(f.q.begin() + h * f.setup.head_dim, f.q.begin() + (h + 1) * f.setup.head_dim);
+  rotate(y.data(), f.setup.head_dim);
+  return y;
+}
+
+// The scores of a head by the references of its stages, the sinks marked and what is not live hidden.
+ref::Scores reference_scores(Fixture& f, int h, int64_t tokens, Estimator estimator, int64_t sinks) {
+  ReferenceCodes keys(f, h * f.setup.kv_heads / f.setup.q_heads, tokens, Coded::keys);
+  ref::Scores scores = ref::estimate(rotated_query(f, h).data(), f.setup.head_dim, estimator, 0, keys.codes(), keys.blocks);
+  for (int64_t t = 0; t < int64_t(scores.score.size()); t++) {
+    if (t < sinks) scores.score[t] = always_score;
+    if (t >= tokens) scores.score[t] = hidden_score;
+  }
+  return scores;
+}
+
 std::vector<int32_t> reference_selection(Fixture& f, int h, int64_t tokens, Estimator estimator, int64_t budget, int64_t sinks) {
-  const Shape& s = f.setup;
-  const int g = h * s.kv_heads / s.q_heads;
-  const BlockLayout layout{s.head_dim};
-  const int64_t blocks = blocks_of(tokens);
-  std::vector<uint64_t> records(blocks * layout.record_bytes() / 8);
-  std::vector<float> scale(blocks), sigma(blocks);
-  const Codes codes{reinterpret_cast<std::byte*>(records.data()), scale.data(), sigma.data(), layout};
-  for (int64_t b = 0; b < blocks; b++) {
-    Rows rows = rows_of(f.k.view(), 0, g);
-    rows.data += b * block_tokens * rows.stride;
-    const ref::BlockCodes made =
-        ref::encode_block(rows, s.head_dim, bits_between(0, tokens - b * block_tokens), b == 0, Coding::by_block);
-    const Block to = codes.block(b);
-    for (int t = 0; t < block_tokens; t++)
-      for (int d = 0; d < s.head_dim; d++) {
-        const int code = made.code[t * s.head_dim + d];
-        to.high[d / 32 * block_tokens + t] |= uint32_t(code >> 1) << d % 32;
-        to.low[d / 32 * block_tokens + t] |= uint32_t(code & 1) << d % 32;
-      }
-    std::copy(made.centre.begin(), made.centre.end(), to.centre);
-    scale[b] = made.centre_scale;
-    sigma[b] = made.sigma;
-  }
-  std::vector<float> y(f.q.begin() + h * s.head_dim, f.q.begin() + (h + 1) * s.head_dim);
-  rotate(y.data(), s.head_dim);
-  std::vector<int16_t> scores = ref::estimate(y.data(), s.head_dim, estimator, 0, codes, blocks).score;
-  for (int64_t t = 0; t < int64_t(scores.size()); t++) {
-    if (t < sinks) scores[t] = always_score;
-    if (t >= tokens) scores[t] = hidden_score;
-  }
+  const std::vector<int16_t> scores = reference_scores(f, h, tokens, estimator, sinks).score;
   return ref::select(scores.data(), int64_t(scores.size()), budget);
 }
 
@@ -193,7 +220,7 @@ TEST_P(StepTest, SelectsWhatTheReferencesSelectAndAttendsToThat) {
       for (auto [q_heads, kv_heads] : {std::pair{4, 4}, {6, 2}, {7, 1}}) {
         SCOPED_TRACE(::testing::Message() << estimator << ", head_dim " << head_dim << ", heads " << q_heads << "/" << kv_heads);
         Fixture f({.tokens = 777, .q_heads = q_heads, .kv_heads = kv_heads, .head_dim = head_dim, .v_dtype = DType::bf16,
-                   .settings = {{"min_context", "0"}, {"estimator", estimator}, {"budget", "100"}}});
+                   .settings = one_tier({{"estimator", estimator}, {"budget", "100"}})});
         f.append_all();
         adamas_step_params p = f.params(1, 1);
         ASSERT_OK_STEP(f, p);
@@ -206,7 +233,7 @@ TEST_P(StepTest, SelectsWhatTheReferencesSelectAndAttendsToThat) {
 }
 
 TEST_P(StepTest, WithABudgetOfTheContextIsDense) {
-  for (const char* policy : {"adamas", "full", "quest", "streaming"})
+  for (const char* policy : {"adamas", "full", "quest", "streaming", "oracle"})
     for (int64_t tokens : {1, 3, 4, 5, 63, 64, 65, 127, 500}) {
       SCOPED_TRACE(::testing::Message() << policy << ", tokens " << tokens);
       Fixture f({.tokens = tokens, .settings = {{"min_context", "0"}, {"policy", policy}, {"budget", "500"}}});
@@ -227,7 +254,7 @@ TEST_P(StepTest, BelowTheMinimumContextIsDense) {
 }
 
 TEST_P(StepTest, BatchesOfDifferentLengthsAndManyRowsSelectForThemselves) {
-  Fixture f({.sequences = 3, .tokens = 900, .settings = {{"min_context", "0"}, {"budget", "64"}}});
+  Fixture f({.sequences = 3, .tokens = 900, .settings = one_tier({{"budget", "64"}})});
   f.append_all();
   const int64_t sequences[] = {2, 0, 1}, lengths[] = {900, 50, 333};
   adamas_step_params p = f.params(3, 5);
@@ -254,7 +281,7 @@ TEST_P(StepTest, BatchesOfDifferentLengthsAndManyRowsSelectForThemselves) {
 
 TEST_P(StepTest, TakesMaskSlopesSoftcapAndSinkLogits) {
   for (DType dtype : testing::dtypes) {
-    Fixture f({.tokens = 640, .settings = {{"min_context", "0"}, {"budget", "80"}, {"recent", "10"}}});
+    Fixture f({.tokens = 640, .settings = one_tier({{"budget", "80"}, {"recent", "10"}})});
     f.append_all();
     std::vector<std::byte> mask(640 * size_of(dtype));
     f.bias.assign(640, 0);
@@ -314,9 +341,9 @@ TEST_P(StepTest, CodesAreTheSameHoweverTheRowsCame) {
   const Shape setup{.tokens = 300, .head_dim = 80};
   Fixture once(setup), pieces(setup), rolled_back(setup), on_sight(setup);
   once.append_all();
-  const adamas_rows k = pieces.k.view(), back = rolled_back.k.view();
+  const adamas_rows k = pieces.k.view(), v = pieces.v.view(), back = rolled_back.k.view();
   for (int64_t first = 0, step = 1; first < 300; first += step, step = step % 17 + 1)
-    EXPECT_OK(adamas_append(pieces.cache, 0, first, std::min<int64_t>(step, 300 - first), &k, nullptr));
+    EXPECT_OK(adamas_append(pieces.cache, 0, first, std::min<int64_t>(step, 300 - first), &k, &v));
   EXPECT_OK(adamas_append(rolled_back.cache, 0, 0, 280, &back, nullptr));
   EXPECT_OK(adamas_truncate(rolled_back.cache, 0, 70));
   EXPECT_OK(adamas_append(rolled_back.cache, 0, 70, 230, nullptr, nullptr));
@@ -355,7 +382,7 @@ TEST_P(StepTest, ThreadsDoNotChangeABit) {
 }
 
 TEST_P(StepTest, AllocatesNothing) {
-  for (const char* policy : {"adamas", "full", "quest", "streaming"}) {
+  for (const char* policy : {"adamas", "full", "quest", "streaming", "oracle"}) {
     Fixture f({.tokens = 700, .settings = {{"min_context", "0"}, {"policy", policy}, {"budget", "64"}}});
     f.append_all();
     adamas_step_params p = f.params(1, 1);
@@ -372,7 +399,7 @@ TEST_P(StepTest, AllocatesNothing) {
 }
 
 TEST_P(StepTest, NoticesKeysThatChangedBehindItsBack) {
-  Fixture f({.tokens = 1000}), fresh({.tokens = 1000});
+  Fixture f({.tokens = 1000, .settings = one_tier()}), fresh({.tokens = 1000, .settings = one_tier()});
   f.append_all();
   adamas_step_params p = f.params(1, 1);
   p.verify = 1;
@@ -471,6 +498,236 @@ TEST_P(StepTest, StreamingAndQuestSelectWhatTheyPromise) {
   std::sort(expected.begin(), expected.end());
   EXPECT_EQ(quest.selection(5), expected);
   quest.expect_attention(p, 0, 0, 0, [&](int h) { return quest.selection(h); });
+}
+
+double exact_score(const Fixture& f, int h, int64_t token) {
+  const Rows rows = rows_of(f.k.view(), 0, h * f.setup.kv_heads / f.setup.q_heads);
+  double sum = 0;
+  for (int d = 0; d < f.setup.head_dim; d++)
+    sum += double(f.q[h * f.setup.head_dim + d]) * load_f32(rows.row(token), rows.dtype, d);
+  return sum / std::sqrt(double(f.setup.head_dim));
+}
+
+// Three tiers of one head, token by token: sketch.h and tiers.h in double precision. `selected` is what the step selected.
+struct ReferenceTiers {
+  std::vector<double> out;
+  double lse, mass;
+  std::vector<int32_t> candidates;
+
+  ReferenceTiers(Fixture& f, int h, int64_t tokens, Estimator estimator, int64_t beyond, int64_t sketch, bool tail,
+                 const std::vector<int32_t>& selected) {
+    const int head_dim = f.setup.head_dim;
+    ref::Scores scores = reference_scores(f, h, tokens, estimator, 4);
+    candidates = ref::select(scores.score.data(), int64_t(scores.score.size()), int64_t(selected.size()) + beyond);
+    std::vector<double> exact;
+    for (int32_t t : candidates) exact.push_back(exact_score(f, h, t));
+    const double max = *std::max_element(exact.begin(), exact.end()), scale = 1 / std::sqrt(double(head_dim));
+    const Estimated e{scale * scores.unit, scale * scores.highest_centre, 0, float(max)};
+    double known = 0, guessed = 0;
+    for (size_t i = 0; i < candidates.size(); i++) {
+      if (scores.score[candidates[i]] == always_score) continue;
+      known += std::exp(exact[i] - max);
+      guessed += ref::weight(e, scores.score[candidates[i]]);
+    }
+    const double gain = std::min(known / guessed, 5.0);
+
+    ReferenceCodes values(f, h * f.setup.kv_heads / f.setup.q_heads, tokens, Coded::values);
+    std::vector<double> rest(head_dim), read(head_dim);  // rotated; as given
+    double rest_sum = 0, read_sum = 0, other_sum = 0;
+    const auto add_coded = [&](int64_t t, double weight, bool levels) {
+      rest_sum += weight;
+      for (int d = 0; d < head_dim; d++)
+        rest[d] += weight * (ref::mean_value(values.codes(), t / block_tokens, d) +
+                             (levels ? ref::level_value(values.codes(), t, d) : 0));
+    };
+    const Rows v = rows_of(f.v.view(), 0, h * f.setup.kv_heads / f.setup.q_heads);
+    for (size_t i = 0; i < candidates.size(); i++) {
+      const double weight = std::exp(exact[i] - max);
+      scores.score[candidates[i]] = hidden_score;
+      if (std::binary_search(selected.begin(), selected.end(), candidates[i])) {
+        read_sum += weight;
+        for (int d = 0; d < head_dim; d++) read[d] += weight * load_f32(v.row(candidates[i]), v.dtype, d);
+      } else {
+        add_coded(candidates[i], weight, true);
+      }
+    }
+    const auto second = ref::select(scores.score.data(), int64_t(scores.score.size()), sketch - beyond);
+    for (int64_t t = 0; t < tokens; t++) {
+      const double weight = gain * ref::weight(e, scores.score[t]);
+      const bool levels = std::binary_search(second.begin(), second.end(), int32_t(t));
+      if (tail || levels) add_coded(t, weight, levels);
+      else other_sum += weight;
+    }
+    std::vector<float> turned(rest.begin(), rest.end());
+    rotate(turned.data(), head_dim);
+    for (int d = 0; d < head_dim; d++) out.push_back((read[d] + turned[d]) / (read_sum + rest_sum));
+    lse = max + std::log(read_sum + rest_sum);
+    mass = read_sum / (read_sum + rest_sum + other_sum);
+  }
+};
+
+TEST_P(StepTest, ThreeTiersAreWhatTheReferenceSays) {
+  for (const char* estimator : {"dot", "manhattan"})
+    for (int head_dim : {64, 80, 112, 256})
+      for (auto [sketch, tail, rerank] : {std::tuple{"200", "1", "auto"}, {"200", "0", "auto"}, {"200", "1", "0"}, {"0", "1", "0"}, {"150", "0", "1"}}) {
+        SCOPED_TRACE(::testing::Message() << estimator << ", head_dim " << head_dim << ", sketch " << sketch << ", tail " << tail
+                                          << ", rerank " << rerank);
+        Fixture f({.tokens = 1111, .q_heads = 3, .kv_heads = 1, .head_dim = head_dim,
+                   .settings = one_tier({{"estimator", estimator}, {"budget", "50"}, {"sketch", sketch}, {"tail", tail}, {"rerank", rerank}})});
+        f.append_all();
+        adamas_step_params p = f.params(1, 1);
+        std::vector<float> mass(3), noise(3);
+        p.mass = mass.data();
+        p.noise = noise.data();
+        ASSERT_OK_STEP(f, p);
+        const auto which = std::strcmp(estimator, "dot") == 0 ? Estimator::dot : Estimator::manhattan;
+        for (int h = 0; h < 3; h++) {
+          const std::vector<int32_t> selected = f.selection(h);
+          ASSERT_EQ(selected.size(), 50u);
+          const int64_t all = std::atoi(sketch);
+          const int64_t beyond = *rerank == '1' ? all : *rerank == '0' ? 0 : std::min<int64_t>(all, 128 * std::max(1.0, std::ceil(double(noise[h]))));
+          const ReferenceTiers expected(f, h, 1111, which, beyond, all, *tail == '1', selected);
+          // Selected: candidates, the sinks among them, and no other candidate scores higher (but for the rounding of ranks).
+          ASSERT_TRUE(std::includes(expected.candidates.begin(), expected.candidates.end(), selected.begin(), selected.end()));
+          double lowest = INFINITY;
+          for (int32_t t : selected)
+            if (t >= 4) lowest = std::min(lowest, exact_score(f, h, t));
+          for (int32_t t : range(4)) EXPECT_TRUE(std::binary_search(selected.begin(), selected.end(), t));
+          for (int32_t t : expected.candidates)
+            if (!std::binary_search(selected.begin(), selected.end(), t)) {
+              EXPECT_LE(exact_score(f, h, t), lowest + 2e-3);
+            }
+          EXPECT_NEAR(f.lse[h], expected.lse, 2e-3);
+          EXPECT_NEAR(mass[h], expected.mass, 1e-3);
+          for (int d = 0; d < head_dim; d++) ASSERT_NEAR(f.out[h * head_dim + d], expected.out[d], 3e-3) << "dimension " << d;
+        }
+        EXPECT_EQ(f.stats.heads_sparse, 3);
+        EXPECT_EQ(f.stats.heads_reranked, *rerank == '0' ? 0 : 3);
+        EXPECT_EQ(f.stats.tokens_sketched, 3 * std::atoi(sketch));
+      }
+}
+
+// The noise is what the estimate is off by: its variance, over all tokens, as an average over heads.
+TEST_P(StepTest, TheNoiseIsTheVarianceOfTheEstimate) {
+  for (auto [estimator, which] : {std::pair{"dot", Estimator::dot}, {"manhattan", Estimator::manhattan}}) {
+    Fixture f({.tokens = 2000, .q_heads = 8, .kv_heads = 2, .settings = {{"min_context", "0"}, {"estimator", estimator}}});
+    f.append_all();
+    adamas_step_params p = f.params(1, 1);
+    std::vector<float> noise(8);
+    p.noise = noise.data();
+    ASSERT_OK_STEP(f, p);
+    double ratio = 0;
+    for (int h = 0; h < 8; h++) {
+      const ref::Scores scores = reference_scores(f, h, 2000, which, 0);
+      double squares = 0;
+      for (int t = 0; t < 2000; t++) {
+        const double error = (scores.unit * scores.score[t] + scores.highest_centre) / 8 - exact_score(f, h, t);
+        squares += error * error;
+      }
+      ratio += squares / 2000 / double(noise[h]) / 8;
+    }
+    EXPECT_NEAR(ratio, 1, 0.12) << estimator;
+  }
+}
+
+TEST_P(StepTest, ANoisyHeadIsReadDensely) {
+  Fixture f({.tokens = 1500, .q_heads = 6, .kv_heads = 2});
+  f.append_all();
+  adamas_step_params p = f.params(1, 1);
+  for (int h : {1, 4, 5})
+    for (int d = 0; d < 64; d++) f.q[h * 64 + d] *= 20;
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_sparse, 1);
+  EXPECT_EQ(f.stats.heads_guarded, 3);
+  for (int h = 0; h < 6; h++) EXPECT_EQ(f.selection(h).size(), h == 1 || h >= 4 ? 1500u : 128u) << "head " << h;
+  const std::vector<float> out = f.out;
+  Fixture full({.tokens = 1500, .q_heads = 6, .kv_heads = 2, .settings = {{"policy", "full"}}});
+  full.append_all();
+  adamas_step_params q = full.params(1, 1);
+  full.q = f.q;
+  q.q = full.q.data();
+  ASSERT_OK_STEP(full, q);
+  for (int h : {1, 4, 5})
+    for (int d = 0; d < 64; d++) EXPECT_EQ(full.out[h * 64 + d], out[h * 64 + d]) << "head " << h << ", dimension " << d;
+}
+
+TEST_P(StepTest, AFloorForTheMassWidensTheSelection) {
+  int64_t before = 0;
+  for (const char* floor : {"0", "0.3", "0.6", "1"}) {
+    Fixture f({.tokens = 3000, .settings = {{"min_context", "0"}, {"budget", "32"}, {"min_mass", floor}}});
+    f.append_all();
+    adamas_step_params p = f.params(1, 1);
+    std::vector<float> mass(6);
+    p.mass = mass.data();
+    ASSERT_OK_STEP(f, p);
+    for (float m : mass) {
+      EXPECT_GE(m, std::atof(floor));
+      EXPECT_LE(m, 1);
+    }
+    EXPECT_GE(f.stats.tokens_selected, before);
+    before = f.stats.tokens_selected;
+    if (*floor == '1') {
+      EXPECT_EQ(f.stats.heads_widened, 6);
+      f.expect_attention(p, 0, 0, 0, [&](int) { return range(3000); });
+    }
+  }
+  EXPECT_EQ(before, 6 * 3000);
+}
+
+// The mass that a step reports is the share of the softmax in the tokens that it selected.
+TEST_P(StepTest, TheMassIsTheShareOfTheSoftmaxSelected) {
+  for (const char* policy : {"adamas", "oracle"}) {
+    Fixture f({.tokens = 2000, .settings = {{"min_context", "0"}, {"policy", policy}}});
+    f.append_all();
+    adamas_step_params p = f.params(1, 1);
+    std::vector<float> mass(6);
+    p.mass = mass.data();
+    ASSERT_OK_STEP(f, p);
+    for (int h = 0; h < 6; h++) {
+      double all = 0, selected = 0;
+      for (int t = 0; t < 2000; t++) all += std::exp(exact_score(f, h, t));
+      for (int32_t t : f.selection(h)) selected += std::exp(exact_score(f, h, t));
+      EXPECT_NEAR(mass[h], selected / all, *policy == 'o' ? 1e-4 : 0.1) << policy << ", head " << h;
+    }
+  }
+}
+
+TEST_P(StepTest, TheOracleSelectsTheTopTokensByTheirTrueScores) {
+  Fixture f({.tokens = 1000, .settings = {{"min_context", "0"}, {"policy", "oracle"}, {"budget", "70"}}});
+  f.append_all();
+  adamas_step_params p = f.params(1, 1);
+  ASSERT_OK_STEP(f, p);
+  for (int h = 0; h < 6; h++) {
+    std::vector<double> scores;
+    for (int t = 0; t < 1000; t++) scores.push_back(exact_score(f, h, t));
+    std::vector<double> sorted = scores;
+    std::sort(sorted.rbegin(), sorted.rend());
+    const auto selected = f.selection(h);
+    ASSERT_EQ(selected.size(), 70u);
+    for (int32_t t : selected) EXPECT_GE(scores[t], sorted[69] - 1.1e-3);
+  }
+  f.expect_attention(p, 0, 0, 0, [&](int h) { return f.selection(h); });
+}
+
+// A block that holds rows which a row does not see gives it no mean value: half of every block is another sequence's here, with
+// values of the other sign.
+TEST_P(StepTest, HiddenValuesStayOutOfTheTail) {
+  Fixture f({.tokens = 2048});
+  for (int64_t t = 0; t < 2048; t++)
+    for (int g = 0; g < 2; g++)
+      for (int d = 0; d < 64; d++) f.v.set(0, t, g, d, (t % 2 == 0 ? 3.0f : -3.0f) + 0.1f * float((t * 7 + d) % 11 - 5));
+  f.append_all();
+  std::vector<float> mask(2048);
+  for (int t = 1; t < 2048; t += 2) mask[t] = -INFINITY;
+  adamas_step_params p = f.params(1, 1);
+  for (float& x : f.q) x *= 0.2f;  // flat: most of the weight is in the tail
+  p.mask = mask.data();
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_sparse, 1);
+  for (float x : f.out) {
+    EXPECT_GT(x, 2.0f);
+    EXPECT_LT(x, 4.0f);
+  }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@ themselves are tested in tests/engine/eval.py."""
 import json
 import os
 import pathlib
+import shutil
 import unittest
 
 from command import COMMAND, HAS_READER, MODELS, CommandTest, call, clean_environment
@@ -11,6 +12,7 @@ from gguf_writer import model
 
 KINDS = ("perplexity", "passkey", "needle", "recall", "tune")
 SMOLLM2 = pathlib.Path(MODELS) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+LIBRARY = pathlib.Path(os.environ["ADAMAS_LIBRARY"]).resolve()
 ENGINE = pathlib.Path(COMMAND).parent / "../llama/bin/libllama.so"
 
 
@@ -96,6 +98,16 @@ class Files(CommandTest):
             path.write_bytes(data)
             with self.subTest(words=words):
                 self.assert_fails(self.evaluate("--model", path, "--file", self.text), 1, words)
+
+    def test_no_engine(self):
+        for folder in ("bin", "lib"):
+            (self.folder / folder).mkdir()
+        shutil.copy(COMMAND, self.folder / "bin/adamas")
+        (self.folder / "lib" / ".".join(LIBRARY.name.split(".")[:3])).symlink_to(LIBRARY)  # libadamas.so.0
+        path = self.folder / "model.gguf"
+        path.write_bytes(model())
+        result = call("eval", "passkey", "--model", path, command=self.folder / "bin/adamas")
+        self.assert_fails(result, 1, "the engine's library", "is not there")
 
     def test_bad_texts(self):
         missing = self.folder / "missing.txt"

@@ -35,7 +35,8 @@ struct Prompt {
 
 // ---- the texts ------------------------------------------------------------------------------------------------------
 
-// The task of arXiv 2305.16300, in the words by which it is known.
+// The task of arXiv 2305.16300, nearly in the words by which it is known: asked for the digits, a small model answers with
+// them.
 constexpr const char* passkey_task =
     "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. I will ask "
     "you "
@@ -49,8 +50,8 @@ Prompt passkey(const Place& place, std::int64_t fillers, std::int64_t seed) {
   Prompt prompt{.before = passkey_task,
                 .hidden = fmt::format("The pass key is {}. Remember it. {} is the pass key. ", key, key),
                 .after = "",
-                .question = "What is the pass key?",
-                .lead = "The pass key is",
+                .question = "What is the pass key? Give only its digits.",
+                .lead = "The digits of the pass key are",
                 .expected = std::to_string(key)};
   for (std::int64_t i = 0; i < fillers; ++i) (i < ahead ? prompt.before : prompt.after) += filler;
   return prompt;

@@ -1,0 +1,45 @@
+// Stage 5, for the tokens that are not read: their weights from the estimate, their values from codes.
+//
+// With S the score of token t (estimate.h), u its unit and c_max its highest centre:
+//
+//   s^_t = softcap(scale (u S_t + c_max))              the estimate of s_t
+//   w_t  = gain exp(s^_t - max)                        max: of the scores that were computed exactly
+//
+//   second tier   + w_t v^_t      v^ = mean of its block + 0.498 sigma level(code), as codes.h makes them of V
+//   tail          + w_t mean      of its block, for every other token
+//
+// so both add w_t to the block's mean, and the second tier its levels besides. All of it in the rotated space: the caller
+// rotates the sum back once (H H = I).
+//
+// gain = sum exp(s_t) / sum exp(s^_t) over the tokens whose score is known both ways, the best by estimate. It needs no constant: the
+// estimate's error moves exp(s^) up or down by a factor that depends on the model and layer (0.4 to 1.4 where we measured),
+// and every step measures it anyway. docs/quality.md has what else was tried.
+#pragma once
+
+#include <cstdint>
+
+#include "attend/softmax_state.h"
+#include "codes/layout.h"
+
+namespace adamas {
+
+inline constexpr float highest_weight = 30;  // of s^ - max: a token that far above all that was read is cut, not infinite
+
+struct Estimated {
+  double unit;     // scale u
+  double highest;  // scale c_max
+  float softcap;   // 0: none
+  float max;       // the exponents' reference
+};
+
+// w_t without the gain, of scores [count]; 0 where hidden. count: a multiple of 64.
+void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights);
+// Their sums over blocks of 64: scores [blocks, 64], weights [blocks].
+void weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights);
+
+// out [head_dim] += sum of weights[i] times the levels of tokens[i], [count].
+void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out);
+// out [head_dim] += sum of weights[i] times the mean of blocks[i], [count].
+void add_means(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float* out);
+
+}  // namespace adamas

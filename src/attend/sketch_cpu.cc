@@ -1,0 +1,197 @@
+#include "attend/sketch.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "codes/codes.h"
+#include "hwy/cache_control.h"
+#include "select/select.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "attend/sketch_cpu.cc"
+#include "hwy/foreach_target.h"
+
+#include "core/load-inl.h"
+#include "hwy/contrib/math/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace adamas {
+namespace HWY_NAMESPACE {
+
+using Floats = hn::Vec<F32>;
+
+// exp(x) to 5 digits, for x from -80 to 30: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Estimates deserve no more, and
+// this is the loop over all tokens.
+HWY_INLINE Floats FastExp(F32 d, Floats x) {
+  const hn::RebindToSigned<F32> di;
+  const auto y = hn::Mul(hn::Max(x, hn::Set(d, -80.0f)), hn::Set(d, 1.44269504f));
+  const auto n = hn::NearestInt(y);
+  const auto f = hn::Sub(y, hn::ConvertTo(d, n));
+  auto p = hn::MulAdd(f, hn::Set(d, 0.00961813f), hn::Set(d, 0.05550411f));
+  p = hn::MulAdd(f, p, hn::Set(d, 0.24022651f));
+  p = hn::MulAdd(f, p, hn::Set(d, 0.69314718f));
+  p = hn::MulAdd(f, p, hn::Set(d, 1.0f));
+  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(n)));
+}
+
+// The weights of one vector of scores.
+struct Weights {
+  Floats unit, shift, cap, inverse_cap, max, highest;
+  bool capped;
+
+  explicit Weights(const Estimated& e) {
+    const F32 d;
+    capped = e.softcap > 0;
+    unit = hn::Set(d, static_cast<float>(e.unit));
+    // In double: a common centre can be thousands, of which only the difference to the maximum is left.
+    shift = hn::Set(d, static_cast<float>(capped ? e.highest : e.highest - static_cast<double>(e.max)));
+    cap = hn::Set(d, e.softcap);
+    inverse_cap = hn::Set(d, capped ? 1 / e.softcap : 0.0f);
+    max = hn::Set(d, e.max);
+    highest = hn::Set(d, highest_weight);
+  }
+
+  HWY_INLINE Floats operator()(const int16_t* scores) const {
+    const F32 d;
+    const hn::RebindToSigned<F32> di;
+    const auto s = hn::PromoteTo(di, hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
+    auto x = hn::MulAdd(hn::ConvertTo(d, s), unit, shift);
+    if (capped) x = hn::Sub(hn::Mul(hn::Tanh(d, hn::Mul(x, inverse_cap)), cap), max);
+    const auto shown = hn::RebindMask(d, hn::Ne(s, hn::Set(di, hidden_score)));
+    return hn::IfThenElseZero(shown, FastExp(d, hn::Min(x, highest)));
+  }
+};
+
+void Weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights) {
+  const F32 d;
+  const Weights of(e);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) hn::StoreU(of(scores + i), d, weights + i);
+}
+
+void WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
+  const F32 d;
+  const Weights of(e);
+  for (int64_t b = 0; b < blocks; b++) {
+    auto sum = hn::Zero(d);
+    for (int t = 0; t < block_tokens; t += static_cast<int>(hn::Lanes(d)))
+      sum = hn::Add(sum, of(scores + b * block_tokens + t));
+    weights[b] = hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+}
+
+// The lanes whose bits are set, of 32 bits from bit `first` on.
+HWY_INLINE hn::Mask<F32> BitsFrom(F32 d, const uint32_t* word, int first) {
+  if constexpr (hn::MaxLanes(F32()) >= 8) {
+    return hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(word) + first / 8);
+  } else {
+    const uint64_t bits = *word >> first;
+    uint8_t bytes[8];
+    std::memcpy(bytes, &bits, sizeof bytes);
+    return hn::LoadMaskBits(d, bytes);
+  }
+}
+
+// With code = 2 h + l, level = 2 code - 3 = 4 h + 2 l - 3: the bits of the planes choose which weights a dimension adds, and
+// the 3 is taken off in the end. P vectors of dimensions from `start` on stay in registers over all tokens.
+template <int P>
+HWY_INLINE void AddLevelsOf(const Codes& values, const int32_t* tokens, const float* weights, int64_t count, int start, float* out) {
+  const F32 d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  constexpr int64_t ahead = 8;
+  Floats sums[P];
+  for (int p = 0; p < P; p++) sums[p] = hn::Zero(d);
+  float total = 0;
+  for (int64_t i = 0; i < count; i++) {
+    if (i + ahead < count) {
+      const int64_t next = tokens[i + ahead];
+      const Block block = values.block(next / block_tokens);
+      hwy::Prefetch(block.high + block.word(static_cast<int>(next % block_tokens), 0));
+    }
+    const int64_t b = tokens[i] / block_tokens;
+    const Block block = values.block(b);
+    const float step = weights[i] * level_sigmas * values.sigma[b];
+    const auto two = hn::Set(d, 2 * step), four = hn::Set(d, 4 * step);
+    total += 3 * step;
+    for (int p = 0; p < P; p++) {
+      const int dim = start + p * lanes;
+      const size_t word = block.word(tokens[i] % block_tokens, dim / chunk_dims);
+      const auto high = BitsFrom(d, block.high + word, dim % chunk_dims);
+      const auto low = BitsFrom(d, block.low + word, dim % chunk_dims);
+      sums[p] = hn::Add(sums[p], hn::Add(hn::IfThenElseZero(high, four), hn::IfThenElseZero(low, two)));
+    }
+  }
+  for (int p = 0; p < P; p++) {
+    float* to = out + start + p * lanes;
+    hn::StoreU(hn::Add(hn::LoadU(d, to), hn::Sub(sums[p], hn::Set(d, total))), d, to);
+  }
+}
+
+template <int P>
+HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const float* weights, int64_t count, int start, float* out) {
+  const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const hn::Rebind<int16_t, F32> d16;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  constexpr int64_t ahead = 4;
+  Floats sums[P];
+  for (int p = 0; p < P; p++) sums[p] = hn::LoadU(d, out + start + p * lanes);
+  for (int64_t i = 0; i < count; i++) {
+    if (i + ahead < count) {
+      const int16_t* next = values.block(blocks[i + ahead]).centre + start;
+      for (int dim = 0; dim < P * lanes; dim += 32) hwy::Prefetch(next + dim);
+    }
+    const int16_t* centre = values.block(blocks[i]).centre + start;
+    const auto weight = hn::Set(d, weights[i] * values.centre_scale[blocks[i]]);
+    for (int p = 0; p < P; p++) {
+      const auto mean = hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d16, centre + p * lanes)));
+      sums[p] = hn::MulAdd(weight, mean, sums[p]);
+    }
+  }
+  for (int p = 0; p < P; p++) hn::StoreU(sums[p], d, out + start + p * lanes);
+}
+
+void AddLevels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out) {
+  const int lanes = static_cast<int>(hn::Lanes(F32()));
+  int start = 0;
+  for (; start + 8 * lanes <= head_dim; start += 8 * lanes) AddLevelsOf<8>(values, tokens, weights, count, start, out);
+  for (; start + 4 * lanes <= head_dim; start += 4 * lanes) AddLevelsOf<4>(values, tokens, weights, count, start, out);
+  for (; start < head_dim; start += lanes) AddLevelsOf<1>(values, tokens, weights, count, start, out);
+}
+
+void AddMeans(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float* out) {
+  const int lanes = static_cast<int>(hn::Lanes(F32()));
+  int start = 0;
+  for (; start + 4 * lanes <= head_dim; start += 4 * lanes) AddMeansOf<4>(values, blocks, weights, count, start, out);
+  for (; start < head_dim; start += lanes) AddMeansOf<1>(values, blocks, weights, count, start, out);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace adamas
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace adamas {
+
+HWY_EXPORT(Weigh);
+HWY_EXPORT(WeighBlocks);
+HWY_EXPORT(AddLevels);
+HWY_EXPORT(AddMeans);
+
+void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights) {
+  HWY_DYNAMIC_DISPATCH(Weigh)(e, scores, count, weights);
+}
+
+void weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
+  HWY_DYNAMIC_DISPATCH(WeighBlocks)(e, scores, blocks, weights);
+}
+
+void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out) {
+  HWY_DYNAMIC_DISPATCH(AddLevels)(values, head_dim, tokens, weights, count, out);
+}
+
+void add_means(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float* out) {
+  HWY_DYNAMIC_DISPATCH(AddMeans)(values, head_dim, blocks, weights, count, out);
+}
+
+}  // namespace adamas
+#endif

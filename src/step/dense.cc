@@ -1,0 +1,55 @@
+// Dense attention: every visible token. Flash-decoding over parts of the context, heads of a group together.
+#include <omp.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "step/row.h"
+
+namespace adamas {
+
+void attend_dense(Row& row, int threads) {
+  Plan& plan = row.plan;
+  const int kv_heads = plan.params.kv_heads, q_heads = plan.params.q_heads, group = row.group();
+  const int64_t blocks = blocks_of(row.tokens);
+  // Enough parts that all threads have work, none shorter than four blocks.
+  const int64_t wanted = (2 * threads + kv_heads - 1) / kv_heads;
+  const int parts = int(std::clamp<int64_t>(std::min(wanted, blocks / 4), 1, plan.splits));
+  const int64_t per_part = (blocks + parts - 1) / parts;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for schedule(static)
+    for (int h = 0; h < q_heads; h++)
+      if (plan.heads[h].dense) load_query(row, h);
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < int64_t(kv_heads) * parts; i++) {
+      const int g = int(i / parts), part = int(i % parts);
+      for (int next = g * group; next < (g + 1) * group;) {
+        int heads = 0, ours[max_attend_heads];
+        const float* queries[max_attend_heads];
+        float slopes[max_attend_heads];
+        SoftmaxState states[max_attend_heads];
+        for (; next < (g + 1) * group && heads < max_attend_heads; next++) {
+          if (!plan.heads[next].dense) continue;
+          ours[heads] = next;
+          queries[heads] = row.q(next);
+          slopes[heads] = row.slope(next);
+          states[heads] = row.states(next)[part];
+          states[heads++].clear(row.head_dim());
+        }
+        if (heads == 0) break;
+        attend_range(row.attention(g), queries, slopes, heads, plan.visible.get(), std::min(blocks, part * per_part),
+                     std::min(blocks, (part + 1) * per_part), states);
+        for (int j = 0; j < heads; j++) row.states(ours[j])[part] = states[j];
+      }
+    }
+#pragma omp for schedule(static)
+    for (int h = 0; h < q_heads; h++) {
+      if (!plan.heads[h].dense) continue;
+      for (int part = 1; part < parts; part++) row.states(h)->merge(row.states(h)[part], row.head_dim());
+      finish(row, h);
+    }
+  }
+}
+
+}  // namespace adamas

@@ -1,0 +1,67 @@
+// One query row on its way through the stages. Internal to the step.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+
+#include "attend/attend.h"
+#include "step/step.h"
+
+namespace adamas {
+
+template <class T>
+const std::byte* at(const T* base, int64_t offset) {
+  return reinterpret_cast<const std::byte*>(base) + offset;
+}
+
+// One query row of one sequence, and what it sees.
+struct Row {
+  Plan& plan;
+  Cache& cache;
+  const adamas_step_params& p;
+  int64_t batch, row;       // indices into q, out, mask
+  int64_t sequence;
+  int64_t tokens = 0;       // in view, before the mask
+  int64_t visible = 0;      // after it
+  int64_t active = 0;       // blocks with a visible token
+  int64_t mixed = 0;        // active blocks that hold live rows which this row does not see
+  bool biased = false;      // some visible token has a bias other than 0
+
+  int head_dim() const { return plan.params.head_dim; }
+  int group() const { return plan.params.q_heads / plan.params.kv_heads; }
+  float* q(int h) const { return plan.q.get() + int64_t(h) * head_dim(); }
+  float slope(int h) const { return p.slopes != nullptr ? p.slopes[h] : 1.0f; }
+  float scale() const { return p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(head_dim())); }
+  SoftmaxState* states(int h) const { return &plan.states[int64_t(h) * plan.splits]; }
+  int32_t* selected(int h) const { return plan.selected.get() + h * plan.room; }
+  int16_t* scores(int h) const { return plan.scores.get() + int64_t(h) * plan.blocks * block_tokens; }
+  Estimator estimator() const {
+    return plan.config.estimator == ADAMAS_ESTIMATOR_DOT ? Estimator::dot : Estimator::manhattan;
+  }
+  Attention attention(int kv_head) const {
+    return {head_dim(), scale(), p.softcap, rows_of(p.k, sequence, kv_head), rows_of(p.v, sequence, kv_head),
+            biased ? plan.bias.get() : nullptr};
+  }
+  // Scores lie active block after active block.
+  int32_t token_at(int64_t position) const {
+    return int32_t(plan.active[position / block_tokens] * block_tokens + position % block_tokens);
+  }
+};
+
+// Which tokens the row sees: plan.visible, plan.active, plan.bias.
+void look(Row& row);
+
+// Query head h as f32, to plan.q.
+void load_query(Row& row, int h);
+
+// Attention over every visible token, for the heads whose plan.heads[h].dense says so.
+void attend_dense(Row& row, int threads);
+
+// The stages, for the policies that select. Returns how many of the key rows that were read are not those that their codes
+// were made from.
+int64_t attend_sparse(Row& row, int threads);
+
+// The state of a head becomes its output.
+void finish(Row& row, int h);
+
+}  // namespace adamas
