@@ -120,6 +120,8 @@ void print_text(const Report& report) {
     };
     line(fmt::format("all of {} tokens", test.tokens), test.dense);
     line(fmt::format("{} of {} tokens", test.budget, test.tokens), test.sparse);
+    if (test.rest != 1)
+      fmt::print("    second tier and tail: {:.0f}% of the distance to full attention is left\n", 100 * test.rest);
   }
 }
 
@@ -150,6 +152,7 @@ Json json_of(const Report& report) {
                      {"budget", test.budget},
                      {"dense", json_of(test.dense)},
                      {"sparse", json_of(test.sparse)},
+                     {"rest", test.rest},
                      {"failure", test.failure.empty() ? Json(nullptr) : Json(test.failure)}});
   return {{"name", model.name},
           {"architecture", model.architecture},

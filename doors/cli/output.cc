@@ -27,8 +27,9 @@ void flush_output() {
 }
 
 void print_json(const Json& document) {
-  // A model's name may hold bytes that are not UTF-8.
-  fmt::print("{}\n", document.dump(2, ' ', false, Json::error_handler_t::replace));
+  // A model's name may hold bytes that are not UTF-8. Whether it can be written is flush_output's to say.
+  const std::string text = document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  std::fwrite(text.data(), 1, text.size(), stdout);
 }
 
 std::string ranges_text(const std::vector<std::size_t>& ascending, const char* separator) {

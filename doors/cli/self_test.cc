@@ -149,10 +149,13 @@ std::string why_invalid(const Indices& selected, std::int64_t tokens, const adam
   return "";
 }
 
-// One step over all tokens: the worst deviation of any head, each compared over the tokens it attended to. `failure`
-// says what is wrong with a head's selection.
-Deviation step(const AttentionShape& shape, const Data& data, std::int64_t tokens, const adamas::Config& config, bool sparse,
-               std::string& failure) {
+// One step over all tokens.
+struct Stepped {
+  std::vector<float> out;           // [q_heads, head_dim]
+  std::vector<Indices> selections;  // [q_heads]
+};
+
+Stepped step(const AttentionShape& shape, const Data& data, std::int64_t tokens, const adamas::Config& config) {
   const auto heads = static_cast<std::int32_t>(shape.q_heads);
   const auto kv_heads = static_cast<std::int32_t>(shape.kv_heads);
   const auto head_dim = static_cast<std::int32_t>(shape.head_dim);
@@ -161,29 +164,38 @@ Deviation step(const AttentionShape& shape, const Data& data, std::int64_t token
   adamas::Plan plan(
       {.q_heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .max_tokens = tokens, .max_threads = threads}, config);
 
-  std::vector<float> out(data.q.size());
+  Stepped stepped{std::vector<float>(data.q.size()), {}};
   cache.append({.count = tokens}, data.k_f16, data.v_f16);
   plan.step(cache, {.q = data.q,
                     .k = data.k_f16,
                     .v = data.v_f16,
-                    .out = out,
+                    .out = stepped.out,
                     .softcap = static_cast<float>(shape.softcap),
                     .slopes = data.slopes,
                     .threads = threads});
+  for (std::int32_t head = 0; head < heads; ++head) stepped.selections.push_back(plan.selection(head));
+  return stepped;
+}
 
+std::span<const float> of_head(const AttentionShape& shape, const std::vector<float>& out, std::size_t head) {
+  const auto dims = static_cast<std::size_t>(shape.head_dim);
+  return std::span(out).subspan(head * dims, dims);
+}
+
+// The worst deviation of any head, each compared over the tokens that it attended to.
+Deviation deviation(const AttentionShape& shape, const Data& data, std::int64_t tokens, const Stepped& stepped) {
   Deviation worst;
-  Indices seen(static_cast<std::size_t>(tokens));
-  std::iota(seen.begin(), seen.end(), 0);
-  for (std::int32_t head = 0; head < heads && failure.empty(); ++head) {
-    if (sparse) {
-      seen = plan.selection(head);
-      if (failure = why_invalid(seen, tokens, config); !failure.empty()) break;
-    }
-    const auto dims = static_cast<std::size_t>(head_dim);
-    compare(worst, std::span(out).subspan(static_cast<std::size_t>(head) * dims, dims),
-            attention(shape, data, tokens, head, seen));
-  }
+  for (std::size_t head = 0; head < stepped.selections.size(); ++head)
+    compare(worst, of_head(shape, stepped.out, head),
+            attention(shape, data, tokens, static_cast<std::int64_t>(head), stepped.selections[head]));
   return worst;
+}
+
+// Root of the summed squares of what separates two outputs.
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double squares = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) squares += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+  return std::sqrt(squares);
 }
 
 }  // namespace
@@ -198,14 +210,29 @@ SelfTest self_test(const AttentionShape& shape, adamas::Config config) {
   config.sinks = std::min(config.sinks, config.budget / 2);
   config.recent = std::min(config.recent, config.budget / 2);
 
-  SelfTest test{.shape = shape, .tokens = tokens, .budget = config.budget, .dense = {}, .sparse = {}, .failure = {}};
+  SelfTest test{.shape = shape, .tokens = tokens, .budget = config.budget, .dense = {}, .sparse = {}, .rest = 1, .failure = {}};
   const Data data = random_data(shape, tokens);
   adamas::Config everything = config;
   everything.budget = tokens;
-  test.dense = step(shape, data, tokens, everything, false, test.failure);
-  test.sparse = step(shape, data, tokens, config, true, test.failure);
+  const Stepped dense = step(shape, data, tokens, everything);
+  test.dense = deviation(shape, data, tokens, dense);
+
+  adamas::Config one_tier = config;
+  one_tier.sketch = 0;
+  one_tier.tail = false;
+  one_tier.rerank = adamas::Rerank::off;
+  one_tier.max_noise = one_tier.min_mass = 0;
+  const Stepped sparse = step(shape, data, tokens, one_tier);
+  for (const Indices& selected : sparse.selections)
+    if (test.failure.empty()) test.failure = why_invalid(selected, tokens, config);
+  if (test.failure.empty()) test.sparse = deviation(shape, data, tokens, sparse);
+
+  const bool more_tiers = config.sketch != 0 || config.tail;
+  if (more_tiers) test.rest = distance(step(shape, data, tokens, config).out, dense.out) / distance(sparse.out, dense.out);
+
   if (test.failure.empty() && !test.dense.within()) test.failure = "dense attention is off by more than its bound";
   if (test.failure.empty() && !test.sparse.within()) test.failure = "sparse attention is off by more than its bound";
+  if (test.failure.empty() && more_tiers && !(test.rest < 1)) test.failure = "second tier and tail bring it no closer to full attention";
   return test;
 }
 

@@ -1,5 +1,6 @@
 #include "compute.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -16,6 +17,9 @@ namespace {
 // Rows of every cache whose hashes a step checks beside those that it reads: a whole cache of 8192 in 128 steps. They
 // guard against changes that nobody announced (see watch.h), which is none that we know of.
 constexpr int64_t verify_rows = 64;
+
+// The struct has no padding.
+bool same(const adamas_config &a, const adamas_config &b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
 int64_t index_at(const ggml_tensor *indices, int64_t i) {
   const auto *bytes = static_cast<const unsigned char *>(indices->data) + static_cast<size_t>(i) * indices->nb[0];
@@ -84,7 +88,7 @@ enum ggml_status Compute::set_rows(const ggml_tensor *node) {
 }
 
 void Compute::settle() {
-  if (std::memcmp(&config_, &config(), sizeof config_) == 0) return;
+  if (same(config_, config())) return;
   codes_.clear();
   plans_.clear();
   config_ = config();
@@ -113,14 +117,26 @@ adamas_cache *Compute::codes_for(const Attention &a) {
                                    .capacity = a.cache.capacity()};
   adamas_cache *cache = nullptr;
   codes.cache.reset();
-  if (adamas_cache_create(&config(), &params, &cache) != ADAMAS_OK) return nullptr;
+  if (adamas_cache_create(&config_of(a.cache.layer), &params, &cache) != ADAMAS_OK) return nullptr;
   codes = {std::unique_ptr<adamas_cache, CacheDeleter>(cache), root->type, a.head_dim, a.kv_heads, a.cache.capacity(),
            a.cache.streams(), a.cache.layer, changes};
   return cache;
 }
 
 adamas_plan *Compute::plan_for(const Attention &a) {
-  Plan &p = plans_[{a.q_heads, a.kv_heads, a.head_dim}];
+  const adamas_config &settings = config_of(a.cache.layer);
+  auto known = std::find_if(plans_.begin(), plans_.end(), [&](const Plan &plan) {
+    return plan.q_heads == a.q_heads && plan.kv_heads == a.kv_heads && plan.head_dim == a.head_dim && same(plan.config, settings);
+  });
+  if (known == plans_.end()) {
+    plans_.emplace_back();
+    known = std::prev(plans_.end());
+    known->config = settings;
+    known->q_heads = a.q_heads;
+    known->kv_heads = a.kv_heads;
+    known->head_dim = a.head_dim;
+  }
+  Plan &p = *known;
   if (p.plan && p.tokens >= a.cache.capacity() && p.threads >= threads) return p.plan.get();
   const adamas_plan_params params{.struct_size = sizeof(adamas_plan_params),
                                   .q_heads = static_cast<int32_t>(a.q_heads),
@@ -130,7 +146,7 @@ adamas_plan *Compute::plan_for(const Attention &a) {
                                   .max_threads = std::max(p.threads, threads)};
   adamas_plan *plan = nullptr;
   p.plan.reset();
-  if (adamas_plan_create(&config(), &params, &plan) != ADAMAS_OK) return nullptr;
+  if (adamas_plan_create(&settings, &params, &plan) != ADAMAS_OK) return nullptr;
   p.plan.reset(plan);
   p.tokens = params.max_tokens;
   p.threads = params.max_threads;
@@ -194,13 +210,15 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   p.verify_rows = std::min(verify_rows, a.n_kv);
   p.slopes = a.max_bias > 0 ? slopes_.data() : nullptr;
   p.sink_logits = a.sinks ? static_cast<const float *>(a.sinks->data) : nullptr;
-  mass_.resize(static_cast<size_t>(a.batch * a.rows * a.q_heads));
-  noise_.resize(mass_.size());
-  p.mass = mass_.data();
-  p.noise = noise_.data();
+  if (config().stats || observed()) {
+    mass_.resize(static_cast<size_t>(a.batch * a.rows * a.q_heads));
+    noise_.resize(mass_.size());
+    p.mass = mass_.data();
+    p.noise = noise_.data();
+  }
   p.stats = &stats;
   if (adamas_step(plan, cache, &p) != ADAMAS_OK) return fail(node, adamas_last_error());
-  note_step(stats, static_cast<int32_t>(a.q_heads));
+  note_step(stats, a.cache.layer, static_cast<int32_t>(a.q_heads));
   observe({a.cache.layer, static_cast<int32_t>(a.q_heads), static_cast<int32_t>(a.kv_heads), static_cast<int32_t>(a.head_dim),
            plan, &p, &stats});
 

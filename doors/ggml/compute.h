@@ -1,10 +1,9 @@
 // The work itself: rows stored into the engine's cache, and attention over it.
 #pragma once
 
-#include <map>
+#include <deque>
 #include <memory>
 #include <string>
-#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -36,6 +35,8 @@ class Compute {
     uint64_t changes;
   };
   struct Plan {
+    adamas_config config;  // a layer may have its own
+    int64_t q_heads, kv_heads, head_dim;
     std::unique_ptr<adamas_plan, PlanDeleter> plan;
     int64_t tokens = 0;
     int threads = 0;
@@ -48,7 +49,7 @@ class Compute {
 
   adamas_config config_{};                                           // of codes_ and plans_
   std::unordered_map<const void *, Codes> codes_;                    // by the data of the K tensor
-  std::map<std::tuple<int64_t, int64_t, int64_t>, Plan> plans_;      // by q_heads, kv_heads, head_dim
+  std::deque<Plan> plans_;                                           // one for each shape and settings
   std::vector<int64_t> sequences_, lengths_;
   std::vector<float> slopes_, mass_, noise_;
 };

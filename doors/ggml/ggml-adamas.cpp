@@ -7,7 +7,10 @@
 //   stats      what was done
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 
 #include "compute.h"
@@ -20,12 +23,19 @@ namespace adamas_ggml {
 namespace {
 
 adamas_config settings{};
+std::string settings_file;                       // "": none
+std::map<int32_t, adamas_config> layer_settings;
+std::mutex layer_mutex;
 adamas_observer_fn observer = nullptr;
 void *observer_user = nullptr;
 
 adamas_status configure(const adamas_config *config) {
   const adamas_status status = adamas_config_check(config);
-  if (status == ADAMAS_OK) settings = *config;
+  if (status != ADAMAS_OK) return status;
+  const std::lock_guard lock(layer_mutex);
+  settings = *config;
+  settings_file.clear();  // a program's settings are all there is
+  layer_settings.clear();
   return status;
 }
 
@@ -36,14 +46,31 @@ void set_observer(adamas_observer_fn fn, void *user) {
 
 }  // namespace
 
+bool observed() { return observer != nullptr; }
+
 void observe(const adamas_observation &observation) {
   if (observer) observer(observer_user, &observation);
 }
 
 const adamas_config &config() { return settings; }
 
+const adamas_config &config_of(int32_t layer) {
+  const std::lock_guard lock(layer_mutex);
+  if (settings_file.empty()) return settings;
+  const auto [entry, is_new] = layer_settings.try_emplace(layer, settings);
+  // The file was whole when the process began. Should it be gone, or be wrong with a variable that came after it: the general
+  // settings hold.
+  if (is_new && adamas_config_load(&entry->second, settings_file.c_str(), layer) != ADAMAS_OK) {
+    say(GGML_LOG_LEVEL_WARN, std::string(adamas_last_error()) + "; layer " + std::to_string(layer) + " runs with the general settings");
+    entry->second = settings;
+  }
+  return entry->second;
+}
+
 bool read_settings() {
-  return adamas_config_init(&settings) == ADAMAS_OK && adamas_config_from_environment(&settings) == ADAMAS_OK;
+  if (adamas_config_init(&settings) != ADAMAS_OK || adamas_config_from_environment(&settings) != ADAMAS_OK) return false;
+  if (const char *file = std::getenv("ADAMAS_CONFIG")) settings_file = file;
+  return true;
 }
 
 namespace {

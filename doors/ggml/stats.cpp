@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 
 #include "host.h"
@@ -16,16 +17,42 @@ struct Totals {
   std::mutex mutex;
   std::array<int64_t, static_cast<size_t>(Reason::count)> left{};
   int64_t steps = 0, sparse_rows = 0, dense_rows = 0, blocks_encoded = 0, stale_rows = 0, forgotten = 0;
-  double tokens_selected = 0, tokens_visible = 0, seconds = 0;  // tokens of one query head, over the sparse rows
+  double tokens_selected = 0, tokens_visible = 0, tokens_sketched = 0, seconds = 0;  // tokens of one query head, over the sparse rows
+  struct Heads {  // query heads of sparse rows
+    int64_t sparse = 0, guarded = 0, widened = 0, reranked = 0;
+    double mass = 0;
+    void add(const Heads &other) {
+      sparse += other.sparse;
+      guarded += other.guarded;
+      widened += other.widened;
+      reranked += other.reranked;
+      mass += other.mass;
+    }
+  };
+  std::map<int32_t, Heads> heads;  // by layer
 };
 Totals &totals() {
   static Totals *const t = new Totals;  // outlives the exit handler
   return *t;
 }
 
+double percent(double part, double whole) { return whole > 0 ? 100 * part / whole : 0; }
+
+// What a selection left out, layer by layer: the mass that it holds, and the heads that were given more.
+void print_layers(FILE *out, const Totals &t) {
+  std::fprintf(out, "  %5s %12s %14s %14s %14s\n", "layer", "mass", "too noisy", "widened", "re-ranked");
+  for (const auto &[layer, h] : t.heads)
+    std::fprintf(out, "  %5d %11.1f%% %13.1f%% %13.1f%% %13.1f%%\n", layer, percent(h.mass, static_cast<double>(h.sparse)),
+                 percent(h.guarded, h.sparse), percent(h.widened, h.sparse), percent(h.reranked, h.sparse));
+  std::fprintf(out, "  mass: share of the softmax in the selected tokens, estimated; too noisy: read densely (ADAMAS_MAX_NOISE); widened:\n"
+                    "  a larger budget or dense (ADAMAS_MIN_MASS); all of a layer's query heads of sparse rows\n");
+}
+
 void print() {
   Totals &t = totals();
   const std::lock_guard lock(t.mutex);
+  Totals::Heads heads;
+  for (const auto &[layer, of_layer] : t.heads) heads.add(of_layer);
   char policy[32] = "", estimator[32] = "", budget[32] = "";
   adamas_config_get(&config(), "policy", policy, sizeof policy);
   adamas_config_get(&config(), "estimator", estimator, sizeof estimator);
@@ -39,20 +66,26 @@ void print() {
   if (t.sparse_rows > 0)
     std::fprintf(out, "  %-34s %12.1f   of %.1f (%.2f%%)\n", "tokens read by a query, per head", t.tokens_selected / t.sparse_rows,
                  t.tokens_visible / t.sparse_rows, 100 * t.tokens_selected / t.tokens_visible);
+  if (t.sparse_rows > 0 && t.tokens_sketched > 0)
+    std::fprintf(out, "  %-34s %12.1f\n", "tokens read through codes, per head", t.tokens_sketched / t.sparse_rows);
   std::fprintf(out, "  %-34s %12lld\n", "blocks encoded", static_cast<long long>(t.blocks_encoded));
   std::fprintf(out, "  %-34s %12lld   %lld caches encoded anew after a change\n", "stale rows found", static_cast<long long>(t.stale_rows),
                static_cast<long long>(t.forgotten));
   std::fprintf(out, "  %-34s %12.3f\n", "seconds in this back end", t.seconds);
+  if (heads.sparse > 0 && heads.mass == heads.mass) print_layers(out, t);  // NaN: the policy estimates nothing
   for (size_t i = 0; i < t.left.size(); ++i)
     if (t.left[i] > 0)
       std::fprintf(out, "  left to the engine, %lld nodes of graphs built: %s\n", static_cast<long long>(t.left[i]),
                    sentence(static_cast<Reason>(i)));
   std::fprintf(out,
                "adamas: stats {\"steps\":%lld,\"sparse_rows\":%lld,\"dense_rows\":%lld,\"tokens_selected\":%.0f,"
-               "\"tokens_visible\":%.0f,\"blocks_encoded\":%lld,\"stale_rows\":%lld,\"seconds\":%.6f}\n",
+               "\"tokens_visible\":%.0f,\"tokens_sketched\":%.0f,\"blocks_encoded\":%lld,\"stale_rows\":%lld,\"seconds\":%.6f,\"heads_sparse\":%lld,\"heads_guarded\":%lld,"
+               "\"heads_widened\":%lld,\"heads_reranked\":%lld}\n",
                static_cast<long long>(t.steps), static_cast<long long>(t.sparse_rows), static_cast<long long>(t.dense_rows),
-               t.tokens_selected, t.tokens_visible, static_cast<long long>(t.blocks_encoded),
-               static_cast<long long>(t.stale_rows), t.seconds);
+               t.tokens_selected, t.tokens_visible, t.tokens_sketched, static_cast<long long>(t.blocks_encoded),
+               static_cast<long long>(t.stale_rows), t.seconds, static_cast<long long>(heads.sparse),
+               static_cast<long long>(heads.guarded), static_cast<long long>(heads.widened),
+               static_cast<long long>(heads.reranked));
   std::fflush(out);
 }
 
@@ -68,7 +101,7 @@ void note_left(Reason reason) {
   if (first) say(surprising(reason) ? GGML_LOG_LEVEL_WARN : GGML_LOG_LEVEL_INFO, sentence(reason));
 }
 
-void note_step(const adamas_step_stats &step, int32_t q_heads) {
+void note_step(const adamas_step_stats &step, int32_t layer, int32_t q_heads) {
   Totals &t = totals();
   const std::lock_guard lock(t.mutex);
   t.steps += 1;
@@ -77,6 +110,8 @@ void note_step(const adamas_step_stats &step, int32_t q_heads) {
   t.blocks_encoded += step.blocks_encoded;
   t.stale_rows += step.rows_stale;
   if (step.rows_sparse > 0) {
+    t.heads[layer].add({step.heads_sparse, step.heads_guarded, step.heads_widened, step.heads_reranked, step.mass});
+    t.tokens_sketched += static_cast<double>(step.tokens_sketched) / q_heads;
     t.tokens_selected += static_cast<double>(step.tokens_selected) / q_heads;
     t.tokens_visible += static_cast<double>(step.tokens_visible) / q_heads;
   }

@@ -118,8 +118,9 @@ bool dry_run(Known &known, const ggml_tensor *root, int64_t n_kv) {
 
 // Attention over n_kv cells is ours where it can be sparse. A budget that covers them all is dense attention: the engine's own,
 // to the bit. (The policy `full` asks for ours by name.)
-bool long_enough(int64_t n_kv) {
-  return n_kv >= config().min_context && (config().policy == ADAMAS_POLICY_FULL || n_kv > config().budget);
+bool long_enough(int32_t layer, int64_t n_kv) {
+  const adamas_config &c = config_of(layer);
+  return n_kv >= c.min_context && (c.policy == ADAMAS_POLICY_FULL || n_kv > c.budget);
 }
 
 bool claims_attention(Watch &w, const ggml_tensor *node) {
@@ -135,7 +136,7 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
   k = know(w, a.cache);  // the line above may have moved it
   if (dry_run(*k, a.cache.root, a.n_kv)) return false;
   k->n_kv = a.n_kv;
-  if (!long_enough(a.n_kv)) return note_left(Reason::short_context), false;
+  if (!long_enough(a.cache.layer, a.n_kv)) return note_left(Reason::short_context), false;
   if (config().rows == ADAMAS_ROWS_DECODE && a.rows > decode_rows) return note_left(Reason::batch), false;
   if (!k->writes_followed) return note_left(Reason::unseen_writes), false;
   return true;
@@ -151,7 +152,7 @@ bool claims_write(Watch &w, const ggml_tensor *node) {
   Known *known = know(w, cache);
   if (!known) return false;
   if (cache.keys) {
-    known->writes_followed = readable && known->served && known->n_kv > 0 && long_enough(known->n_kv);
+    known->writes_followed = readable && known->served && known->n_kv > 0 && long_enough(cache.layer, known->n_kv);
     if (!known->writes_followed) ++known->changes;
     return known->writes_followed;
   }

@@ -120,9 +120,12 @@ ADAMAS_API adamas_status adamas_config_init(adamas_config *config);
 ADAMAS_API adamas_status adamas_config_set(adamas_config *config, const char *name, const char *value);
 /* One setting as text; `text` has room for `size` bytes, the end mark included. */
 ADAMAS_API adamas_status adamas_config_get(const adamas_config *config, const char *name, char *text, size_t size);
-/* Every ADAMAS_<NAME> of the environment, the preset first, and ADAMAS_DEVICE for adamas_device_force. All or nothing: on an
- * error `config` is unchanged. */
+/* The file that ADAMAS_CONFIG names, then every ADAMAS_<NAME> of the environment, the preset first, and ADAMAS_DEVICE for
+ * adamas_device_force. All or nothing: on an error `config` is unchanged. */
 ADAMAS_API adamas_status adamas_config_from_environment(adamas_config *config);
+/* A settings file on top of `config`: lines `name = value`, comments from # on, and sections `[layers 0,3-5]`. With layer -1 its
+ * general lines; with a layer what the sections say of that layer (budget, sketch, tail, ...; not what concerns the whole model). */
+ADAMAS_API adamas_status adamas_config_load(adamas_config *config, const char *path, int32_t layer);
 /* Every field within its range, and the fields consistent with each other (sinks + recent <= budget). */
 ADAMAS_API adamas_status adamas_config_check(const adamas_config *config);
 ADAMAS_API int32_t adamas_setting_count(void);
@@ -200,8 +203,8 @@ ADAMAS_API adamas_status adamas_plan_create(const adamas_config *config, const a
                                             adamas_plan **plan);
 ADAMAS_API void adamas_plan_destroy(adamas_plan *plan);
 
-/* What a step did; filled when `stats` is given. Rows count (sequence, query row) pairs; tokens are summed over rows
- * and query heads. */
+/* What a step did; filled when `stats` is given. Rows count (sequence, query row) pairs; tokens and heads are summed over the
+ * sparse rows and their query heads. */
 typedef struct adamas_step_stats {
   int64_t rows_sparse;
   int64_t rows_dense;

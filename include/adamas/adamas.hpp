@@ -47,9 +47,11 @@ enum class Policy : std::int32_t {
   full = ADAMAS_POLICY_FULL,
   quest = ADAMAS_POLICY_QUEST,
   streaming = ADAMAS_POLICY_STREAMING,
+  oracle = ADAMAS_POLICY_ORACLE,
 };
 
 enum class Estimator : std::int32_t { dot = ADAMAS_ESTIMATOR_DOT, manhattan = ADAMAS_ESTIMATOR_MANHATTAN };
+enum class Rerank : std::int32_t { off = ADAMAS_RERANK_OFF, on = ADAMAS_RERANK_ON, automatic = ADAMAS_RERANK_AUTO };
 enum class Preset : std::int32_t { standard = ADAMAS_PRESET_DEFAULT, paper = ADAMAS_PRESET_PAPER };
 enum class RowsMode : std::int32_t { decode = ADAMAS_ROWS_DECODE, all = ADAMAS_ROWS_ALL };
 
@@ -147,6 +149,11 @@ struct Config {
   std::int64_t budget = detail::preset_values(preset).budget;
   std::int64_t sinks = detail::preset_values(preset).sinks;
   std::int64_t recent = detail::preset_values(preset).recent;
+  std::int64_t sketch = detail::preset_values(preset).sketch;  // ADAMAS_SKETCH_AUTO, or tokens
+  bool tail = detail::preset_values(preset).tail != 0;
+  Rerank rerank = static_cast<Rerank>(detail::preset_values(preset).rerank);
+  double max_noise = detail::preset_values(preset).max_noise;
+  double min_mass = detail::preset_values(preset).min_mass;
   std::int64_t dense_layers = detail::preset_values(preset).dense_layers;
   std::int64_t min_context = detail::preset_values(preset).min_context;
   RowsMode rows = static_cast<RowsMode>(detail::preset_values(preset).rows);
@@ -157,6 +164,13 @@ struct Config {
     adamas_config config = detail::preset_values(Preset::standard);
     detail::check(adamas_config_from_environment(&config));
     return from_native(config);
+  }
+
+  // What a settings file says: its general lines, or what its sections say of one layer.
+  Config& load(const std::string& path, std::int32_t layer = -1) {
+    adamas_config config = native();
+    detail::check(adamas_config_load(&config, path.c_str(), layer));
+    return *this = from_native(config);
   }
 
   // One setting from text: set("budget", "128"). Setting "preset" resets the fields that the preset defines.
@@ -188,6 +202,11 @@ struct Config {
     config.budget = budget;
     config.sinks = sinks;
     config.recent = recent;
+    config.sketch = sketch;
+    config.tail = tail;
+    config.rerank = static_cast<std::int32_t>(rerank);
+    config.max_noise = max_noise;
+    config.min_mass = min_mass;
     config.dense_layers = dense_layers;
     config.min_context = min_context;
     config.rows = static_cast<std::int32_t>(rows);
@@ -202,6 +221,11 @@ struct Config {
             .budget = config.budget,
             .sinks = config.sinks,
             .recent = config.recent,
+            .sketch = config.sketch,
+            .tail = config.tail != 0,
+            .rerank = static_cast<Rerank>(config.rerank),
+            .max_noise = config.max_noise,
+            .min_mass = config.min_mass,
             .dense_layers = config.dense_layers,
             .min_context = config.min_context,
             .rows = static_cast<RowsMode>(config.rows),
@@ -496,7 +520,9 @@ struct Step {
   RowsView k{};
   RowsView v{};
   OutView out{};
-  std::span<float> lse{};  // [batch, rows, q_heads], natural log; empty: not wanted
+  std::span<float> lse{};    // [batch, rows, q_heads], natural log; empty: not wanted
+  std::span<float> mass{};   // [batch, rows, q_heads] share of the softmax in the selected tokens; empty: not wanted
+  std::span<float> noise{};  // [batch, rows, q_heads] variance of the estimated scores; empty: not wanted
   std::int64_t batch = 1;
   std::int64_t rows = 1;
   std::span<const std::int64_t> sequences{};  // [batch]; empty: 0, 1, 2, ...
@@ -556,6 +582,8 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
         .require(name, size == 0 ? 0 : expected, shape);
   };
   require("lse", step.lse.size(), detail::product({step.batch, step.rows, params_.q_heads}), "[batch, rows, q_heads]");
+  require("mass", step.mass.size(), detail::product({step.batch, step.rows, params_.q_heads}), "[batch, rows, q_heads]");
+  require("noise", step.noise.size(), detail::product({step.batch, step.rows, params_.q_heads}), "[batch, rows, q_heads]");
   require("sequences", step.sequences.size(), step.batch, "[batch]");
   require("lengths", step.lengths.size(), step.batch, "[batch]");
   require("slopes", step.slopes.size(), params_.q_heads, "[q_heads]");
@@ -588,6 +616,8 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
   native.out_stride_row = out.row;
   native.out_stride_head = out.head;
   native.lse = step.lse.data();
+  native.mass = step.mass.data();
+  native.noise = step.noise.data();
   native.scale = step.scale;
   native.softcap = step.softcap;
   native.mask = step.mask.data();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/config.h"
+#include "core/config_file.h"
 #include "device/device.h"
 #include "step/cache.h"
 #include "step/step.h"
@@ -211,6 +212,15 @@ adamas_status adamas_config_from_environment(adamas_config* config) {
     ADAMAS_TRY(check_struct(config, "adamas_config"));
     if (const char* device = std::getenv("ADAMAS_DEVICE")) ADAMAS_TRY(force_device(device));
     return from_environment(*config);
+  });
+}
+
+adamas_status adamas_config_load(adamas_config* config, const char* path, int32_t layer) {
+  return guarded("adamas_config_load", [&]() -> Status {
+    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    ADAMAS_TRY(check_pointer(path, "path"));
+    ADAMAS_TRY(check_range(layer, -1, std::numeric_limits<int32_t>::max(), "layer"));
+    return load(*config, path, layer);
   });
 }
 

@@ -104,6 +104,51 @@ TEST(Settings, ComeFromTheEnvironmentAllOrNothing) {
   for (const char* name : {"ADAMAS_BUDGET", "ADAMAS_PRESET", "ADAMAS_SINKS", "ADAMAS_POLICY"}) unsetenv(name);
 }
 
+// A settings file: general lines, sections of layers, and a sentence with the line for everything else.
+TEST(Settings, AFileSetsThemForAllLayersOrSome) {
+  const std::string path = ::testing::TempDir() + "adamas_settings.conf";
+  const auto write = [&](const char* text) {
+    std::FILE* file = std::fopen(path.c_str(), "w");
+    ASSERT_NE(file, nullptr);
+    std::fputs(text, file);
+    std::fclose(file);
+  };
+  write("# made by hand\nbudget = 96   # general\n sketch=auto\r\n\n[layers 0,3-5]\nbudget = 256\nmax_noise = 2.5\n[layers 7]\npolicy = full\n");
+  adamas_config config = config_of({});
+  ASSERT_EQ(adamas_config_load(&config, path.c_str(), -1), ADAMAS_OK) << adamas_last_error();
+  EXPECT_EQ(config.budget, 96);
+  EXPECT_EQ(config.sketch, ADAMAS_SKETCH_AUTO);
+  EXPECT_EQ(config.max_noise, 8);
+  for (int layer : {0, 3, 5}) {
+    adamas_config of_layer = config;
+    ASSERT_EQ(adamas_config_load(&of_layer, path.c_str(), layer), ADAMAS_OK);
+    EXPECT_EQ(of_layer.budget, 256) << layer;
+    EXPECT_EQ(of_layer.max_noise, 2.5) << layer;
+  }
+  for (int layer : {1, 2, 6, 7}) {
+    adamas_config of_layer = config;
+    ASSERT_EQ(adamas_config_load(&of_layer, path.c_str(), layer), ADAMAS_OK);
+    EXPECT_EQ(of_layer.budget, 96) << layer;
+    EXPECT_EQ(of_layer.policy, layer == 7 ? ADAMAS_POLICY_FULL : ADAMAS_POLICY_ADAMAS) << layer;
+  }
+  setenv("ADAMAS_CONFIG", path.c_str(), 1);
+  setenv("ADAMAS_SKETCH", "64", 1);
+  ASSERT_EQ(adamas_config_from_environment(&config), ADAMAS_OK) << adamas_last_error();
+  EXPECT_EQ(config.budget, 96);
+  EXPECT_EQ(config.sketch, 64) << "a variable wins over the file";
+  unsetenv("ADAMAS_SKETCH");
+  for (auto [text, sentence] : {std::pair{"budget 5", "line 1"}, {"\nbudgte = 5", "budgte"}, {"budget = 0", "range"}, {"[layer 3]", "section"},
+                                {"[layers 3-]", "section"}, {"[layers 5-3]", "section"}, {"[layers 1]\nmin_context = 3", "whole model"},
+                                {"[layers 9]\nbudget = -1", "line 2"}, {"budget = 2", "sinks"}}) {
+    write(text);
+    expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, sentence);
+  }
+  unsetenv("ADAMAS_CONFIG");
+  expect_sentence(adamas_config_load(&config, "/nowhere/at/all", -1), ADAMAS_INVALID_ARGUMENT, "cannot be read");
+  EXPECT_EQ(config.budget, 96) << "unchanged by what went wrong";
+  std::remove(path.c_str());
+}
+
 TEST(BadInput, NullsAndWrongSizes) {
   Objects o;
   expect_sentence(adamas_config_init(nullptr), ADAMAS_INVALID_ARGUMENT, "NULL");

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <cstdlib>
 
+#include "core/config_file.h"
+
 namespace adamas {
 namespace {
 
@@ -178,6 +180,12 @@ Status get(const adamas_config& config, const std::string& name, std::string& va
 
 Status from_environment(adamas_config& config) {
   adamas_config changed = config;
+  if (const char* path = std::getenv(config_file_environment)) {
+    if (Status status = load(changed, path, -1); !status.ok()) {
+      status.sentence = std::string(config_file_environment) + ": " + status.sentence;
+      return status;
+    }
+  }
   for (const Entry& entry : table()) {  // the preset comes first
     const char* value = std::getenv(entry.shown.environment);
     if (value == nullptr) continue;

@@ -52,15 +52,14 @@ int64_t check_slice(Row& row) {
 // The row's heads in the totals of the step.
 void count_heads(const Row& row, adamas_step_stats& stats) {
   const int64_t q_heads = row.plan.params.q_heads;
-  stats.tokens_visible += row.visible * q_heads;
   bool all_dense = true;
   for (const HeadReport& head : row.plan.heads) all_dense &= head.dense && !head.guarded && !head.widened;
   if (all_dense) {
     stats.rows_dense++;
-    stats.tokens_selected += row.visible * q_heads;
     return;
   }
   stats.rows_sparse++;
+  stats.tokens_visible += row.visible * q_heads;
   stats.heads_sparse += q_heads;
   for (const HeadReport& head : row.plan.heads) {
     stats.tokens_selected += head.dense ? row.visible : head.selected;

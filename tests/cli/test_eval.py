@@ -173,7 +173,7 @@ class Lists(CommandTest):
         full, adamas = self.rows("--budget", "16")
         self.assertEqual(set(full), set(adamas))
         self.assertEqual(set(full), {"file", "model", "context", "policy", "estimator", "budget", "label", "settings", "perplexity",
-                                     "ratio", "ratio_error", "kl", "same_top", "mass", "tokens_read", "seconds", "guarded",
+                                     "ratio", "ratio_error", "kl", "same_top", "mass", "tokens_read", "tokens_sketched", "seconds", "guarded",
                                      "widened", "reranked", "scored"})
         self.assertEqual((full["ratio"], full["ratio_error"], full["kl"], full["same_top"]), (1, 0, 0, 1))
         self.assertIsNone(full["tokens_read"])

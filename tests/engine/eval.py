@@ -16,6 +16,7 @@ need(MODEL, TEXT, COMMAND)
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("ADAMAS_") and k != "GGML_BACKEND_PATH"}
 text = text_file("text.txt", 24000, start=1000000)  # from the middle: its first chapters repeat themselves
 state = Path("finished.jsonl")
+state.unlink(missing_ok=True)
 
 
 def command(kind, *arguments):
@@ -37,27 +38,29 @@ def perplexity():
     (full, adamas), _ = evaluate("perplexity", "--file", text, "--context", 1536, "--min-context", 256, "--budget", 128)
     print(f"      llama-perplexity {figure:.4f}, full {full['perplexity']:.4f}, adamas at 128: ratio {adamas['ratio']:.4f}")
     check(abs(full["perplexity"] / figure - 1) < 0.001, "the full row is llama-perplexity's figure")
-    check(0.98 < adamas["ratio"] < 1.15 and 0 < adamas["ratio_error"] < 0.05, "128 tokens cost a little, and how much is known")
-    check(adamas["tokens_read"] >= 128, f"they are what is read ({adamas['tokens_read']})")
+    check(0.98 < adamas["ratio"] < 1.05 and 0 < adamas["ratio_error"] < 0.02, "128 tokens and a sketch cost little, and how much is known")
+    check(adamas["tokens_read"] >= 128 and adamas["tokens_sketched"] > 128, f"so many tokens are read in full: {adamas['tokens_read']:.1f}")
+    check(0.5 < adamas["mass"] < 1, f"they hold {adamas['mass']:.3f} of the softmax")
 
 
 def order():
     """768 tokens: the cheaper the selection, the worse, and none is needed when all tokens are in the budget."""
     rows, _ = evaluate("perplexity", "--file", text, "--context", 768, "--min-context", 0, "--sketch", 0, "--tail", 0,
-                       "--max-noise", 0, "--policy", "adamas,streaming", "--budget", "32,768")
+                       "--max-noise", 0, "--policy", "adamas,streaming,oracle", "--budget", "32,768")
     found = {(row["policy"], row["budget"]): row for row in rows}
     for row in rows:
         print(f"      {row['policy']} {row['budget']}: ratio {row['ratio']:.5f}, KL {row['kl']:.5f}")
-    for policy in ("adamas", "streaming"):
+    for policy in ("adamas", "streaming", "oracle"):
         whole = found[policy, 768]
         check(whole["ratio"] == 1 and whole["kl"] == 0 and whole["same_top"] == 1, f"{policy}: a budget of the whole context is the engine's own")
-    check(found["adamas", 32]["kl"] < found["streaming", 32]["kl"], "adamas is nearer to full than streaming")
+    for policy in ("adamas", "oracle"):
+        check(found[policy, 32]["kl"] < 0.5 * found["streaming", 32]["kl"], f"{policy} is nearer to full than streaming")
+    check(found["oracle", 32]["kl"] < 1.2 * found["adamas", 32]["kl"], "oracle is as near as adamas, or nearer")
 
 
 def resume():
     """Stopped after its first window, a run measures the second and no more; together they are what one run measures."""
-    arguments = ("--file", text, "--context", 512, "--min-context", 0, "--budget", 64, "--chunks", 2)
-    state.unlink(missing_ok=True)
+    arguments = ("--file", text, "--context", 320, "--min-context", 0, "--budget", 64, "--chunks", 2)
     first = subprocess.Popen(command("perplexity", *arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (state.exists() and state.stat().st_size > 0) and first.poll() is None:
         time.sleep(0.02)
@@ -73,8 +76,8 @@ def resume():
     same = ("perplexity", "ratio", "ratio_error", "kl", "same_top", "scored", "tokens_read")
     check("before" not in said and [[row[k] for k in same] for row in fresh] == [[row[k] for k in same] for row in rows],
           "--fresh measures all again, with the same result")
-    other, said = evaluate("perplexity", *arguments[:-2], "--score-from", 300)
-    check("before" not in said and other[0]["scored"] == 211, "another question is not answered with it")
+    other, said = evaluate("perplexity", *arguments[:-2], "--score-from", 200)
+    check("before" not in said and other[0]["scored"] == 119, "another question is not answered with it")
 
 
 def retrieval():
@@ -103,6 +106,16 @@ def recall():
         print(f"      {budget}: of the top tokens {mean[budget][0]:.3f}, of the mass {mean[budget][1]:.3f}")
         check(all(0 <= row["top_found"] <= 1.0001 and 0 <= row["mass_true"] <= 1.0001 for row in own), "shares are shares")
     check(mean[250][1] > 0.97 and mean[250][1] > mean[32][1] > 0.5 and mean[32][0] > 0.6, "most of the mass is found")
+
+    rows, _ = evaluate("recall", *arguments, "--budget", 32, "--sinks", 0, "--policy", "adamas,oracle")
+    error = {}
+    for policy in ("adamas", "oracle"):
+        own = [row for row in rows if row["policy"] == policy]
+        error[policy] = sum(abs(row["mass_estimated"] - row["mass_true"]) for row in own) / len(own)
+    # Two tokens of nearly one score may change places: 1 of 32 now and then.
+    check(all(row["top_found"] > 0.95 for row in rows if row["policy"] == "oracle"), "the oracle finds every top token")
+    check(error["oracle"] < 0.001, f"and knows its mass ({error['oracle']:.5f} off)")
+    check(error["adamas"] < 0.05, f"adamas nearly does ({error['adamas']:.3f} off)")
 
     settings = Path("settings.txt")
     evaluate("tune", *arguments, "--budget", "16,32,64", "--enough", 0.8, "--config", settings)

@@ -39,9 +39,12 @@ bool ends_within_a_line(const std::string& path) {
   return file.get() != '\n';
 }
 
+// On one line. An answer may end in the middle of a letter, and a path be no UTF-8.
+std::string line_of(const Json& document) { return document.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
 }  // namespace
 
-Finished::Finished(const std::string& path, const Json& key, bool fresh) : path_(path), key_(hash_of(key.dump())) {
+Finished::Finished(const std::string& path, const Json& key, bool fresh) : path_(path), key_(hash_of(line_of(key))) {
   if (path_.empty()) {
     const fs::path folder = cache_folder() / "eval";
     std::error_code error;
@@ -68,7 +71,7 @@ void Finished::add(const std::string& part, const Json& result) {
   results_[part] = result;
   const std::string start = ends_within_a_line(path_) ? "\n" : "";
   std::ofstream file(path_, std::ios::app);
-  file << start << Json{{"key", key_}, {"part", part}, {"result", result}}.dump() << '\n';
+  file << start << line_of({{"key", key_}, {"part", part}, {"result", result}}) << '\n';
   if (!file.flush()) cannot_write(path_);
 }
 

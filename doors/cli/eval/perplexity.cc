@@ -34,14 +34,15 @@ struct Sums {
   double same_top = 0;
   double heads = 0;                                         // query heads of the rows that the back end computed
   double tokens_read = 0;                                   // by these
-  double sparse_heads = 0;                                  // of these, as far as the core counts them
+  double tokens_sketched = 0;                               // by these, through their codes
+  double sparse_heads = 0;                                  // of the heads, those whose rows were sparse
   double mass = 0, guarded = 0, widened = 0, reranked = 0;  // of the sparse ones
   double seconds = 0;
 
   static constexpr double Sums::*fields[] = {
-      &Sums::scored,   &Sums::loss,        &Sums::difference, &Sums::difference_squared, &Sums::kl,      &Sums::same_top,
-      &Sums::heads,    &Sums::tokens_read, &Sums::mass,       &Sums::sparse_heads,       &Sums::guarded, &Sums::widened,
-      &Sums::reranked, &Sums::seconds};
+      &Sums::scored,       &Sums::loss,    &Sums::difference,  &Sums::difference_squared, &Sums::kl,
+      &Sums::same_top,     &Sums::heads,   &Sums::tokens_read, &Sums::tokens_sketched,    &Sums::mass,
+      &Sums::sparse_heads, &Sums::guarded, &Sums::widened,     &Sums::reranked,           &Sums::seconds};
 
   void add(const Sums& other) {
     for (const auto field : fields) this->*field += other.*field;
@@ -148,6 +149,7 @@ class Measurement {
     Sums& sums = sums_[current_];
     sums.heads += static_cast<double>((stats.rows_sparse + stats.rows_dense) * observation.q_heads);
     sums.tokens_read += static_cast<double>(stats.tokens_selected);
+    sums.tokens_sketched += static_cast<double>(stats.tokens_sketched);
     sums.sparse_heads += static_cast<double>(stats.heads_sparse);
     sums.mass += stats.mass;
     sums.guarded += static_cast<double>(stats.heads_guarded);
@@ -193,6 +195,7 @@ Json row_of(const Case& one, const std::vector<Case>& all, const Sums& sums) {
               {"same_top", sums.same_top / sums.scored},
               {"mass", share(sums.mass, sums.sparse_heads)},
               {"tokens_read", share(sums.tokens_read, sums.heads)},
+              {"tokens_sketched", share(sums.tokens_sketched, sums.heads)},
               {"seconds", sums.seconds},
               {"guarded", share(sums.guarded, sums.sparse_heads)},
               {"widened", share(sums.widened, sums.sparse_heads)},
@@ -216,14 +219,14 @@ std::string windows_text(const PerplexityOptions& what) {
 }
 
 void print_text(const Json& rows, const PerplexityOptions& what) {
-  Table table(
-      {"policy", "estimator", "budget", "perplexity", "ratio", "+-", "KL", "same top", "mass", "tokens read", "seconds", ""},
-      2);
+  Table table({"policy", "estimator", "budget", "perplexity", "ratio", "+-", "KL", "same top", "mass", "tokens read",
+               "sketched", "seconds", ""},
+              2);
   for (const Json& row : rows)
     table.add({word_of(row["policy"]), word_of(row["estimator"]), word_of(row["budget"]), text_of(row["perplexity"], 4),
                text_of(row["ratio"], 4), text_of(row["ratio_error"], 4), text_of(row["kl"], 4), text_of(row["same_top"], 3),
-               text_of(row["mass"], 3), text_of(row["tokens_read"], 1), text_of(row["seconds"], 1),
-               row["label"].is_null() ? "" : row["label"].get<std::string>()});
+               text_of(row["mass"], 3), text_of(row["tokens_read"], 1), text_of(row["tokens_sketched"], 1),
+               text_of(row["seconds"], 1), row["label"].is_null() ? "" : row["label"].get<std::string>()});
   fmt::print("{}: {} of {} tokens, {:.0f} tokens scored, those behind the first {} of each\n\n",
              rows[0]["file"].get<std::string>(), windows_text(what), what.context, rows[0]["scored"].get<double>(),
              what.score_from + 1);

@@ -51,6 +51,7 @@ using Layers = std::map<std::size_t, Heads>;
 // Decodes one token and forgets it.
 void measure(const Case& one, Context& context, Token token, double enough, Layers& layers) {
   const Observer observer([&](const adamas_observation& observation) {
+    if (observation.stats->rows_sparse == 0) return;  // nothing was selected: the context is still below min_context
     const std::vector<HeadTruth> truths = truth_of(observation, enough);
     Heads& heads = layers[static_cast<std::size_t>(observation.layer)];
     heads.resize(truths.size());

@@ -53,6 +53,7 @@ Finished finished_of(const EvalOptions& options, const Json& what, const std::ve
   Json cases = Json::array(), libraries = Json::array();
   for (const Case& one : options.cases) cases.push_back(one.words());
   for (const std::string& file : engine_files()) libraries.push_back(identity_of(file));
+  libraries.push_back(identity_of("/proc/self/exe"));
   const Json key{options.kind, what, cases, identity_of(options.model), libraries};
   Finished finished(options.resume, key, options.fresh);
   const auto known =

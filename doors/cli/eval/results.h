@@ -16,8 +16,8 @@ std::string read_text(const std::string& path);
 // The name of a file without its folder.
 std::string short_name(const std::string& path);
 
-// What was finished before. `what`: all that moves a result beside model, settings and the libraries. Says on standard error
-// how many of `parts` there are already.
+// What was finished before. `what`: all that moves a result beside model, settings, the libraries and this program. Says on
+// standard error how many of `parts` there are already.
 Finished finished_of(const EvalOptions& options, const Json& what, const std::vector<std::string>& parts);
 
 // A note when a context is longer than the model was made for, and a Failure when so many contexts do not fit into memory.

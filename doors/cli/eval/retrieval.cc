@@ -83,42 +83,15 @@ std::string lower(std::string text) {
 
 class Reader {
  public:
-  Reader(const LoadedModel& model, const EvalOptions& options, const RetrievalOptions& what)
+  // `text`: of `needle`.
+  Reader(const LoadedModel& model, const EvalOptions& options, const RetrievalOptions& what, const std::string& text)
       : model_(model),
         options_(options),
         what_(what),
-        context_(model, {.tokens = longest(what) + answer_tokens, .threads = options.threads}) {
-    if (what.file.empty()) return;
-    text_ = read_text(what.file);
-    text_tokens_ = model.tokenize(text_);
-  }
+        text_(model.tokenize(text)),
+        context_(model, {.tokens = what.lengths.back() + answer_tokens, .threads = options.threads}) {}
 
-  // The longest prompt of that length, as tokens: those that are read densely, and the rest.
-  struct Tokenized {
-    Tokens dense, decoded;
-  };
-  Prompt prompt(const Place& place) const {
-    if (what_.file.empty()) {
-      const std::int64_t one =
-          std::ssize(model_.tokenize(std::string(filler) + filler)) - std::ssize(model_.tokenize(filler));
-      const std::int64_t rest = std::ssize(whole(passkey(place, 0, what_.seed)));
-      std::int64_t fillers = (place.length - rest) / one;
-      if (fillers < 1) too_short(place, rest + one);
-      return passkey(place, fillers, what_.seed);
-    }
-    const std::int64_t rest = std::ssize(whole(needle(place, "", what_)));
-    if (place.length <= rest) too_short(place, rest + 1);
-    // A few tokens of the text may join differently beside the needle.
-    const std::int64_t tokens = place.length - rest - 8;
-    if (std::ssize(text_tokens_) < tokens)
-      throw Failure(exit_failed, fmt::format("{} has {} tokens; a prompt of {} needs {}", what_.file, text_tokens_.size(),
-                                             place.length, tokens));
-    const std::string text =
-        model_.text(std::span(text_tokens_).first(static_cast<std::size_t>(std::max<std::int64_t>(0, tokens))));
-    return needle(place, text.substr(0, sentence_end(text, text.size())), what_);
-  }
-
-  // Row by row, of every case.
+  // A row for each case.
   Json answers(const Place& place) {
     const Prompt asked = prompt(place);
     const Tokens all = whole(asked);
@@ -141,8 +114,26 @@ class Reader {
   }
 
  private:
-  static std::int64_t longest(const RetrievalOptions& what) {
-    return *std::max_element(what.lengths.begin(), what.lengths.end());
+  // The longest prompt of that length.
+  Prompt prompt(const Place& place) const {
+    if (what_.file.empty()) {
+      const std::int64_t one =
+          std::ssize(model_.tokenize(std::string(filler) + filler)) - std::ssize(model_.tokenize(filler));
+      const std::int64_t rest = std::ssize(whole(passkey(place, 0, what_.seed)));
+      const std::int64_t fillers = (place.length - rest) / one;
+      if (fillers < 1) too_short(place, rest + one);
+      return passkey(place, fillers, what_.seed);
+    }
+    const std::int64_t rest = std::ssize(whole(needle(place, "", what_)));
+    if (place.length <= rest) too_short(place, rest + 1);
+    // A few tokens of the text may join differently beside the needle.
+    const std::int64_t tokens = place.length - rest - 8;
+    if (std::ssize(text_) < tokens)
+      throw Failure(exit_failed, fmt::format("{} has {} tokens; a prompt of {} needs {}", what_.file, text_.size(),
+                                             place.length, tokens));
+    const std::string text =
+        model_.text(std::span(text_).first(static_cast<std::size_t>(std::max<std::int64_t>(0, tokens))));
+    return needle(place, text.substr(0, sentence_end(text, text.size())), what_);
   }
 
   [[noreturn]] void too_short(const Place& place, std::int64_t needed) const {
@@ -192,10 +183,9 @@ class Reader {
   const LoadedModel& model_;
   const EvalOptions& options_;
   const RetrievalOptions& what_;
+  const Tokens text_;
   Context context_;
   Tokens read_;  // what the context holds
-  std::string text_;
-  Tokens text_tokens_;
 };
 
 // ---- output ---------------------------------------------------------------------------------------------------------
@@ -247,7 +237,7 @@ int retrieval(const EvalOptions& options, const RetrievalOptions& asked) {
     throw Failure(exit_usage, "eval needle: the text is missing; for example: --file book.txt");
   const std::string text = what.file.empty() ? "" : read_text(what.file);
   const LoadedModel model(options.model);
-  check_room(model, 1, *std::max_element(what.lengths.begin(), what.lengths.end()) + answer_tokens);
+  check_room(model, 1, what.lengths.back() + answer_tokens);
 
   const std::vector<Place> places = places_of(what);
   std::vector<std::string> parts;
@@ -258,7 +248,7 @@ int retrieval(const EvalOptions& options, const RetrievalOptions& asked) {
   }
   Finished finished = finished_of(
       options, {hash_of(text), what.ask, what.chat, what.seed, what.needle, what.question, what.lead, what.answer}, parts);
-  Reader reader(model, options, what);
+  Reader reader(model, options, what, text);
   Json rows = Json::array();
   {
     Progress progress(work);

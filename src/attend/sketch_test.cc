@@ -1,0 +1,78 @@
+#include "attend/sketch.h"
+
+#include <numeric>
+
+#include "attend/sketch_ref.h"
+#include "codes/codes.h"
+#include "core/testing.h"
+
+namespace adamas {
+namespace {
+
+class SketchTest : public testing::OnEveryDevice {};
+ADAMAS_ON_EVERY_DEVICE(SketchTest);
+
+TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
+  std::mt19937 random(1);
+  std::uniform_int_distribution<int> score(-32767, 16128);
+  std::vector<int16_t> scores(64 * 9);
+  for (int16_t& s : scores) s = int16_t(score(random));
+  for (size_t i = 0; i < scores.size(); i += 7) scores[i] = hidden_score;
+  // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates above the maximum.
+  for (const Estimated& e : {Estimated{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, -10}}) {
+    std::vector<float> weights(scores.size()), blocks(9);
+    weigh(e, scores.data(), int64_t(scores.size()), weights.data());
+    weigh_blocks(e, scores.data(), 9, blocks.data());
+    for (int b = 0; b < 9; b++) {
+      double sum = 0;
+      for (int t = 0; t < 64; t++) {
+        const double expected = ref::weight(e, scores[b * 64 + t]);
+        // 1e-5 of the polynomial, and an exponent that is the difference of two f32 of up to 330.
+        ASSERT_NEAR(weights[b * 64 + t], expected, 1e-4 * expected + 1e-33) << "score " << scores[b * 64 + t];
+        sum += expected;
+      }
+      ASSERT_NEAR(blocks[b], sum, 1e-4 * sum + 1e-33);
+    }
+    EXPECT_EQ(weights[7], 0);
+  }
+}
+
+TEST_P(SketchTest, AddsLevelsAndMeansOfTheCodes) {
+  std::mt19937 random(2);
+  for (int head_dim : head_dims) {
+    const int64_t blocks = 5, tokens = blocks * block_tokens;
+    const BlockLayout layout{head_dim, Coded::values};
+    std::vector<uint64_t> records(blocks * layout.record_bytes() / 8);
+    std::vector<float> scale(blocks), sigma(blocks), scratch(block_tokens * head_dim);
+    const Codes values{reinterpret_cast<std::byte*>(records.data()), scale.data(), sigma.data(), layout};
+    testing::Matrix rows(tokens, head_dim, DType::f16, 6);
+    rows.fill_normal(random, 2);
+    for (int64_t b = 0; b < blocks; b++) {
+      Rows block = rows.view();
+      block.data += b * block_tokens * block.stride;
+      encode_block(block, head_dim, ~uint64_t{0} >> (b == 4 ? 20 : 0), b == 0, Coding::by_block, values.block(b), scratch.data());
+    }
+    for (int count : {0, 1, 3, 64, 200}) {
+      std::vector<int32_t> chosen(count), all(blocks);
+      for (int32_t& t : chosen) t = int32_t(random() % (tokens - 20));
+      std::iota(all.begin(), all.end(), 0);
+      const std::vector<float> weights = testing::normal_vector(random, count + int(blocks));
+      std::vector<float> levels(head_dim, 0.5f), means(head_dim, -0.25f);
+      add_levels(values, head_dim, chosen.data(), weights.data(), count, levels.data());
+      add_means(values, head_dim, all.data(), weights.data() + count, blocks, means.data());
+      for (int d = 0; d < head_dim; d++) {
+        double level = 0.5, mean = -0.25, size = 1;
+        for (int i = 0; i < count; i++) {
+          level += double(weights[i]) * ref::level_value(values, chosen[i], d);
+          size += std::abs(weights[i]) * 9 * sigma[chosen[i] / 64];  // 4 + 2 + 3 steps
+        }
+        for (int64_t b = 0; b < blocks; b++) mean += double(weights[count + b]) * ref::mean_value(values, b, d);
+        ASSERT_NEAR(levels[d], level, size * (count + 4) * 0x1p-24) << "head_dim " << head_dim << ", " << count << " tokens, dimension " << d;
+        ASSERT_NEAR(means[d], mean, 1e-5) << "head_dim " << head_dim << ", dimension " << d;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace adamas
