@@ -64,8 +64,10 @@ class PromptMaker {
     Tokens tokens = model_.tokenize(text, special);
     const auto first = model_.first_token();
     if (!prompt_.tokens.empty() && first && !tokens.empty() && tokens.front() == *first) tokens.erase(tokens.begin());
-    const std::int64_t begin = std::ssize(prompt_.tokens);
+    std::int64_t begin = std::ssize(prompt_.tokens);
     prompt_.tokens.insert(prompt_.tokens.end(), tokens.begin(), tokens.end());
+    if (begin == 0 && first && !tokens.empty() && tokens.front() == *first)
+      prompt_.parts.push_back({"template", 0, ++begin});
     if (std::ssize(prompt_.tokens) > begin) prompt_.parts.push_back({role, begin, std::ssize(prompt_.tokens)});
   }
   Prompt take() { return std::move(prompt_); }
@@ -257,11 +259,11 @@ int explain(Settings& settings, const ExplainOptions& options) {
   const int threads = options.threads > 0 ? static_cast<int>(options.threads)
                                           : static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 8u));
   Context context(model, {.tokens = options.context > 0 ? options.context : (needed + 255) / 256 * 256, .threads = threads});
-  Reads reads(model.layers(), std::int64_t{model.layers()} * options.tokens * 32);
+  Reads reads(model.layers(), options.tokens);
   const Answer answer = make_answer(model, context, prompt, config, options.tokens, reads);
 
   Json notes = Json::array();
-  for (const std::string& sentence : reads.left_out()) notes.push_back(sentence);
+  for (const std::string& sentence : reads.notes()) notes.push_back(sentence);
   const std::string nothing = reads.empty() ? why_nothing(config, context.length()) : "";
   const Json explained{{"meta",
                         {{"command", command_line()},

@@ -17,6 +17,7 @@ namespace {
 HeadRead read_of(const adamas_observation& o, std::int32_t q_head, const std::vector<float>& scores) {
   HeadRead read;
   read.tokens = selection_of(o, q_head);
+
   const float* sink = o.step->sink_logits != nullptr ? o.step->sink_logits + q_head : nullptr;
   float largest = sink != nullptr ? *sink : -std::numeric_limits<float>::infinity();
   for (float score : scores) largest = std::max(largest, score);
@@ -27,6 +28,8 @@ HeadRead read_of(const adamas_observation& o, std::int32_t q_head, const std::ve
     own += read.weights.back();
   }
   for (float& weight : read.weights) weight = own > 0 ? static_cast<float>(weight / own) : 0;
+  read.dense = std::ssize(read.tokens) ==
+               std::ranges::count_if(scores, [](float score) { return score > -std::numeric_limits<float>::infinity(); });
   read.mass = sum > 0 ? static_cast<float>(own / sum) : 0;
   read.estimated = o.step->mass != nullptr ? o.step->mass[(o.step->batch * o.step->rows - 1) * o.q_heads + q_head]
                                            : std::numeric_limits<float>::quiet_NaN();
@@ -69,17 +72,13 @@ std::string base64(const std::string& bytes) {
 std::vector<HeadRead> reads_of(const adamas_observation& o) {
   std::vector<HeadRead> reads;
   for (std::int32_t kv_head = 0; kv_head < o.kv_heads; ++kv_head)
-    for (const auto& scores : scores_of(o, kv_head))
+    for (const std::vector<float>& scores : scores_of(o, kv_head))
       reads.push_back(read_of(o, static_cast<std::int32_t>(reads.size()), scores));
   return reads;
 }
 
-// Two bytes and a half a token, a third more as base64: 8 million tokens are 27 MB. Beyond 512 a head weights are far below
-// a thousandth.
-Reads::Reads(std::int32_t layers, std::int64_t most_heads)
-    : kept_tokens_(
-          static_cast<std::size_t>(std::clamp<std::int64_t>(8'000'000 / std::max<std::int64_t>(most_heads, 1), 8, 512))),
-      step_(static_cast<std::size_t>(layers)) {}
+Reads::Reads(std::int32_t layers, std::int64_t most_steps)
+    : most_steps_(most_steps), step_(static_cast<std::size_t>(layers)) {}
 
 void Reads::see(const adamas_observation& o) {
   if (o.layer < 0 || o.layer >= std::ssize(step_)) return;
@@ -87,6 +86,11 @@ void Reads::see(const adamas_observation& o) {
   if (layer.heads != 0) {  // a later layer that attends over this one's cache
     ++shared_;
     return;
+  }
+  if (kept_tokens_ == 0) {
+    // Two bytes and a half a token, a third more as base64: 8 million tokens are 27 MB. Beyond 512 a head they weigh little.
+    const std::int64_t heads = most_steps_ * std::ssize(step_) * o.q_heads;
+    kept_tokens_ = static_cast<std::size_t>(std::clamp<std::int64_t>(8'000'000 / heads, 8, 512));
   }
   layer.heads = o.q_heads;
   for (const HeadRead& read : reads_of(o)) add(read, layer);
@@ -102,9 +106,10 @@ void Reads::add(const HeadRead& read, Layer& layer) {
     std::sort(kept.begin(), kept.end());
   }
   ++heads_;
+  dense_ += read.dense;
   tokens_ += std::ssize(read.tokens);
 
-  put_number(layer.bytes, read.tokens.size());
+  put_number(layer.bytes, read.tokens.size() << 1 | (read.dense ? 1u : 0u));
   put_share(layer.bytes, read.mass);
   put_share(layer.bytes, read.estimated);
   put_number(layer.bytes, kept.size());
@@ -133,12 +138,16 @@ Json Reads::document() const {
   return {{"steps", steps_}, {"layers", step_.size()}, {"kept", kept_tokens_}, {"data", base64(bytes_)}};
 }
 
-std::vector<std::string> Reads::left_out() const {
+std::vector<std::string> Reads::notes() const {
   std::vector<std::string> sentences;
   if (weight_kept_ < weight_)
     sentences.push_back(
-        fmt::format("Of each head the {} tokens of the largest weight are in this page: {:.2f} % of the attention.",
+        fmt::format("Of a head that read more than {} tokens, so many of the largest weight are in this page: with "
+                    "all other heads, {:.2f} % of what was read.",
                     kept_tokens_, 100 * weight_kept_ / weight_));
+  if (dense_ > 0)
+    sentences.push_back(fmt::format("{:.1f} % of the heads read all that they could see.",
+                                    100 * static_cast<double>(dense_) / static_cast<double>(heads_)));
   if (shared_ > 0)
     sentences.push_back(fmt::format(
         "Layers that attend over the cache of an earlier layer are not shown ({} steps of such layers).", shared_));

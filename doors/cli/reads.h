@@ -14,6 +14,7 @@ namespace cli {
 struct HeadRead {
   std::vector<std::int64_t> tokens;  // ascending
   std::vector<float> weights;        // of these, softmax over them alone
+  bool dense = false;                // all that the mask lets it see
   float mass = 1;                    // share of the whole softmax that they hold; what is missing was not read in full
   float estimated = 1;               // the same as the step estimated it; NaN: the policy estimates nothing
 };
@@ -23,18 +24,16 @@ std::vector<HeadRead> reads_of(const adamas_observation& observation);
 
 class Reads {
  public:
-  // `most_heads`: of all layers and steps together. It decides how many tokens of a head are kept, so that a page stays
-  // below 30 MB whatever the model.
-  Reads(std::int32_t layers, std::int64_t most_heads);
+  // With the heads of the model, `most_steps` decides how many tokens of a head are kept, so that a page stays below 30 MB.
+  Reads(std::int32_t layers, std::int64_t most_steps);
 
   void see(const adamas_observation& observation);
   void end_step();
 
   bool empty() const { return heads_ == 0; }
-  std::int64_t heads() const { return heads_; }  // over all steps
-  double mean_tokens() const;                    // read by a head
-  Json document() const;                         // the field "reads" of the page
-  std::vector<std::string> left_out() const;     // sentences
+  double mean_tokens() const;              // read by a head
+  Json document() const;                   // the field "reads" of the page
+  std::vector<std::string> notes() const;  // sentences: what was left out, what was dense
 
  private:
   struct Layer {
@@ -43,10 +42,11 @@ class Reads {
   };
   void add(const HeadRead& read, Layer& layer);
 
-  std::size_t kept_tokens_;
+  std::int64_t most_steps_;
+  std::size_t kept_tokens_ = 0;  // 0: nothing was seen yet
   std::vector<Layer> step_;
   std::string bytes_;
-  std::int64_t steps_ = 0, heads_ = 0, tokens_ = 0, shared_ = 0;
+  std::int64_t steps_ = 0, heads_ = 0, dense_ = 0, tokens_ = 0, shared_ = 0;
   double weight_ = 0, weight_kept_ = 0;
 };
 

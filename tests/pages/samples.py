@@ -16,9 +16,9 @@ def number(value):
     return result + bytes([value])
 
 
-def head(tokens, mass=0.9, estimated=0.85):
+def head(tokens, mass=0.9, estimated=0.85, dense=False):
     """One head at one step; `tokens`: {token: weight among those read}."""
-    result, before = number(len(tokens)), -1
+    result, before = number(2 * len(tokens) + dense), -1
     for share in (mass, estimated):
         result += (65535 if math.isnan(share) else round(share * 65534)).to_bytes(2, "little")
     result += number(len(tokens))

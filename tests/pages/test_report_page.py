@@ -29,15 +29,15 @@ class Report(BrowserTest):
 
     def test_a_table_sorts(self):
         self.open(self.write("report", samples.report()))
-        column = "[...document.querySelectorAll('#perplexity tbody tr')].map(row => row.cells[6].textContent)"
+        column = "[...document.querySelectorAll('#perplexity tbody tr')].map(row => row.cells[5].textContent)"
         before = self.browser.script(f"return {column}")
-        self.browser.click("#perplexity th:nth-child(7) button")
+        self.browser.click("#perplexity th:nth-child(6) button")
         rising = [float(value) for value in self.browser.script(f"return {column}")]
         self.assertEqual(rising, sorted(rising))
         self.assertNotEqual(before, [f"{value:.3f}" for value in rising])
-        self.browser.click("#perplexity th:nth-child(7) button")
+        self.browser.click("#perplexity th:nth-child(6) button")
         self.assertEqual([float(value) for value in self.browser.script(f"return {column}")], rising[::-1])
-        self.assertEqual(self.browser.script("return document.querySelector('#perplexity th:nth-child(7)').ariaSort"), "descending")
+        self.assertEqual(self.browser.script("return document.querySelector('#perplexity th:nth-child(6)').ariaSort"), "descending")
 
     def test_pointing_and_keys_tell_values(self):
         self.open(self.write("report", samples.report()))
