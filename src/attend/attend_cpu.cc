@@ -55,17 +55,18 @@ HWY_INLINE void PrefetchRow(const Rows& rows, int64_t token, int64_t bytes) {
   for (int64_t line = 0; line < bytes; line += 64) hwy::Prefetch(rows.row(token) + line);
 }
 
-// Whose rows a tile reads: of a list, with or without their values, or of a range.
-enum class Reads { list, list_keys, range };
+// Whose rows a tile reads: of a list, of a list whose rows were asked for already, or of a range.
+enum class Reads { list, list_fetched, range };
 
 // Asks for the rows that are needed next, which the machine cannot guess: rows of a list lie anywhere, and rows of a range lie
 // kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end is harmless).
 HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, int count, Reads reads) {
   const int64_t k_bytes = a.head_dim * size_of(a.k.dtype), v_bytes = a.head_dim * size_of(a.v.dtype);
   constexpr int ahead = 12;
+  if (reads == Reads::list_fetched) return;
   for (int i = 0; i < 4; i++) {
-    if (reads != Reads::range) {
-      if (reads == Reads::list) PrefetchRow(a.v, tokens[t + i], v_bytes);
+    if (reads == Reads::list) {
+      PrefetchRow(a.v, tokens[t + i], v_bytes);
       if (t + ahead < count) PrefetchRow(a.k, tokens[t + ahead + i], k_bytes);
     } else {
       PrefetchRow(a.v, int64_t{tokens[t + i]} + attend_tile, v_bytes);
@@ -240,10 +241,17 @@ void AttendRange(const Attention& a, const float* const* queries, const float* s
   });
 }
 
-// Calls visit(tokens of a tile, padded; where in the list it begins; how many).
+// Calls visit(tokens of a tile, padded; where in the list it begins; how many), when the rows of the tile after it are on their way.
 template <class Visit>
-HWY_INLINE void ForEachTile(const int32_t* tokens, int64_t count, Visit&& visit) {
+HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* tokens, int64_t count, Visit&& visit) {
+  const int64_t bytes = head_dim * size_of(rows.dtype);
+  int64_t fetched = 0;
+  const auto fetch = [&](int64_t until) {
+    for (; fetched < std::min(until, count); fetched++) PrefetchRow(rows, tokens[fetched], bytes);
+  };
+  fetch(attend_tile);
   for (int64_t first = 0; first < count; first += attend_tile) {
+    fetch(first + 2 * attend_tile);
     int32_t tile[attend_tile];
     const int n = static_cast<int>(std::min<int64_t>(attend_tile, count - first));
     std::copy_n(tokens + first, n, tile);
@@ -253,18 +261,16 @@ HWY_INLINE void ForEachTile(const int32_t* tokens, int64_t count, Visit&& visit)
 }
 
 void ScoreList(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
-  ForEachTile(tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+  ForEachTile(a.k, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
     HWY_ALIGN float of_tile[1][attend_tile];
-    ScoreTile<1>(a, &query, &slope, tile, n, Reads::list_keys, of_tile);
+    ScoreTile<1>(a, &query, &slope, tile, n, Reads::list_fetched, of_tile);
     std::copy_n(of_tile[0], n, scores + first);
   });
 }
 
 void AttendScored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state) {
-  const int64_t v_bytes = a.head_dim * size_of(a.v.dtype);
-  ForEachTile(tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+  ForEachTile(a.v, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
     HWY_ALIGN float weights[1][attend_tile];
-    for (int t = 0; t < n; t++) PrefetchRow(a.v, tile[t], v_bytes);
     std::copy_n(scores + first, n, weights[0]);
     std::fill(weights[0] + n, weights[0] + attend_tile, minus_infinity);
     Weigh(a.head_dim, weights[0], state);

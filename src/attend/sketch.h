@@ -37,6 +37,11 @@ void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weig
 // Their sums over blocks of 64: scores [blocks, 64], weights [blocks].
 void weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights);
 
+// exp(score - max) of scores that were computed exactly, to the same five digits, and their ranks for select(): in thousandths below
+// the maximum, 32.767 at most, so that two tokens of one rank weigh the same within 0.1%. NaN is last. count: a multiple of 64.
+void weigh_exact(const float* scores, float max, int64_t count, float* weights);
+void rank_exact(const float* scores, float max, int64_t count, int16_t* ranks);
+
 // out [head_dim] += sum of weights[i] times the levels of tokens[i], [count].
 void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out);
 // out [head_dim] += sum of weights[i] times the mean of blocks[i], [count].

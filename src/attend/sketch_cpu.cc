@@ -79,6 +79,23 @@ void WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, floa
   }
 }
 
+void WeighExact(const float* scores, float max, int64_t count, float* weights) {
+  const F32 d;
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d)))
+    hn::StoreU(FastExp(d, hn::Sub(hn::LoadU(d, scores + i), hn::Set(d, max))), d, weights + i);
+}
+
+void RankExact(const float* scores, float max, int64_t count, int16_t* ranks) {
+  const F32 d;
+  const hn::Rebind<int16_t, F32> d16;
+  const auto lowest = hn::Set(d, -32767.0f);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const auto below = hn::Mul(hn::Sub(hn::LoadU(d, scores + i), hn::Set(d, max)), hn::Set(d, 1000.0f));
+    const auto known = hn::IfThenElse(hn::Gt(below, lowest), below, lowest);  // false for NaN
+    hn::StoreU(hn::DemoteTo(d16, hn::NearestInt(hn::Min(known, hn::Zero(d)))), d16, ranks + i);
+  }
+}
+
 // The lanes whose bits are set, of 32 bits from bit `first` on.
 HWY_INLINE hn::Mask<F32> BitsFrom(F32 d, const uint32_t* word, int first) {
   if constexpr (hn::MaxLanes(F32()) >= 8) {
@@ -94,29 +111,31 @@ HWY_INLINE hn::Mask<F32> BitsFrom(F32 d, const uint32_t* word, int first) {
 // With code = 2 h + l, level = 2 code - 3 = 4 h + 2 l - 3: the bits of the planes choose which weights a dimension adds, and
 // the 3 is taken off in the end. P vectors of dimensions from `start` on stay in registers over all tokens.
 template <int P>
-HWY_INLINE void AddLevelsOf(const Codes& values, const int32_t* tokens, const float* weights, int64_t count, int start, float* out) {
+HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, int start,
+                            float* out) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  constexpr int64_t ahead = 8;
+  const int64_t record_bytes = static_cast<int64_t>(values.layout.record_bytes());
+  const int64_t token_bytes = int64_t{2} * chunks(head_dim) * sizeof(uint32_t);
+  const auto words_of = [&](int64_t token) {  // [chunks, 2]: high, low
+    return reinterpret_cast<const uint32_t*>(values.records + token / block_tokens * record_bytes +
+                                             token % block_tokens * token_bytes);
+  };
+  constexpr int64_t ahead = 16;
   Floats sums[P];
   for (int p = 0; p < P; p++) sums[p] = hn::Zero(d);
   float total = 0;
   for (int64_t i = 0; i < count; i++) {
-    if (i + ahead < count) {
-      const int64_t next = tokens[i + ahead];
-      const Block block = values.block(next / block_tokens);
-      hwy::Prefetch(block.high + block.word(static_cast<int>(next % block_tokens), 0));
-    }
-    const int64_t b = tokens[i] / block_tokens;
-    const Block block = values.block(b);
-    const float step = weights[i] * level_sigmas * values.sigma[b];
+    if (i + ahead < count) hwy::Prefetch(words_of(tokens[i + ahead]));
+    const uint32_t* words = words_of(tokens[i]);
+    const float step = weights[i] * level_sigmas * values.sigma[tokens[i] / block_tokens];
     const auto two = hn::Set(d, 2 * step), four = hn::Set(d, 4 * step);
     total += 3 * step;
     for (int p = 0; p < P; p++) {
       const int dim = start + p * lanes;
-      const size_t word = block.word(tokens[i] % block_tokens, dim / chunk_dims);
-      const auto high = BitsFrom(d, block.high + word, dim % chunk_dims);
-      const auto low = BitsFrom(d, block.low + word, dim % chunk_dims);
+      const uint32_t* word = words + dim / chunk_dims * 2;
+      const auto high = BitsFrom(d, word, dim % chunk_dims);
+      const auto low = BitsFrom(d, word + 1, dim % chunk_dims);
       sums[p] = hn::Add(sums[p], hn::Add(hn::IfThenElseZero(high, four), hn::IfThenElseZero(low, two)));
     }
   }
@@ -153,9 +172,9 @@ HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const flo
 void AddLevels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out) {
   const int lanes = static_cast<int>(hn::Lanes(F32()));
   int start = 0;
-  for (; start + 8 * lanes <= head_dim; start += 8 * lanes) AddLevelsOf<8>(values, tokens, weights, count, start, out);
-  for (; start + 4 * lanes <= head_dim; start += 4 * lanes) AddLevelsOf<4>(values, tokens, weights, count, start, out);
-  for (; start < head_dim; start += lanes) AddLevelsOf<1>(values, tokens, weights, count, start, out);
+  for (; start + 8 * lanes <= head_dim; start += 8 * lanes) AddLevelsOf<8>(values, head_dim, tokens, weights, count, start, out);
+  for (; start + 4 * lanes <= head_dim; start += 4 * lanes) AddLevelsOf<4>(values, head_dim, tokens, weights, count, start, out);
+  for (; start < head_dim; start += lanes) AddLevelsOf<1>(values, head_dim, tokens, weights, count, start, out);
 }
 
 void AddMeans(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float* out) {
@@ -174,6 +193,8 @@ namespace adamas {
 
 HWY_EXPORT(Weigh);
 HWY_EXPORT(WeighBlocks);
+HWY_EXPORT(WeighExact);
+HWY_EXPORT(RankExact);
 HWY_EXPORT(AddLevels);
 HWY_EXPORT(AddMeans);
 
@@ -183,6 +204,14 @@ void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weig
 
 void weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
   HWY_DYNAMIC_DISPATCH(WeighBlocks)(e, scores, blocks, weights);
+}
+
+void weigh_exact(const float* scores, float max, int64_t count, float* weights) {
+  HWY_DYNAMIC_DISPATCH(WeighExact)(scores, max, count, weights);
+}
+
+void rank_exact(const float* scores, float max, int64_t count, int16_t* ranks) {
+  HWY_DYNAMIC_DISPATCH(RankExact)(scores, max, count, ranks);
 }
 
 void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out) {

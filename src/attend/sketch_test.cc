@@ -37,6 +37,19 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
   }
 }
 
+TEST_P(SketchTest, WeighsAndRanksExactScores) {
+  std::vector<float> scores{5, 4.9994f, 4.9996f, 0, -27.7f, -27.8f, -1000, -INFINITY, NAN, 4.5f};
+  scores.resize(64, -INFINITY);
+  std::vector<float> weights(64);
+  std::vector<int16_t> ranks(64);
+  weigh_exact(scores.data(), 5, 64, weights.data());
+  rank_exact(scores.data(), 5, 64, ranks.data());
+  const std::vector<int16_t> expected{0, -1, 0, -5000, -32700, -32767, -32767, -32767, -32767, -500};
+  for (size_t i = 0; i < expected.size(); i++) EXPECT_EQ(ranks[i], expected[i]) << scores[i];
+  for (int i : {0, 1, 2, 3, 4, 5, 9}) EXPECT_NEAR(weights[i], std::exp(double(scores[i]) - 5), 2e-5 * std::exp(double(scores[i]) - 5));
+  for (int i : {6, 7, 63}) EXPECT_LT(weights[i], 1e-34f);
+}
+
 TEST_P(SketchTest, AddsLevelsAndMeansOfTheCodes) {
   std::mt19937 random(2);
   for (int head_dim : head_dims) {

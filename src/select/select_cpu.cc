@@ -58,25 +58,48 @@ int64_t Maxima(const int16_t* scores, int64_t count, int64_t rows, int16_t* maxi
   return written;
 }
 
-// The scores at or above the bound, in order, with their positions.
+// Positions are 32-bit, so what keeps them works on vectors of so many scores.
+using I32 = hn::CappedTag<int32_t, 16>;
+
+// The scores at or above the bound, in order, with their positions. Both arrays have room for count: a whole vector is written
+// at the place of its first entry, which is never beyond the vector's own.
 int64_t Gather(const int16_t* scores, int64_t count, int16_t bound, int32_t* positions, int16_t* gathered) {
-  const I16 d;
+  const I32 d;
+  const hn::Rebind<int16_t, I32> d16;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto below = hn::Set(d, static_cast<int16_t>(bound - 1));
+  const auto below = hn::Set(d, bound - 1);
+  auto position = hn::Iota(d, 0);
   int64_t written = 0;
   for (int64_t i = 0; i < count; i += lanes) {
-    const auto reached = hn::Gt(hn::LoadU(d, scores + i), below);
-    if (hn::AllFalse(d, reached)) continue;
-    uint8_t bytes[8] = {};
-    hn::StoreMaskBits(d, reached, bytes);
-    uint32_t bits;
-    std::memcpy(&bits, bytes, sizeof bits);
-    for (; bits != 0; bits &= bits - 1) {
-      const int64_t position = i + std::countr_zero(bits);
-      positions[written] = static_cast<int32_t>(position);
-      gathered[written++] = scores[position];
-    }
+    const auto s = hn::PromoteTo(d, hn::LoadU(d16, scores + i));
+    const auto reached = hn::Gt(s, below);  // no branch on none: it is a coin toss
+    hn::StoreU(hn::Compress(position, reached), d, positions + written);
+    hn::StoreU(hn::DemoteTo(d16, hn::Compress(s, reached)), d16, gathered + written);
+    written += static_cast<int64_t>(hn::CountTrue(d, reached));
+    position = hn::Add(position, hn::Set(d, static_cast<int32_t>(lanes)));
   }
+  return written;
+}
+
+// Of gathered scores, in order: those above kth, and of those equal to it all but the first `ties_to_skip`. Returns how many.
+int64_t Keep(const int16_t* gathered, const int32_t* candidates, int64_t count, int16_t kth, int64_t ties_to_skip, int64_t k,
+             int32_t* positions) {
+  const I32 d;
+  const hn::Rebind<int16_t, I32> d16;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0, written = 0;
+  for (; i < count && ties_to_skip > 0; i++) {
+    if (gathered[i] > kth) positions[written++] = candidates[i];
+    ties_to_skip -= gathered[i] == kth;
+  }
+  const auto below = hn::Set(d, kth - 1);
+  for (; i + lanes <= count && written + lanes <= k; i += lanes) {  // positions has room for k, not for a vector more
+    const auto reached = hn::Gt(hn::PromoteTo(d, hn::LoadU(d16, gathered + i)), below);
+    hn::StoreU(hn::Compress(hn::LoadU(d, candidates + i), reached), d, positions + written);
+    written += static_cast<int64_t>(hn::CountTrue(d, reached));
+  }
+  for (; i < count; i++)
+    if (gathered[i] >= kth) positions[written++] = candidates[i];
   return written;
 }
 
@@ -99,13 +122,7 @@ int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
   const int16_t kth = KthLargest(gathered, padded, k);
   const int64_t above = CountAbove(gathered, padded, kth);
   const int64_t ties = CountAbove(gathered, padded, static_cast<int16_t>(kth - 1)) - above;
-  int64_t ties_to_skip = std::max<int64_t>(0, ties - (k - above));
-  int64_t written = 0;
-  for (int64_t i = 0; i < reached; i++) {
-    if (gathered[i] < kth || (gathered[i] == kth && ties_to_skip-- > 0)) continue;
-    positions[written++] = candidates[i];
-  }
-  return written;
+  return Keep(gathered, candidates, reached, kth, std::max<int64_t>(0, ties - (k - above)), k, positions);
 }
 
 }  // namespace HWY_NAMESPACE

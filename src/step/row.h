@@ -43,8 +43,8 @@ struct Row {
             biased ? plan.bias.get() : nullptr};
   }
   // Scores lie active block after active block.
-  int32_t token_at(int64_t position) const {
-    return int32_t(plan.active[position / block_tokens] * block_tokens + position % block_tokens);
+  int32_t token_at(int32_t position) const {
+    return plan.active[uint32_t(position) / block_tokens] * block_tokens + int32_t(uint32_t(position) % block_tokens);
   }
 };
 

@@ -5,11 +5,11 @@
 #include <cmath>
 #include <limits>
 
+#include "attend/sketch.h"
 #include "baselines/quest.h"
 #include "baselines/streaming.h"
 #include "codes/codes.h"
 #include "hadamard/hadamard.h"
-#include "select/exact.h"
 #include "select/select.h"
 #include "step/row.h"
 #include "step/tiers.h"
@@ -88,13 +88,13 @@ void attend_oracle(Row& row, int h, HeadRoom& room) {
   const Attention attention = row.attention(h / row.group());
   score_list(attention, row.q(h), row.slope(h), room.tokens.get(), count, room.exact.get());
   const float max = *std::max_element(room.exact.get(), room.exact.get() + count);
-  double all = 0;
-  for (int64_t i = 0; i < count; i++) {
-    room.ranks[i] = rank_of(room.exact[i], max);
-    all += std::exp(room.exact[i] - max);
-  }
   const int64_t padded = blocks_of(count) * block_tokens;
+  std::fill(room.exact.get() + count, room.exact.get() + padded, -std::numeric_limits<float>::infinity());
+  rank_exact(room.exact.get(), max, padded, room.ranks.get());
   std::fill(room.ranks.get() + count, room.ranks.get() + padded, hidden_score);
+  weigh_exact(room.exact.get(), max, padded, room.weights.get());
+  double all = 0;
+  for (int64_t i = 0; i < count; i++) all += double(room.weights[i]);
   head.selected = select(room.ranks.get(), padded, plan.config.budget, room.positions.get(), room.select.get());
   for (int64_t i = 0; i < head.selected; i++) {
     row.selected(h)[i] = room.tokens[room.positions[i]];

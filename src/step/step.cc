@@ -75,7 +75,7 @@ void count_heads(const Row& row, adamas_step_stats& stats) {
 
 HeadRoom::HeadRoom(int64_t blocks, int head_dim)
     : select(make_array<int16_t>(select_scratch(blocks * block_tokens))),
-      positions(make_array<int32_t>(blocks * block_tokens)), tokens(make_array<int32_t>(blocks * block_tokens)),
+      best(make_array<int32_t>(blocks * block_tokens)), positions(make_array<int32_t>(blocks * block_tokens)), tokens(make_array<int32_t>(blocks * block_tokens)),
       estimated(make_array<int16_t>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)),
       ranks(make_array<int16_t>(blocks * block_tokens)), chosen(make_array<uint8_t>(blocks * block_tokens)),
       scores(make_array<float>(blocks * block_tokens)), next(make_array<int32_t>(blocks * block_tokens)),

@@ -15,6 +15,7 @@ struct HeadRoom {
   HeadRoom(int64_t blocks, int head_dim);
 
   Array<int16_t> select;      // select_scratch
+  Array<int32_t> best;        // positions of the top tokens by estimate: candidates and second tier
   Array<int32_t> positions;   // of the candidates, whose keys are read
   Array<int32_t> tokens;
   Array<int16_t> estimated;   // scores

@@ -4,17 +4,18 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "attend/sketch.h"
 #include "codes/codes.h"
 #include "hadamard/hadamard.h"
-#include "select/exact.h"
 #include "select/select.h"
 
 namespace adamas {
 namespace {
 
 constexpr int64_t beyond_step = 128;
+constexpr double negligible = 1e-6;      // share of the softmax: below it a token keeps its block's mean value
 constexpr float highest_gain = 5;        // a measured factor beyond this is an accident of few tokens
 
 int64_t padded(int64_t count) { return (count + block_tokens - 1) / block_tokens * block_tokens; }
@@ -47,81 +48,96 @@ void adjust(Row& row, int h) {
   }
 }
 
-// The candidates of one head while it is worked on: positions, tokens, scores both ways; which are selected.
-struct Candidates {
-  int64_t count;
-  const int32_t* positions;
-  const int16_t* estimated;  // the scores that they had
-  const float* exact;
-  const uint8_t* selected;
-  float max;                 // of exact
+// The best tokens of one head by estimate: candidates, and the second tier behind them.
+struct Best {
+  int64_t candidates;        // room.positions, room.tokens, room.estimated, padded with hidden scores
+  int64_t second;            // room.next: positions
+  float max = 0;             // of the candidates' exact scores, room.exact, padded with -inf
 };
 
-// Reads the keys of the top `count` tokens and takes them out of the scores.
-Candidates read_candidates(Row& row, int h, int64_t count, HeadRoom& room, int64_t& stale) {
-  const int g = h / row.group();
+// Takes the candidates out of the scores. One look at all scores for both tiers, then one at those that it found.
+Best pick(Row& row, int h, int64_t candidates, int64_t second, HeadRoom& room) {
   int16_t* scores = row.scores(h);
-  const int64_t n = select(scores, row.active * block_tokens, count, room.positions.get(), room.select.get());
-  for (int64_t i = 0; i < n; i++) {
+  const int64_t all = select(scores, row.active * block_tokens, candidates + second, room.best.get(), room.select.get());
+  int64_t chosen = all;
+  if (candidates < all) {
+    for (int64_t i = 0; i < all; i++) room.ranks[i] = scores[room.best[i]];
+    std::fill(room.ranks.get() + all, room.ranks.get() + padded(all), hidden_score);
+    chosen = select(room.ranks.get(), padded(all), candidates, room.second.get(), room.select.get());
+  } else {
+    std::iota(room.second.get(), room.second.get() + all, 0);
+  }
+  int64_t next = 0;
+  for (int64_t i = 0, c = 0; i < all; i++) {  // both written, one kept: which it is, is a coin toss
+    const bool is_candidate = c < chosen && room.second[c] == i;
+    room.positions[c] = room.next[next] = room.best[i];
+    c += is_candidate;
+    next += !is_candidate;
+  }
+  for (int64_t i = 0; i < chosen; i++) {
     const int32_t position = room.positions[i];
     room.tokens[i] = row.token_at(position);
     room.estimated[i] = scores[position];
     scores[position] = hidden_score;
   }
-  std::fill(room.estimated.get() + n, room.estimated.get() + padded(n), hidden_score);
-  if (row.p.verify != 0)
-    stale += count_stale(rows_of(row.p.k, row.sequence, g), row.head_dim(), row.cache.codes(row.sequence, g),
-                         room.tokens.get(), n);
-  score_list(row.attention(g), row.q(h), row.slope(h), room.tokens.get(), n, room.exact.get());
-  float max = -std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < n; i++) max = std::max(max, room.exact[i]);
-  return {n, room.positions.get(), room.estimated.get(), room.exact.get(), room.chosen.get(), max};
+  std::fill(room.estimated.get() + chosen, room.estimated.get() + padded(chosen), hidden_score);
+  return {chosen, next};
 }
 
-// Of the candidates the top `budget` by exact score, those that must be selected first: into row.selected(h) and room.scores.
-void choose_exactly(Row& row, int h, const Candidates& c, int64_t budget, HeadRoom& room) {
+// Reads the candidates' keys.
+void score_exactly(Row& row, int h, Best& best, HeadRoom& room) {
+  constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+  score_list(row.attention(h / row.group()), row.q(h), row.slope(h), room.tokens.get(), best.candidates, room.exact.get());
+  best.max = minus_infinity;
+  for (int64_t i = 0; i < best.candidates; i++) best.max = std::max(best.max, room.exact[i]);
+  std::fill(room.exact.get() + best.candidates, room.exact.get() + padded(best.candidates), minus_infinity);
+}
+
+// Of the candidates the top `budget` by exact score, and those that must be selected: into row.selected(h) and room.scores.
+void choose_exactly(Row& row, int h, const Best& best, int64_t budget, HeadRoom& room) {
   int64_t& count = row.plan.heads[h].selected;
   int32_t* chosen = room.second.get();
-  if (c.count <= budget) {
-    count = c.count;
-    for (int64_t i = 0; i < count; i++) chosen[i] = int32_t(i);
+  if (best.candidates <= budget) {
+    count = best.candidates;
+    std::iota(chosen, chosen + count, 0);
   } else {
     int16_t* ranks = room.ranks.get();
-    for (int64_t i = 0; i < c.count; i++)
-      ranks[i] = c.estimated[i] == always_score ? always_score : rank_of(c.exact[i], c.max);
-    std::fill(ranks + c.count, ranks + padded(c.count), hidden_score);
-    count = select(ranks, padded(c.count), budget, chosen, room.select.get());
+    rank_exact(room.exact.get(), best.max, padded(best.candidates), ranks);
+    for (int64_t i = 0; i < best.candidates; i++) ranks[i] = room.estimated[i] == always_score ? always_score : ranks[i];
+    std::fill(ranks + best.candidates, ranks + padded(best.candidates), hidden_score);
+    count = select(ranks, padded(best.candidates), budget, chosen, room.select.get());
   }
-  std::fill_n(room.chosen.get(), c.count, uint8_t{0});
+  std::fill_n(room.chosen.get(), best.candidates, uint8_t{0});
   for (int64_t i = 0; i < count; i++) {
     room.chosen[chosen[i]] = 1;
     row.selected(h)[i] = room.tokens[chosen[i]];
-    room.scores[i] = c.exact[chosen[i]];
+    room.scores[i] = room.exact[chosen[i]];
   }
 }
 
-// Sum of the exact weights over that of the estimated ones, of the candidates that were chosen by their estimate.
-float measured_gain(const Candidates& c, const Estimated& e, HeadRoom& room) {
-  float* weights = room.weights.get();
-  weigh(e, c.estimated, padded(c.count), weights);
-  double exact = 0, estimated = 0;
-  for (int64_t i = 0; i < c.count; i++) {
-    if (c.estimated[i] == always_score) continue;
-    exact += std::exp(c.exact[i] - c.max);
-    estimated += weights[i];
+// Sum of the exact weights, which go to room.scores, over that of the estimated ones, of the candidates that were chosen by their
+// estimate.
+float measured_gain(const Best& best, const Estimated& e, HeadRoom& room) {
+  weigh(e, room.estimated.get(), padded(best.candidates), room.weights.get());
+  weigh_exact(room.exact.get(), best.max, padded(best.candidates), room.scores.get());
+  float exact = 0, estimated = 0;
+  for (int64_t i = 0; i < best.candidates; i++) {
+    const bool counts = room.estimated[i] != always_score;
+    exact += counts ? room.scores[i] : 0;
+    estimated += counts ? room.weights[i] : 0;
   }
-  const double gain = exact / estimated;
-  return std::isfinite(gain) ? std::min(float(gain), highest_gain) : 1.0f;
+  const float gain = exact / estimated;
+  return std::isfinite(gain) ? std::min(gain, highest_gain) : 1.0f;
 }
 
 // Everything that was not selected: adds it to the head's state and answers with its share of the weights, relative to the
 // candidates' maximum.
-double add_rest(Row& row, int h, const Candidates& c, int64_t sketch, HeadRoom& room) {
+double add_rest(Row& row, int h, const Best& best, HeadRoom& room) {
   Plan& plan = row.plan;
   const Query& query = plan.queries[h];
   const double scale = row.scale();
-  const Estimated e{scale * query.unit, scale * query.highest_centre, row.p.softcap, c.max};
-  const float gain = measured_gain(c, e, room);
+  const Estimated e{scale * query.unit, scale * query.highest_centre, row.p.softcap, best.max};
+  const float gain = measured_gain(best, e, room);
   const bool tail = plan.config.tail != 0;
   const bool add = row.cache.has_values() && !(row.biased && row.p.softcap > 0);  // a softcap stands before the bias, not after
 
@@ -130,56 +146,52 @@ double add_rest(Row& row, int h, const Candidates& c, int64_t sketch, HeadRoom& 
   double rest = 0;
   for (int64_t i = 0; i < row.active; i++) {
     blocks[i] *= gain;
-    rest += blocks[i];
+    rest += double(blocks[i]);
     if (!tail) blocks[i] = 0;
   }
   double added = tail ? rest : 0;
 
   // Tokens whose levels are added: candidates that were not selected, then the second tier.
   int64_t count = 0;
-  const auto add_token = [&](int64_t position, float weight) {
-    room.second[count] = row.token_at(position);
+  for (int64_t i = 0; i < best.candidates; i++) {
+    if (room.chosen[i]) continue;
+    const float weight = room.scores[i];
+    rest += double(weight);
+    added += double(weight);
+    blocks[room.positions[i] / block_tokens] += weight;
+    room.second[count] = room.tokens[i];
     room.weights[count++] = weight;
-  };
-  for (int64_t i = 0; i < c.count; i++) {
-    if (c.selected[i]) continue;
-    const float weight = std::exp(c.exact[i] - c.max);
-    rest += weight;
-    added += weight;
-    blocks[c.positions[i] / block_tokens] += weight;
-    add_token(c.positions[i], weight);
   }
-  plan.heads[h].sketched = 0;
   if (!add) return rest;
 
   const int16_t* scores = row.scores(h);
-  const int64_t wanted = sketch - count;
-  const int64_t found = wanted > 0 ? select(scores, row.active * block_tokens, wanted, room.next.get(), room.select.get()) : 0;
-  const int64_t first = count;
-  const auto add_estimated = [&](int64_t position) {
-    room.ranks[count - first] = scores[position];
-    add_token(position, 0);
-  };
-  const bool whole_blocks = tail && row.mixed > 0;
-  for (int64_t i = 0; i < found; i++)
-    if (!whole_blocks || !plan.is_mixed[room.next[i] / block_tokens]) add_estimated(room.next[i]);
-  for (int64_t i = 0; whole_blocks && i < row.active; i++) {
-    if (!plan.is_mixed[i]) continue;
-    for (int64_t position = i * block_tokens; position < (i + 1) * block_tokens; position++)
-      if (scores[position] != hidden_score) add_estimated(position);
+  int32_t* positions = room.next.get();
+  int64_t second = best.second;
+  if (tail && row.mixed > 0) {  // every token of a mixed block is of the second tier
+    second = std::copy_if(positions, positions + second, positions,
+                          [&](int32_t position) { return !plan.is_mixed[position / block_tokens]; }) - positions;
+    for (int64_t i = 0; i < row.active; i++) {
+      if (!plan.is_mixed[i]) continue;
+      for (int64_t position = i * block_tokens; position < (i + 1) * block_tokens; position++)
+        if (scores[position] != hidden_score) positions[second++] = int32_t(position);
+    }
   }
-  std::fill(room.ranks.get() + (count - first), room.ranks.get() + padded(count - first), hidden_score);
-  weigh(e, room.ranks.get(), padded(count - first), room.exact.get());
-  for (int64_t i = first; i < count; i++) {
-    room.weights[i] = gain * room.exact[i - first];
-    if (tail) continue;  // its block's mean has it already
-    added += room.weights[i];
-    blocks[std::lower_bound(plan.active.get(), plan.active.get() + row.active, room.second[i] / block_tokens) -
-           plan.active.get()] += room.weights[i];
+  for (int64_t i = 0; i < second; i++) room.ranks[i] = scores[positions[i]];
+  std::fill(room.ranks.get() + second, room.ranks.get() + padded(second), hidden_score);
+  weigh(e, room.ranks.get(), padded(second), room.exact.get());
+  plan.heads[h].sketched = count + second;
+  for (int64_t i = 0; i < second && !tail; i++) {  // else its block's mean has it already
+    added += double(gain * room.exact[i]);
+    blocks[positions[i] / block_tokens] += gain * room.exact[i];
   }
-  plan.heads[h].sketched = count;
+  const float floor = float(negligible * (double(row.states(h)->sum) + rest));
+  for (int64_t i = 0; i < second; i++) {
+    room.second[count] = row.token_at(positions[i]);
+    room.weights[count] = gain * room.exact[i];
+    count += room.weights[count] > floor;
+  }
 
-  SoftmaxState state{c.max, float(added), room.out.get()};
+  SoftmaxState state{best.max, float(added), room.out.get()};
   std::fill_n(state.out, row.head_dim(), 0.0f);
   const Codes values = row.cache.values(row.sequence, h / row.group());
   add_means(values, row.head_dim(), plan.active.get(), blocks, row.active, state.out);
@@ -212,6 +224,7 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
   Plan& plan = row.plan;
   const adamas_config& config = plan.config;
   HeadReport& head = plan.heads[h];
+  const int g = h / row.group();
   adjust(row, h);
   const int64_t sketch = sketch_tokens(config, row.visible);
   const int64_t beyond = candidates_beyond(config, head.noise, sketch);
@@ -223,18 +236,22 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
       head.mass = 1;
       return stale;
     }
-    const Candidates c = read_candidates(row, h, budget + beyond, room, stale);
-    choose_exactly(row, h, c, budget, room);
-    head.reranked = c.count > head.selected;
+    Best best = pick(row, h, budget + beyond, row.cache.has_values() ? sketch - beyond : 0, room);
+    score_exactly(row, h, best, room);
+    choose_exactly(row, h, best, budget, room);
+    if (row.p.verify != 0)
+      stale += count_stale(rows_of(row.p.k, row.sequence, g), row.head_dim(), row.cache.codes(row.sequence, g),
+                           row.selected(h), head.selected);
+    head.reranked = best.candidates > head.selected;
     SoftmaxState& state = *row.states(h);
     state.clear(row.head_dim());
-    attend_scored(row.attention(h / row.group()), row.selected(h), room.scores.get(), head.selected, state);
+    attend_scored(row.attention(g), row.selected(h), room.scores.get(), head.selected, state);
     if (!rest_wanted) return stale;
-    const double selected = state.sum;
-    head.mass = float(selected / (selected + add_rest(row, h, c, sketch, room)));
+    const double selected = double(state.sum);
+    head.mass = float(selected / (selected + add_rest(row, h, best, room)));
     if (!(head.mass < config.min_mass)) return stale;
     head.widened = true;
-    for (int64_t i = 0; i < c.count; i++) row.scores(h)[c.positions[i]] = c.estimated[i];
+    for (int64_t i = 0; i < best.candidates; i++) row.scores(h)[room.positions[i]] = room.estimated[i];
   }
 }
 
