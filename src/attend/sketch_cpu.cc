@@ -121,7 +121,7 @@ HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* to
     return reinterpret_cast<const uint32_t*>(values.records + token / block_tokens * record_bytes +
                                              token % block_tokens * token_bytes);
   };
-  constexpr int64_t ahead = 16;
+  constexpr int64_t ahead = 48;
   Floats sums[P];
   for (int p = 0; p < P; p++) sums[p] = hn::Zero(d);
   float total = 0;
@@ -151,7 +151,7 @@ HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const flo
   const hn::RebindToSigned<F32> di;
   const hn::Rebind<int16_t, F32> d16;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  constexpr int64_t ahead = 4;
+  constexpr int64_t ahead = 16;
   Floats sums[P];
   for (int p = 0; p < P; p++) sums[p] = hn::LoadU(d, out + start + p * lanes);
   for (int64_t i = 0; i < count; i++) {

@@ -30,7 +30,19 @@ int64_t CountAbove(const int16_t* scores, int64_t count, int16_t bound) {
 // The largest bound that at least k scores reach; the lowest visible score when fewer than k are visible.
 // count: a multiple of 32.
 int16_t KthLargest(const int16_t* scores, int64_t count, int64_t k) {
-  int low = hidden_score + 1, high = always_score;
+  const I16 d;
+  auto least = hn::Set(d, always_score), most = hn::Set(d, hidden_score);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const auto s = hn::LoadU(d, scores + i);
+    least = hn::Min(least, s);
+    most = hn::Max(most, s);
+  }
+  HWY_ALIGN int16_t ends[2][hn::MaxLanes(I16())];
+  hn::StoreU(least, d, ends[0]);
+  hn::StoreU(most, d, ends[1]);
+  constexpr int16_t lowest = hidden_score + 1;
+  int low = std::max(lowest, *std::min_element(ends[0], ends[0] + hn::Lanes(d)));
+  int high = std::max(lowest, *std::max_element(ends[1], ends[1] + hn::Lanes(d)));
   while (low < high) {
     const int middle = low + (high - low + 1) / 2;
     if (CountAbove(scores, count, static_cast<int16_t>(middle - 1)) >= k)
@@ -64,42 +76,37 @@ using I32 = hn::CappedTag<int32_t, 16>;
 // The scores at or above the bound, in order, with their positions. Both arrays have room for count: a whole vector is written
 // at the place of its first entry, which is never beyond the vector's own.
 int64_t Gather(const int16_t* scores, int64_t count, int16_t bound, int32_t* positions, int16_t* gathered) {
-  const I32 d;
+  const I16 d;
+  const I32 d32;
   const hn::Rebind<int16_t, I32> d16;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto below = hn::Set(d, bound - 1);
-  auto position = hn::Iota(d, 0);
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), lanes32 = static_cast<int64_t>(hn::Lanes(d32));
+  const auto below = hn::Set(d, static_cast<int16_t>(bound - 1));
+  const auto below32 = hn::Set(d32, bound - 1);
+  const auto iota = hn::Iota(d32, 0);
   int64_t written = 0;
   for (int64_t i = 0; i < count; i += lanes) {
-    const auto s = hn::PromoteTo(d, hn::LoadU(d16, scores + i));
-    const auto reached = hn::Gt(s, below);  // no branch on none: it is a coin toss
-    hn::StoreU(hn::Compress(position, reached), d, positions + written);
-    hn::StoreU(hn::DemoteTo(d16, hn::Compress(s, reached)), d16, gathered + written);
-    written += static_cast<int64_t>(hn::CountTrue(d, reached));
-    position = hn::Add(position, hn::Set(d, static_cast<int32_t>(lanes)));
+    if (hn::AllFalse(d, hn::Gt(hn::LoadU(d, scores + i), below))) continue;  // the best tokens stand in groups
+    for (int64_t j = i; j < i + lanes; j += lanes32) {
+      const auto s = hn::PromoteTo(d32, hn::LoadU(d16, scores + j));
+      const auto reached = hn::Gt(s, below32);
+      hn::StoreU(hn::Compress(hn::Add(iota, hn::Set(d32, static_cast<int32_t>(j))), reached), d32, positions + written);
+      hn::StoreU(hn::DemoteTo(d16, hn::Compress(s, reached)), d16, gathered + written);
+      written += static_cast<int64_t>(hn::CountTrue(d32, reached));
+    }
   }
   return written;
 }
 
-// Of gathered scores, in order: those above kth, and of those equal to it all but the first `ties_to_skip`. Returns how many.
-int64_t Keep(const int16_t* gathered, const int32_t* candidates, int64_t count, int16_t kth, int64_t ties_to_skip, int64_t k,
-             int32_t* positions) {
-  const I32 d;
-  const hn::Rebind<int16_t, I32> d16;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  int64_t i = 0, written = 0;
-  for (; i < count && ties_to_skip > 0; i++) {
-    if (gathered[i] > kth) positions[written++] = candidates[i];
-    ties_to_skip -= gathered[i] == kth;
+// Of gathered scores, in order, the positions of those above kth, and of those equal to it all but the first `ties_to_skip`: moved to
+// the front. Returns how many. No branch: what is kept is a coin toss.
+int64_t Keep(const int16_t* gathered, int32_t* positions, int64_t count, int16_t kth, int64_t ties_to_skip) {
+  int64_t written = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const bool tie = gathered[i] == kth;
+    ties_to_skip -= tie;
+    positions[written] = positions[i];
+    written += (gathered[i] > kth) | (tie & (ties_to_skip < 0));
   }
-  const auto below = hn::Set(d, kth - 1);
-  for (; i + lanes <= count && written + lanes <= k; i += lanes) {  // positions has room for k, not for a vector more
-    const auto reached = hn::Gt(hn::PromoteTo(d, hn::LoadU(d16, gathered + i)), below);
-    hn::StoreU(hn::Compress(hn::LoadU(d, candidates + i), reached), d, positions + written);
-    written += static_cast<int64_t>(hn::CountTrue(d, reached));
-  }
-  for (; i < count; i++)
-    if (gathered[i] >= kth) positions[written++] = candidates[i];
   return written;
 }
 
@@ -122,7 +129,9 @@ int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
   const int16_t kth = KthLargest(gathered, padded, k);
   const int64_t above = CountAbove(gathered, padded, kth);
   const int64_t ties = CountAbove(gathered, padded, static_cast<int16_t>(kth - 1)) - above;
-  return Keep(gathered, candidates, reached, kth, std::max<int64_t>(0, ties - (k - above)), k, positions);
+  const int64_t kept = Keep(gathered, candidates, reached, kth, std::max<int64_t>(0, ties - (k - above)));
+  std::copy_n(candidates, kept, positions);
+  return kept;
 }
 
 }  // namespace HWY_NAMESPACE

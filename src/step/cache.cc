@@ -61,28 +61,21 @@ void Cache::clear(int64_t sequence) {
 
 void Cache::invalidate() { std::fill(marked_.begin(), marked_.end(), all_marks_); }
 
-void Cache::encode(const adamas_rows& k, const adamas_rows* v, int64_t sequence, int64_t block, int kv_head, float* scratch) {
+void Cache::encode(Coded coded, const adamas_rows& view, int64_t sequence, int64_t block, int kv_head, float* scratch) {
+  const bool keys = coded == Coded::keys;
+  if (!(marked_[sequence * blocks_ + block] & (keys ? keys_mark : values_mark))) return;
   const uint64_t live = live_[sequence * blocks_ + block];
-  const uint8_t marked = marked_[sequence * blocks_ + block];
-  const auto rows_of_block = [&](const adamas_rows& view) {
-    Rows rows = rows_of(view, sequence, kv_head);
-    rows.data += block * block_tokens * rows.stride;
-    return rows;
-  };
-  if (marked & keys_mark) {
-    const Rows rows = rows_of_block(k);
-    if (quest_) {
-      const int pages = block_tokens / quest_page;
-      float* bounds = quest_.get() + (first_block(sequence, kv_head) + block) * pages * 2 * params.head_dim;
-      for (int p = 0; p < pages; p++, bounds += 2 * params.head_dim)
-        adamas::quest_bounds(rows, params.head_dim, p * quest_page, live >> (p * quest_page) & 0xFFFF, bounds,
-                             bounds + params.head_dim);
-    }
-    encode_block(rows, params.head_dim, live, block == 0, coding_of(config), codes(sequence, kv_head).block(block), scratch);
+  Rows rows = rows_of(view, sequence, kv_head);
+  rows.data += block * block_tokens * rows.stride;
+  if (keys && quest_) {
+    const int pages = block_tokens / quest_page;
+    float* bounds = quest_.get() + (first_block(sequence, kv_head) + block) * pages * 2 * params.head_dim;
+    for (int p = 0; p < pages; p++, bounds += 2 * params.head_dim)
+      adamas::quest_bounds(rows, params.head_dim, p * quest_page, live >> (p * quest_page) & 0xFFFF, bounds,
+                           bounds + params.head_dim);
   }
-  if (marked & values_mark && v != nullptr)
-    encode_block(rows_of_block(*v), params.head_dim, live, block == 0, Coding::by_block,
-                 values(sequence, kv_head).block(block), scratch);
+  const Codes codes = keys ? this->codes(sequence, kv_head) : values(sequence, kv_head);
+  encode_block(rows, params.head_dim, live, block == 0, keys ? coding_of(config) : Coding::by_block, codes.block(block), scratch);
 }
 
 Codes Cache::codes(int64_t sequence, int kv_head) const { return keys_.codes(first_block(sequence, kv_head)); }

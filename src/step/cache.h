@@ -31,9 +31,9 @@ class Cache {
     }
     return marked != 0;
   }
-  // Makes the codes of one block and head from the rows of K, and of V unless it is NULL or no codes of values are kept.
-  // Different blocks and heads may be encoded at the same time.
-  void encode(const adamas_rows& k, const adamas_rows* v, int64_t sequence, int64_t block, int kv_head, float* scratch);
+  // Makes the codes of one block and head from the rows of K, or of V, unless they are right. Different blocks, heads and kinds may
+  // be encoded at the same time.
+  void encode(Coded coded, const adamas_rows& rows, int64_t sequence, int64_t block, int kv_head, float* scratch);
   void encoded(int64_t sequence, int64_t block, bool values_too) {
     marked_[sequence * blocks_ + block] &= values_too ? 0 : values_mark;
   }

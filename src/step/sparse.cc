@@ -140,18 +140,15 @@ int64_t attend_sparse(Row& row, int threads) {
   const int64_t pieces = scored ? (row.active + scan_blocks - 1) / scan_blocks : 0;
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{});
   int64_t stale = 0;
+  for (int g = 0; scored && g < kv_heads; g++) prepare_keys(row, g);  // less work than a barrier
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
-    if (scored) {
-#pragma omp for schedule(static)
-      for (int g = 0; g < kv_heads; g++) prepare_keys(row, g);
-    }
 #pragma omp for schedule(static)
     for (int h = 0; h < q_heads; h++) prepare(row, h);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < kv_heads * pieces; i++)
       estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)  // the heads of a KV head on one thread: they read much the same rows
     for (int h = 0; h < q_heads; h++) {
       if (plan.heads[h].dense) continue;
       const int thread = omp_get_thread_num();

@@ -24,14 +24,17 @@ int64_t encode_changed(Row& row, int threads) {
     plan.is_mixed[i] = row.cache.live(row.sequence, b) != plan.visible[b];
     row.mixed += plan.is_mixed[i];
   }
-  const int64_t work = count * kv_heads;
+  const int kinds = row.cache.has_values() ? 2 : 1;
+  const int64_t work = count * kv_heads * kinds;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && work > 1)
   for (int64_t i = 0; i < work; i++) {
     float* scratch = plan.encode_room.get() + int64_t(omp_get_thread_num()) * block_tokens * row.head_dim();
-    row.cache.encode(row.p.k, &row.p.v, row.sequence, plan.unencoded[i / kv_heads], int(i % kv_heads), scratch);
+    const int32_t block = plan.unencoded[i / (kv_heads * kinds)];
+    const Coded coded = i % kinds == 0 ? Coded::keys : Coded::values;
+    row.cache.encode(coded, coded == Coded::keys ? row.p.k : row.p.v, row.sequence, block, int(i / kinds % kv_heads), scratch);
   }
   for (int64_t i = 0; i < count; i++) row.cache.encoded(row.sequence, plan.unencoded[i], true);
-  return work;
+  return count * kv_heads;
 }
 
 // The hashes of the next `verify_rows` live rows in turn, of every KV head.
@@ -151,7 +154,10 @@ void encode_marked(Cache& cache, const adamas_rows& k, const adamas_rows* v, int
                    int64_t last_block, float* scratch) {
   for (int64_t b = first_block; b < last_block; b++) {
     if (!cache.marked(sequence, b)) continue;
-    for (int g = 0; g < cache.params.kv_heads; g++) cache.encode(k, v, sequence, b, g, scratch);
+    for (int g = 0; g < cache.params.kv_heads; g++) {
+      cache.encode(Coded::keys, k, sequence, b, g, scratch);
+      if (v != nullptr && cache.has_values()) cache.encode(Coded::values, *v, sequence, b, g, scratch);
+    }
     cache.encoded(sequence, b, v != nullptr);
   }
 }

@@ -15,7 +15,7 @@ namespace adamas {
 namespace {
 
 constexpr int64_t beyond_step = 128;
-constexpr double negligible = 1e-6;      // share of the softmax: below it a token keeps its block's mean value
+constexpr double negligible = 1e-5;      // share of the softmax: below it a token keeps its block's mean value
 constexpr float highest_gain = 5;        // a measured factor beyond this is an accident of few tokens
 
 int64_t padded(int64_t count) { return (count + block_tokens - 1) / block_tokens * block_tokens; }
@@ -37,7 +37,7 @@ void adjust(Row& row, int h) {
   const int64_t first_recent = row.visible - plan.config.recent;
   for (int64_t i = 0; i < row.active; i++) {
     const uint64_t visible = plan.visible[plan.active[i]];
-    const int64_t next = rank + std::popcount(visible);
+    const int64_t next = rank + (~visible == 0 ? block_tokens : std::popcount(visible));  // most blocks are whole
     for_each_bit(~visible, [&](int t) { scores[i * block_tokens + t] = hidden_score; });
     if (rank < plan.config.sinks || next > first_recent)
       for_each_bit(visible, [&, r = rank](int t) mutable {
@@ -59,20 +59,20 @@ struct Best {
 Best pick(Row& row, int h, int64_t candidates, int64_t second, HeadRoom& room) {
   int16_t* scores = row.scores(h);
   const int64_t all = select(scores, row.active * block_tokens, candidates + second, room.best.get(), room.select.get());
-  int64_t chosen = all;
+  int64_t chosen = all, next = 0;
   if (candidates < all) {
     for (int64_t i = 0; i < all; i++) room.ranks[i] = scores[room.best[i]];
     std::fill(room.ranks.get() + all, room.ranks.get() + padded(all), hidden_score);
     chosen = select(room.ranks.get(), padded(all), candidates, room.second.get(), room.select.get());
+    std::fill_n(room.chosen.get(), all, uint8_t{0});
+    for (int64_t i = 0; i < chosen; i++) room.chosen[room.second[i]] = 1;
+    for (int64_t i = 0, c = 0; i < all; i++) {  // both written, one kept: which it is, is a coin toss
+      room.positions[c] = room.next[next] = room.best[i];
+      c += room.chosen[i];
+      next += 1 - room.chosen[i];
+    }
   } else {
-    std::iota(room.second.get(), room.second.get() + all, 0);
-  }
-  int64_t next = 0;
-  for (int64_t i = 0, c = 0; i < all; i++) {  // both written, one kept: which it is, is a coin toss
-    const bool is_candidate = c < chosen && room.second[c] == i;
-    room.positions[c] = room.next[next] = room.best[i];
-    c += is_candidate;
-    next += !is_candidate;
+    std::copy_n(room.best.get(), all, room.positions.get());
   }
   for (int64_t i = 0; i < chosen; i++) {
     const int32_t position = room.positions[i];
@@ -153,15 +153,17 @@ double add_rest(Row& row, int h, const Best& best, HeadRoom& room) {
 
   // Tokens whose levels are added: candidates that were not selected, then the second tier.
   int64_t count = 0;
+  float others = 0;
   for (int64_t i = 0; i < best.candidates; i++) {
-    if (room.chosen[i]) continue;
-    const float weight = room.scores[i];
-    rest += double(weight);
-    added += double(weight);
-    blocks[room.positions[i] / block_tokens] += weight;
+    const float weight = room.chosen[i] ? 0.0f : room.scores[i];
+    others += weight;
+    blocks[uint32_t(room.positions[i]) / block_tokens] += weight;
     room.second[count] = room.tokens[i];
-    room.weights[count++] = weight;
+    room.weights[count] = weight;
+    count += 1 - room.chosen[i];
   }
+  rest += double(others);
+  added += double(others);
   if (!add) return rest;
 
   const int16_t* scores = row.scores(h);
