@@ -1,6 +1,7 @@
 # make demo     a long document, three questions: the same llama.cpp plain and with Adamas
 #               make demo MODEL=path.gguf FILE=text QUESTION='...'   for your own
 # make test     everything that is checked
+# make eval     the tables of docs/quality.md and a page for each model, half an hour
 # make bench    how fast each stage is
 # make build    the library, the adamas command, the back end for llama.cpp
 # make models   two more models, for evaluation
@@ -11,7 +12,7 @@ export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
 compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-.PHONY: build demo test bench models clean packages engine model configure
+.PHONY: build demo test eval bench models clean packages browser engine model configure
 
 build: configure
 	@$(compile)
@@ -20,11 +21,15 @@ demo: configure model
 	@$(compile) --target adamas adamas_cli ggml-adamas
 	@python3 tools/demo.py $(if $(MODEL),--model "$$MODEL") $(if $(FILE),--file "$$FILE") $(if $(QUESTION),--question "$$QUESTION")
 
-test: build model
+test: build model browser
 	@ctest --preset cpu --output-on-failure
 
 bench: build
 	@for bench in build/bin/adamas-bench-*; do echo "== $$bench"; $$bench || exit; done
+
+eval: build models
+	@tools/packages.sh debian-handbook fortunes
+	@python3 tools/evaluate.py
 
 models: model
 	@tools/models.sh gemma3 qwen25
@@ -35,6 +40,9 @@ clean:
 # what the above stand on, each done once
 packages:
 	@tools/packages.sh
+
+browser: packages
+	@tools/packages.sh chromium chromium-driver  # the tests look at the pages
 
 engine: packages
 	@tools/engine.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing, by name, and says which.
+# Installs the Debian packages that are missing, by name, and says which: what everything needs, and those given.
 set -euo pipefail
 
 packages=(
@@ -7,8 +7,8 @@ packages=(
     libhwy-dev libcli11-dev libfmt-dev nlohmann-json3-dev   # SIMD, command line, text, JSON
     libgtest-dev libbenchmark-dev                     # tests and benchmarks
     python3 python3-pip                               # to fetch the engine and the models
-    chromium chromium-driver                          # to look at the pages, in the tests
     bible-kjv bible-kjv-text                          # a long text that everyone may use
+    "$@"                                              # what one command needs besides
 )
 
 if ! command -v dpkg-query >/dev/null; then

@@ -6,13 +6,18 @@
 #include <cstdlib>
 #include <limits>
 
+#include "failure.h"
+
 namespace cli {
 namespace {
 
 constexpr const char* device_environment = "ADAMAS_DEVICE";
+constexpr const char* config_environment = "ADAMAS_CONFIG";
 
 constexpr const char* device_range = "auto | an instruction set";
 constexpr const char* device_meaning = "what the kernels run with";
+constexpr const char* config_range = "a file";
+constexpr const char* config_meaning = "settings in lines name = value, and [layers 0,3-5] for some; flags and variables win over its general lines";
 
 }  // namespace
 
@@ -29,6 +34,12 @@ adamas_config engine_only() {
   return config;
 }
 
+void refuse_settings_file(const char* command) {
+  if (const char* file = std::getenv(config_environment); file != nullptr && *file != '\0')
+    throw Failure(exit_usage, fmt::format("{} is {}; {} works with settings of a whole model, by flags and variables",
+                                          config_environment, file, command));
+}
+
 Settings::Settings(CLI::App& command) {
   const auto add = [&](const std::string& name, const std::string& range, const std::string& meaning) {
     options_[name] = command.add_option(flag_name(name), flags_[name], fmt::format("{} ({})", meaning, range))
@@ -38,6 +49,7 @@ Settings::Settings(CLI::App& command) {
   };
   for (const adamas_setting& setting : adamas::settings()) add(setting.name, setting.range, setting.meaning);
   add("device", device_range, device_meaning);
+  add("config", config_range, config_meaning);
 }
 
 adamas::Config Settings::load() {
@@ -49,6 +61,7 @@ adamas::Config Settings::load() {
     carry(setting.name, setting.environment);
   }
   carry("device", device_environment);
+  carry("config", config_environment);
 
   config_ = adamas::Config::from_environment();
   config_.check();
@@ -59,6 +72,10 @@ adamas::Config Settings::load() {
 std::string Settings::source(const std::string& name, const std::string& environment) const {
   if (options_.at(name)->count() > 0) return "flag";
   if (std::getenv(environment.c_str()) != nullptr) return "environment";
+  const char* file = std::getenv(config_environment);
+  if (name != "device" && file != nullptr && *file != '\0' && config_.get(name) == adamas::Config{}.load(file).get(name) &&
+      config_.get(name) != adamas::Config{}.get(name))
+    return fmt::format("file {}", file);
   if (name != "device" && config_.get(name) != adamas::Config{}.get(name)) return "preset " + config_.get("preset");
   return "default";
 }

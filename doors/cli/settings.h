@@ -20,14 +20,17 @@ struct ShownSetting {
   std::string name;
   std::string environment;
   std::string value;
-  std::string source;  // flag | environment | preset paper | default
+  std::string source;  // flag | environment | file NAME | preset paper | default
   std::string range;
   std::string meaning;
 };
 
+// Throws when there is a settings file: a program that configures the back end itself knows no sections of layers.
+void refuse_settings_file(const char* command);
+
 class Settings {
  public:
-  // Adds --budget, --dense-layers, ... and --device to the command.
+  // Adds --budget, --dense-layers, ... , --device and --config to the command.
   explicit Settings(CLI::App& command);
 
   // Carries the flags into the environment and reads all of it; throws, naming the range, when a value is out of it.

@@ -69,7 +69,7 @@ const adamas_config &config_of(int32_t layer) {
 
 bool read_settings() {
   if (adamas_config_init(&settings) != ADAMAS_OK || adamas_config_from_environment(&settings) != ADAMAS_OK) return false;
-  if (const char *file = std::getenv("ADAMAS_CONFIG")) settings_file = file;
+  if (const char *file = std::getenv("ADAMAS_CONFIG")) settings_file = file;  // empty: none
   return true;
 }
 

@@ -9,7 +9,8 @@
 extern "C" {
 #endif
 
-/* "adamas_configure": the settings from now on. A context must be decoded with the settings that it began with, or its codes are
+/* "adamas_configure": the settings from now on, for all layers (a settings file of the environment is forgotten). The engine reuses a
+ * graph together with what its first settings claimed of it: run with LLAMA_GRAPH_REUSE_DISABLE=1. A context must be decoded with the settings that it began with, or its codes are
  * made anew: set them before each llama_decode when contexts of different settings take turns. */
 typedef adamas_status (*adamas_configure_fn)(const adamas_config *config);
 

@@ -167,11 +167,11 @@ typedef struct adamas_rows {
 ADAMAS_API adamas_status adamas_cache_create(const adamas_config *config, const adamas_cache_params *params,
                                              adamas_cache **cache);
 ADAMAS_API void adamas_cache_destroy(adamas_cache *cache);
-/* Memory of codes, centres, hashes and lengths when every token of the capacity is used, in bytes. */
+/* Memory of codes of keys and values, centres, hashes and lengths when every token of the capacity is used, in bytes. */
 ADAMAS_API adamas_status adamas_cache_bytes(const adamas_cache *cache, uint64_t *bytes);
 
 /* Rows [first, first + count) of a sequence were written: appended, or overwritten. Their blocks are encoded now,
- * from `k` (all rows of those blocks are read), or, when `k` is NULL, by the next step. `v` (may be NULL) is checked. */
+ * from `k` and `v` (all rows of those blocks are read); what is NULL is encoded by the next step. */
 ADAMAS_API adamas_status adamas_append(adamas_cache *cache, int64_t sequence, int64_t first, int64_t count,
                                        const adamas_rows *k, const adamas_rows *v);
 /* Rows [length, ...) of a sequence are gone; their values are never looked at again. Re-encodes the block that was cut
@@ -224,6 +224,8 @@ typedef struct adamas_step_stats {
  *   out[b, r, h] = sum_t softmax_t(softcap(scale * q[b, r, h] . k[s, h / group, t]) + bias[b, r, h, t]) * v[s, h / group, t]
  * over the tokens t that row r may see and that the policy selects; s = sequences[b], group = q_heads / kv_heads,
  * softcap(x) = softcap * tanh(x / softcap) when softcap > 0, bias = slope[h] * mask[b, r, t].
+ * With `sketch` and `tail` the other tokens count as well, through codes of K and V: their weights are estimated, corrected by the
+ * factor that the tokens of known score show, their values are read from 2-bit codes or taken as their block's mean.
  * Rows that a step shows and that were never appended are encoded on sight. A row that may see at most `budget` tokens,
  * or fewer than `min_context`, is computed densely. A row that may see no token gives 0 and lse -inf. */
 typedef struct adamas_step_params {

@@ -180,7 +180,7 @@ Status get(const adamas_config& config, const std::string& name, std::string& va
 
 Status from_environment(adamas_config& config) {
   adamas_config changed = config;
-  if (const char* path = std::getenv(config_file_environment)) {
+  if (const char* path = std::getenv(config_file_environment); path != nullptr && *path != '\0') {
     if (Status status = load(changed, path, -1); !status.ok()) {
       status.sentence = std::string(config_file_environment) + ": " + status.sentence;
       return status;

@@ -131,10 +131,7 @@ std::vector<Case> CaseFlags::cases() const {
   if (const char* variable = std::getenv("ADAMAS_DEVICE"); !device_.empty() || variable != nullptr)
     adamas::force_device(device_.empty() ? variable : device_);
 
-  // A settings file is for llama.cpp's tools: the back end forgets it when a program configures it.
-  if (const char* file = std::getenv("ADAMAS_CONFIG"); file != nullptr && *file != '\0')
-    throw Failure(exit_usage,
-                  fmt::format("ADAMAS_CONFIG is {}; eval measures settings of a whole model, by flags and variables", file));
+  refuse_settings_file("eval");
 
   auto lists = values_;
   for (const adamas_setting& setting : adamas::settings())

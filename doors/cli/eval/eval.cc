@@ -111,7 +111,7 @@ Eval::Eval(CLI::App& eval, const std::string& footer) : eval_(eval), footer_(foo
   eval_.require_subcommand(0, 1);
 
   CLI::App* app = add("perplexity", "How much worse a model predicts a text with each setting", perplexity_details).app;
-  app->add_option("--file", perplexity_.files, "Text, one or several files")->type_name("TEXT")->allow_extra_args(false);
+  app->add_option("--file", perplexity_.files, "Text, one or several files")->type_name("TEXT");
   number(app, "--context", perplexity_.context, 2, "Tokens of a window (default 8192)");
   number(app, "--score-from", perplexity_.score_from, 1, "Tokens of a window that are not scored; without it, half of them");
   number(app, "--chunks", perplexity_.chunks, 1, "Windows of each file, one after the other (default 1)");
