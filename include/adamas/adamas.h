@@ -79,7 +79,7 @@ typedef enum adamas_rerank {
   ADAMAS_RERANK_AUTO = 2 /* where the noise of the estimate asks for it */
 } adamas_rerank;
 
-#define ADAMAS_SKETCH_AUTO (-1) /* max(512, context / 16) tokens */
+#define ADAMAS_SKETCH_AUTO (-1) /* max(1024, context / 16) tokens */
 
 /* The settings. Fill with adamas_config_init, then change fields or call adamas_config_set. */
 typedef struct adamas_config {

@@ -52,7 +52,7 @@ const std::vector<Entry>& table() {
       {.shown = {"recent", "ADAMAS_RECENT", "0 to 2147483647", "most recent tokens, always attended to, inside the budget"},
        .number = &adamas_config::recent, .lowest = 0, .highest = max_tokens},
       {.shown = {"sketch", "ADAMAS_SKETCH", "auto | 0 to 2147483647",
-                 "tokens behind the budget that are read through their 2-bit codes; auto: the larger of 512 and a sixteenth of the context"},
+                 "tokens behind the budget that are read through their 2-bit codes; auto: the larger of 1024 and a sixteenth of the context"},
        .number = &adamas_config::sketch, .lowest = 0, .highest = max_tokens, .or_auto = true},
       {.shown = {"tail", "ADAMAS_TAIL", "0 | 1", "1: every block's remaining tokens count with its mean value"},
        .choice = &adamas_config::tail, .words = {"0", "1"}},

@@ -585,7 +585,7 @@ TEST_P(StepTest, ThreeTiersAreWhatTheReferenceSays) {
           const std::vector<int32_t> selected = f.selection(h);
           ASSERT_EQ(selected.size(), 50u);
           const int64_t all = std::atoi(sketch);
-          const int64_t beyond = *rerank == '1' ? all : *rerank == '0' ? 0 : std::min<int64_t>(all, 128 * std::max(1.0, std::ceil(double(noise[h]))));
+          const int64_t beyond = *rerank == '1' ? all : *rerank == '0' ? 0 : std::min<int64_t>(all, 256 * std::max(1.0, std::ceil(double(noise[h]))));
           const ReferenceTiers expected(f, h, 1111, which, beyond, all, *tail == '1', selected);
           // Selected: candidates, the sinks among them, and no other candidate scores higher (but for the rounding of ranks).
           ASSERT_TRUE(std::includes(expected.candidates.begin(), expected.candidates.end(), selected.begin(), selected.end()));

@@ -14,7 +14,7 @@
 namespace adamas {
 namespace {
 
-constexpr int64_t beyond_step = 128;
+constexpr int64_t beyond_step = 256;
 constexpr double negligible = 1e-5;      // share of the softmax: below it a token keeps its block's mean value
 constexpr float highest_gain = 5;        // a measured factor beyond this is an accident of few tokens
 
@@ -212,7 +212,7 @@ double noise_of(const float* rotated, int head_dim, double mean_square_sigma, do
 }
 
 int64_t sketch_tokens(const adamas_config& config, int64_t visible) {
-  return config.sketch == ADAMAS_SKETCH_AUTO ? std::max<int64_t>(512, visible / 16) : config.sketch;
+  return config.sketch == ADAMAS_SKETCH_AUTO ? std::max<int64_t>(1024, visible / 16) : config.sketch;
 }
 
 int64_t candidates_beyond(const adamas_config& config, double noise, int64_t sketch) {

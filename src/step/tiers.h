@@ -22,7 +22,7 @@ double noise_of(const float* rotated, int head_dim, double mean_square_sigma, do
 
 // How many tokens `sketch` is, in a context of `visible`.
 int64_t sketch_tokens(const adamas_config& config, int64_t visible);
-// How many candidates a head reads beyond its budget. `auto`: 128 for every unit of noise, at least 128. A token's estimate is
+// How many candidates a head reads beyond its budget. `auto`: 256 for every unit of noise, at least 256. A token's estimate is
 // off by sqrt(noise), so the noisier it is the farther down the true top tokens lie.
 int64_t candidates_beyond(const adamas_config& config, double noise, int64_t sketch);
 
