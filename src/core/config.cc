@@ -122,7 +122,7 @@ adamas_config default_config() {
   adamas_config config{};
   config.struct_size = sizeof config;
   config.budget = 128;
-  config.min_context = 1024;
+  config.min_context = 2048;
   apply_preset(config);
   return config;
 }

@@ -58,9 +58,9 @@ class Real(BrowserTest):
     def test_a_short_text(self):
         done, page, answer = self.explain(FACT)
         self.assertIn("nothing was selected", done.stderr)
-        self.assertIn("below min_context, 1024", answer["nothing"])
+        self.assertIn("below min_context, 2048", answer["nothing"])
         self.open(page)
-        self.assertIn("below min_context, 1024", self.browser.script("return notice.textContent"))
+        self.assertIn("below min_context, 2048", self.browser.script("return notice.textContent"))
         _, page, answer = self.explain(FACT, "--min-context", "1", "--budget", "16")
         self.assertIsNone(answer["nothing"])
 
