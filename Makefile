@@ -28,7 +28,7 @@ bench: build
 	@for bench in build/bin/adamas-bench-*; do echo "== $$bench"; $$bench || exit; done
 
 eval: build models
-	@tools/packages.sh debian-handbook fortunes
+	@tools/packages.sh debian-handbook
 	@python3 tools/evaluate.py
 
 models: model
