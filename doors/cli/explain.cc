@@ -125,10 +125,8 @@ std::string now() {
 }
 
 std::string processor() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("model name") && line.find(": ") != std::string::npos) return line.substr(line.find(": ") + 2);
-  return "unknown";
+  const std::string model = value_in("/proc/cpuinfo", "model name");
+  return model.empty() ? "unknown" : model;
 }
 
 // What was typed, so that a shell reads it back.
@@ -234,7 +232,7 @@ Json settings_of(const Settings& settings) {
 }  // namespace
 
 int explain(Settings& settings, const ExplainOptions& options) {
-  settings.load();
+  const adamas_config config = settings.load().native();
   refuse_settings_file("explain");
   for (const auto& [flag, value] :
        {std::pair{"--model", options.model}, {"--file", options.file}, {"--ask", options.ask}, {"--html", options.html}})
@@ -243,9 +241,6 @@ int explain(Settings& settings, const ExplainOptions& options) {
                                             "TEXT --ask 'QUESTION' --html OUT.html",
                                             flag));
   for (const std::string& path : {options.html, options.json}) require_output(path, options);
-  adamas_config config;
-  adamas::detail::check(adamas_config_init(&config));
-  adamas::detail::check(adamas_config_from_environment(&config));
 
   const std::string document = document_of(options.file);
   const LoadedModel model(options.model);

@@ -32,6 +32,7 @@ inline std::string head_dim_list() {
 
 constexpr int chunks(int head_dim) { return (head_dim + chunk_dims - 1) / chunk_dims; }
 constexpr int64_t blocks_of(int64_t tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+constexpr int64_t padded(int64_t tokens) { return blocks_of(tokens) * block_tokens; }  // to whole blocks
 
 // The bits of the tokens [first, last) that fall into a block; first and last count from the block's start.
 constexpr uint64_t bits_between(int64_t first, int64_t last) {

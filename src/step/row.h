@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "attend/attend.h"
+#include "codes/codes.h"
 #include "step/step.h"
 
 namespace adamas {
@@ -41,6 +42,10 @@ struct Row {
   Attention attention(int kv_head) const {
     return {head_dim(), scale(), p.softcap, rows_of(p.k, sequence, kv_head), rows_of(p.v, sequence, kv_head),
             biased ? plan.bias.get() : nullptr};
+  }
+  // How many of these key rows are not those that their codes were made from.
+  int64_t count_stale(int kv_head, const int32_t* tokens, int64_t count) const {
+    return adamas::count_stale(rows_of(p.k, sequence, kv_head), head_dim(), cache.codes(sequence, kv_head), tokens, count);
   }
   // Scores lie active block after active block.
   int32_t token_at(int32_t position) const {

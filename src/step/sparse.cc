@@ -88,14 +88,13 @@ void attend_oracle(Row& row, int h, HeadRoom& room) {
   const Attention attention = row.attention(h / row.group());
   score_list(attention, row.q(h), row.slope(h), room.tokens.get(), count, room.exact.get());
   const float max = *std::max_element(room.exact.get(), room.exact.get() + count);
-  const int64_t padded = blocks_of(count) * block_tokens;
-  std::fill(room.exact.get() + count, room.exact.get() + padded, -std::numeric_limits<float>::infinity());
-  rank_exact(room.exact.get(), max, padded, room.ranks.get());
-  std::fill(room.ranks.get() + count, room.ranks.get() + padded, hidden_score);
-  weigh_exact(room.exact.get(), max, padded, room.weights.get());
+  std::fill(room.exact.get() + count, room.exact.get() + padded(count), -std::numeric_limits<float>::infinity());
+  rank_exact(room.exact.get(), max, padded(count), room.ranks.get());
+  std::fill(room.ranks.get() + count, room.ranks.get() + padded(count), hidden_score);
+  weigh_exact(room.exact.get(), max, padded(count), room.weights.get());
   double all = 0;
   for (int64_t i = 0; i < count; i++) all += double(room.weights[i]);
-  head.selected = select(room.ranks.get(), padded, plan.config.budget, room.positions.get(), room.select.get());
+  head.selected = select(room.ranks.get(), padded(count), plan.config.budget, room.positions.get(), room.select.get());
   for (int64_t i = 0; i < head.selected; i++) {
     row.selected(h)[i] = room.tokens[room.positions[i]];
     room.scores[i] = room.exact[room.positions[i]];
@@ -120,9 +119,7 @@ int64_t attend_unscored(Row& row, int h, int thread) {
     head.selected = select_quest(row.q(h), row.head_dim(), row.cache.quest_bounds(row.sequence, g), plan.visible.get(),
                                  blocks_of(row.tokens), plan.config.budget, plan.page_scores.get() + thread * pages,
                                  plan.pages.get() + thread * pages, tokens);
-    if (row.p.verify != 0)
-      stale = count_stale(rows_of(row.p.k, row.sequence, g), row.head_dim(), row.cache.codes(row.sequence, g), tokens,
-                          head.selected);
+    if (row.p.verify != 0) stale = row.count_stale(g, tokens, head.selected);
   }
   head.mass = std::numeric_limits<float>::quiet_NaN();
   const float* query = row.q(h);

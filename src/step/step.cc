@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "baselines/quest.h"
-#include "codes/codes.h"
 #include "select/select.h"
 #include "step/row.h"
 
@@ -47,7 +46,7 @@ int64_t check_slice(Row& row) {
     if (row.cache.keys_marked(row.sequence, b) || !(row.cache.live(row.sequence, b) >> next % block_tokens & 1)) continue;
     const int32_t token = int32_t(next);
     for (int g = 0; g < row.plan.params.kv_heads; g++)
-      stale += count_stale(rows_of(row.p.k, row.sequence, g), row.head_dim(), row.cache.codes(row.sequence, g), &token, 1);
+      stale += row.count_stale(g, &token, 1);
   }
   return stale;
 }
@@ -78,7 +77,8 @@ void count_heads(const Row& row, adamas_step_stats& stats) {
 
 HeadRoom::HeadRoom(int64_t blocks, int head_dim)
     : select(make_array<int16_t>(select_scratch(blocks * block_tokens))),
-      best(make_array<int32_t>(blocks * block_tokens)), positions(make_array<int32_t>(blocks * block_tokens)), tokens(make_array<int32_t>(blocks * block_tokens)),
+      best(make_array<int32_t>(blocks * block_tokens)), positions(make_array<int32_t>(blocks * block_tokens)),
+      tokens(make_array<int32_t>(blocks * block_tokens)),
       estimated(make_array<int16_t>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)),
       ranks(make_array<int16_t>(blocks * block_tokens)), chosen(make_array<uint8_t>(blocks * block_tokens)),
       scores(make_array<float>(blocks * block_tokens)), next(make_array<int32_t>(blocks * block_tokens)),

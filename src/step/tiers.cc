@@ -18,8 +18,6 @@ constexpr int64_t beyond_step = 256;
 constexpr double negligible = 1e-5;      // share of the softmax: below it a token keeps its block's mean value
 constexpr float highest_gain = 5;        // a measured factor beyond this is an accident of few tokens
 
-int64_t padded(int64_t count) { return (count + block_tokens - 1) / block_tokens * block_tokens; }
-
 // What codes do not say: biases move scores, hidden tokens are out, sinks and recent ones are in.
 void adjust(Row& row, int h) {
   Plan& plan = row.plan;
@@ -241,9 +239,7 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
     Best best = pick(row, h, budget + beyond, row.cache.has_values() ? sketch - beyond : 0, room);
     score_exactly(row, h, best, room);
     choose_exactly(row, h, best, budget, room);
-    if (row.p.verify != 0)
-      stale += count_stale(rows_of(row.p.k, row.sequence, g), row.head_dim(), row.cache.codes(row.sequence, g),
-                           row.selected(h), head.selected);
+    if (row.p.verify != 0) stale += row.count_stale(g, row.selected(h), head.selected);
     head.reranked = best.candidates > head.selected;
     SoftmaxState& state = *row.states(h);
     state.clear(row.head_dim());

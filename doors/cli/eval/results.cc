@@ -21,7 +21,13 @@
 namespace cli {
 namespace {
 
-// "name: value" of a file under /proc.
+std::string now() {
+  const std::time_t seconds = std::time(nullptr);
+  return fmt::format("{:%Y-%m-%d %H:%M}", fmt::localtime(seconds));
+}
+
+}  // namespace
+
 std::string value_in(const char* file, const std::string& name) {
   std::ifstream lines(file);
   for (std::string line; std::getline(lines, line);)
@@ -29,13 +35,6 @@ std::string value_in(const char* file, const std::string& name) {
       if (const auto mark = line.find(": "); mark != std::string::npos) return line.substr(mark + 2);
   return "";
 }
-
-std::string now() {
-  const std::time_t seconds = std::time(nullptr);
-  return fmt::format("{:%Y-%m-%d %H:%M}", fmt::localtime(seconds));
-}
-
-}  // namespace
 
 std::string read_text(const std::string& path) {
   std::error_code error;

@@ -10,6 +10,9 @@
 
 namespace cli {
 
+// The value in a line "name: value" of a file under /proc; "" when there is none.
+std::string value_in(const char* file, const std::string& name);
+
 // The text of a file; a Failure with a sentence when there is none.
 std::string read_text(const std::string& path);
 
