@@ -52,7 +52,7 @@ HWY_INLINE void SumLanesOfFour(Floats a, Floats b, Floats c, Floats e, float* ou
 }
 
 HWY_INLINE void PrefetchRow(const Rows& rows, int64_t token, int64_t bytes) {
-  for (int64_t line = 0; line < bytes; line += 64) hwy::Prefetch(rows.row(token) + line);
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(rows.row(token) + line, 0, 2);
 }
 
 // Whose rows a tile reads: of a list, of a list whose rows were asked for already, or of a range.

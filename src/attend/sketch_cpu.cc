@@ -57,8 +57,8 @@ struct Weights {
     const auto s = hn::PromoteTo(di, hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
     auto x = hn::MulAdd(hn::ConvertTo(d, s), unit, shift);
     if (capped) x = hn::Sub(hn::Mul(hn::Tanh(d, hn::Mul(x, inverse_cap)), cap), max);
-    const auto shown = hn::RebindMask(d, hn::Ne(s, hn::Set(di, hidden_score)));
-    return hn::IfThenElseZero(shown, FastExp(d, hn::Min(x, highest)));
+    const auto known = hn::And(hn::Gt(s, hn::Set(di, hidden_score)), hn::Lt(s, hn::Set(di, always_score)));
+    return hn::IfThenElseZero(hn::RebindMask(d, known), FastExp(d, hn::Min(x, highest)));
   }
 };
 

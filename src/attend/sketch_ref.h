@@ -12,7 +12,7 @@
 namespace adamas::ref {
 
 inline double weight(const Estimated& e, int16_t score) {
-  if (score == hidden_score) return 0;
+  if (score == hidden_score || score == always_score) return 0;
   double s = e.unit * score + e.highest;
   if (e.softcap > 0) s = e.softcap * std::tanh(s / e.softcap);
   return std::exp(std::min(s - double(e.max), double(highest_weight)));

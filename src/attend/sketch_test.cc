@@ -18,6 +18,7 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
   std::vector<int16_t> scores(64 * 9);
   for (int16_t& s : scores) s = int16_t(score(random));
   for (size_t i = 0; i < scores.size(); i += 7) scores[i] = hidden_score;
+  for (size_t i = 3; i < scores.size(); i += 100) scores[i] = always_score;  // stands for no estimate
   // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates above the maximum.
   for (const Estimated& e : {Estimated{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, -10}}) {
     std::vector<float> weights(scores.size()), blocks(9);
@@ -34,6 +35,7 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
       ASSERT_NEAR(blocks[b], sum, 1e-4 * sum + 1e-33);
     }
     EXPECT_EQ(weights[7], 0);
+    EXPECT_EQ(weights[3], 0);
   }
 }
 

@@ -134,6 +134,30 @@ int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
   return kept;
 }
 
+int64_t SelectReaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
+                       int16_t* scratch) {
+  bound = std::max<int16_t>(bound, hidden_score + 1);
+  const int64_t reached = CountAbove(scores, count, static_cast<int16_t>(bound - 1));
+  if (reached < least || reached > most) return Select(scores, count, reached < least ? least : most, positions, scratch);
+  auto* gathered = reinterpret_cast<int32_t*>(scratch);  // [count]
+  const int64_t kept = Gather(scores, count, bound, gathered, scratch + 2 * count);
+  std::copy_n(gathered, kept, positions);
+  return kept;
+}
+
+int16_t HighestScore(const int16_t* scores, int64_t count) {
+  const I16 d;
+  const auto always = hn::Set(d, always_score), hidden = hn::Set(d, hidden_score);
+  auto most = hidden;
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const auto s = hn::LoadU(d, scores + i);
+    most = hn::Max(most, hn::IfThenElse(hn::Eq(s, always), hidden, s));
+  }
+  HWY_ALIGN int16_t lanes[hn::MaxLanes(I16())];
+  hn::StoreU(most, d, lanes);
+  return *std::max_element(lanes, lanes + hn::Lanes(d));
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace adamas
 HWY_AFTER_NAMESPACE();
@@ -145,6 +169,15 @@ HWY_EXPORT(Select);
 int64_t select(const int16_t* scores, int64_t count, int64_t k, int32_t* positions, int16_t* scratch) {
   return HWY_DYNAMIC_DISPATCH(Select)(scores, count, k, positions, scratch);
 }
+
+HWY_EXPORT(SelectReaching);
+int64_t select_reaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
+                        int16_t* scratch) {
+  return HWY_DYNAMIC_DISPATCH(SelectReaching)(scores, count, bound, least, most, positions, scratch);
+}
+
+HWY_EXPORT(HighestScore);
+int16_t highest_score(const int16_t* scores, int64_t count) { return HWY_DYNAMIC_DISPATCH(HighestScore)(scores, count); }
 
 }  // namespace adamas
 #endif

@@ -51,6 +51,34 @@ TEST_P(SelectTest, OfTwoHundredThousandEqualScoresTakesTheLast) {
   for (int64_t k : {1, 128, 199999}) expect_reference(scores, k);
 }
 
+TEST_P(SelectTest, TakesWhatReachesABoundWithinItsLimits) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal(0, 300);
+  std::uniform_int_distribution<int> percent(0, 99);
+  for (int64_t n : sizes) {
+    std::vector<int16_t> scores(n);
+    for (int16_t& s : scores) s = percent(random) < 10 ? hidden_score : percent(random) < 1 ? always_score : int16_t(normal(random));
+    std::vector<int32_t> scratch(select_scratch(n) / 2 + 1), got(n);
+    for (int bound : {-32768, -32767, -500, 0, 300, 900, 32766})
+      for (auto [least, most] : {std::pair<int64_t, int64_t>{16, 48}, {0, n}, {n, n}, {200, 1000}}) {
+        got.resize(n);
+        got.resize(select_reaching(scores.data(), n, int16_t(bound), least, most, got.data(), reinterpret_cast<int16_t*>(scratch.data())));
+        EXPECT_EQ(got, ref::select_reaching(scores.data(), n, int16_t(bound), least, most)) << n << " scores, bound " << bound << ", " << least << " to " << most;
+      }
+  }
+}
+
+TEST_P(SelectTest, FindsTheHighestScoreThatIsOne) {
+  std::vector<int16_t> scores(320, hidden_score);
+  EXPECT_EQ(highest_score(scores.data(), 320), hidden_score);
+  scores[70] = always_score;
+  EXPECT_EQ(highest_score(scores.data(), 320), hidden_score);
+  scores[319] = -32767;
+  EXPECT_EQ(highest_score(scores.data(), 320), -32767);
+  scores[5] = 32766;
+  EXPECT_EQ(highest_score(scores.data(), 320), 32766);
+}
+
 TEST_P(SelectTest, TakesNothingForABudgetOfZero) {
   expect_reference(std::vector<int16_t>(64, 3), 0);
 }

@@ -145,8 +145,13 @@ int64_t attend_sparse(Row& row, int threads) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < kv_heads * pieces; i++)
       estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
-#pragma omp for schedule(static)  // the heads of a KV head on one thread: they read much the same rows
-    for (int h = 0; h < q_heads; h++) {
+#pragma omp for schedule(dynamic)  // heads differ in how many tokens they look at; small work comes last
+    for (int i = 0; i < q_heads + kv_heads; i++) {
+      const int h = i;
+      if (h >= q_heads) {
+        if (!plan.checked.empty()) stale += row.count_stale(h - q_heads, plan.checked.data(), int64_t(plan.checked.size()));
+        continue;
+      }
       if (plan.heads[h].dense) continue;
       const int thread = omp_get_thread_num();
       row.states(h)->clear(row.head_dim());

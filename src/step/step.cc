@@ -36,19 +36,17 @@ int64_t encode_changed(Row& row, int threads) {
   return count * kv_heads;
 }
 
-// The hashes of the next `verify_rows` live rows in turn, of every KV head.
-int64_t check_slice(Row& row) {
-  int64_t stale = 0;
+// The next `verify_rows` live rows in turn, whose hashes are to be checked: plan.checked.
+void turn_to_check(Row& row) {
+  Plan& plan = row.plan;
   int64_t& next = row.cache.next_checked;
+  plan.checked.clear();
   for (int64_t i = 0; i < std::min(row.p.verify_rows, row.tokens); i++, next++) {
     if (next >= row.tokens) next = 0;
     const int64_t b = next / block_tokens;
-    if (row.cache.keys_marked(row.sequence, b) || !(row.cache.live(row.sequence, b) >> next % block_tokens & 1)) continue;
-    const int32_t token = int32_t(next);
-    for (int g = 0; g < row.plan.params.kv_heads; g++)
-      stale += row.count_stale(g, &token, 1);
+    if (!row.cache.keys_marked(row.sequence, b) && row.cache.live(row.sequence, b) >> next % block_tokens & 1)
+      plan.checked.push_back(int32_t(next));
   }
-  return stale;
 }
 
 // The row's heads in the totals of the step.
@@ -76,14 +74,13 @@ void count_heads(const Row& row, adamas_step_stats& stats) {
 }  // namespace
 
 HeadRoom::HeadRoom(int64_t blocks, int head_dim)
-    : select(make_array<int16_t>(select_scratch(blocks * block_tokens))),
-      best(make_array<int32_t>(blocks * block_tokens)), positions(make_array<int32_t>(blocks * block_tokens)),
-      tokens(make_array<int32_t>(blocks * block_tokens)),
-      estimated(make_array<int16_t>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)),
+    : select(make_array<int16_t>(select_scratch(blocks * block_tokens))), blocks(make_array<float>(blocks)),
+      means(make_array<float>(blocks)), positions(make_array<int32_t>(blocks * block_tokens)),
+      tokens(make_array<int32_t>(blocks * block_tokens)), estimated(make_array<int16_t>(blocks * block_tokens)),
+      weights(make_array<float>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)),
       ranks(make_array<int16_t>(blocks * block_tokens)), chosen(make_array<uint8_t>(blocks * block_tokens)),
-      scores(make_array<float>(blocks * block_tokens)), next(make_array<int32_t>(blocks * block_tokens)),
-      second(make_array<int32_t>(blocks * block_tokens)), weights(make_array<float>(blocks * block_tokens)),
-      blocks(make_array<float>(blocks)), out(make_array<float>(head_dim)) {}
+      scores(make_array<float>(blocks * block_tokens)), listed(make_array<int32_t>(blocks * block_tokens)),
+      out(make_array<float>(head_dim)) {}
 
 Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
     : config(config), params(params), blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))),
@@ -108,6 +105,7 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
   selected = make_array<int32_t>(product(q_heads, room));
   heads.resize(q_heads);
   for (int64_t i = 0; i < threads; i++) rooms.emplace_back(blocks, params.head_dim);
+  checked.reserve(blocks * block_tokens);
   if (config.policy == ADAMAS_POLICY_QUEST) {
     page_scores = make_array<float>(product(threads, blocks, block_tokens / quest_page));
     pages = make_array<int32_t>(product(threads, blocks, block_tokens / quest_page));
@@ -132,8 +130,9 @@ Status step(Plan& plan, Cache& cache, const adamas_step_params& params) {
       std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{.dense = dense});
       if (!dense) {
         if (coded) stats.blocks_encoded += encode_changed(row, params.threads);
-        int64_t stale = attend_sparse(row, params.threads);
-        if (coded && params.verify != 0) stale += check_slice(row);
+        plan.checked.clear();
+        if (coded && params.verify != 0) turn_to_check(row);
+        const int64_t stale = attend_sparse(row, params.threads);
         if (stale > 0) {  // keys changed behind our back: codes anew, and once more
           cache.invalidate();
           stats.blocks_encoded += encode_changed(row, params.threads);

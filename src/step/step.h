@@ -15,17 +15,17 @@ struct HeadRoom {
   HeadRoom(int64_t blocks, int head_dim);
 
   Array<int16_t> select;      // select_scratch
-  Array<int32_t> best;        // positions of the top tokens by estimate: candidates and second tier
-  Array<int32_t> positions;   // of the candidates, whose keys are read
-  Array<int32_t> tokens;
-  Array<int16_t> estimated;   // scores
-  Array<float> exact;
-  Array<int16_t> ranks;
-  Array<uint8_t> chosen;
-  Array<float> scores;        // of the selected tokens
-  Array<int32_t> next, second;  // the second tier: positions, tokens
+  Array<float> blocks;        // [blocks] sums of estimated weights
+  Array<float> means;         // [blocks] weights of the mean values
+  Array<int32_t> positions;   // of the tokens that are looked at one by one: candidates, second tier
+  Array<int32_t> tokens;      // the same
+  Array<int16_t> estimated;   // their scores
   Array<float> weights;
-  Array<float> blocks;        // [blocks] weights of the mean values
+  Array<float> exact;         // scores of the candidates
+  Array<int16_t> ranks;
+  Array<uint8_t> chosen;      // of the candidates
+  Array<float> scores;        // of the selected tokens
+  Array<int32_t> listed;      // tokens whose levels are added
   Array<float> out;           // [head_dim], rotated
 };
 
@@ -67,6 +67,7 @@ struct Plan {
   Array<int16_t> scores;     // [q_heads, blocks * 64]
   Array<int32_t> selected;   // [q_heads, room] tokens
   std::vector<HeadReport> heads;   // [q_heads]
+  std::vector<int32_t> checked;    // tokens whose rows are checked in this step besides the selected ones
   std::vector<HeadRoom> rooms;     // [threads]
   Array<float> page_scores;     // [threads, pages], for the policy quest
   Array<int32_t> pages;         // [threads, pages]

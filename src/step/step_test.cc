@@ -15,6 +15,7 @@
 #include "estimate/estimate_ref.h"
 #include "select/select_ref.h"
 #include "step/cache.h"
+#include "step/tiers.h"
 
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // the pair below is one
 // Every allocation of this program is counted, so that a test can say that a step makes none.
@@ -513,12 +514,22 @@ struct ReferenceTiers {
   std::vector<double> out;
   double lse, mass;
   std::vector<int32_t> candidates;
+  int64_t looked_at;
 
-  ReferenceTiers(Fixture& f, int h, int64_t tokens, Estimator estimator, int64_t beyond, int64_t sketch, bool tail,
-                 const std::vector<int32_t>& selected) {
+  ReferenceTiers(Fixture& f, int h, int64_t tokens, Estimator estimator, const std::string& rerank, double noise, int64_t sketch,
+                 bool tail, const std::vector<int32_t>& selected) {
     const int head_dim = f.setup.head_dim;
+    const int64_t budget = int64_t(selected.size());
     ref::Scores scores = reference_scores(f, h, tokens, estimator, 4);
-    candidates = ref::select(scores.score.data(), int64_t(scores.score.size()), int64_t(selected.size()) + beyond);
+    // The share of every token in the estimated softmax, with the estimate a standard deviation higher: worth it or not.
+    const Estimated plain{scores.unit / std::sqrt(double(head_dim)), 0, 0, 0};
+    double sum = 0;
+    for (int16_t s : scores.score) sum += ref::weight(plain, s);
+    looked_at = 0;
+    for (int16_t s : scores.score)
+      looked_at += s == always_score || ref::weight(plain, s) / sum * std::exp(std::sqrt(noise)) >= worthwhile_share;
+    looked_at = rerank == "1" ? budget + sketch : std::clamp(looked_at, budget, budget + sketch);
+    candidates = ref::select(scores.score.data(), int64_t(scores.score.size()), rerank == "0" ? budget : looked_at);
     std::vector<double> exact;
     for (int32_t t : candidates) exact.push_back(exact_score(f, h, t));
     const double max = *std::max_element(exact.begin(), exact.end()), scale = 1 / std::sqrt(double(head_dim));
@@ -551,7 +562,7 @@ struct ReferenceTiers {
         add_coded(candidates[i], weight, true);
       }
     }
-    const auto second = ref::select(scores.score.data(), int64_t(scores.score.size()), sketch - beyond);
+    const auto second = ref::select(scores.score.data(), int64_t(scores.score.size()), looked_at - int64_t(candidates.size()));
     for (int64_t t = 0; t < tokens; t++) {
       const double weight = gain * ref::weight(e, scores.score[t]);
       const bool levels = std::binary_search(second.begin(), second.end(), int32_t(t));
@@ -569,7 +580,7 @@ struct ReferenceTiers {
 TEST_P(StepTest, ThreeTiersAreWhatTheReferenceSays) {
   for (const char* estimator : {"dot", "manhattan"})
     for (int head_dim : {64, 80, 112, 256})
-      for (auto [sketch, tail, rerank] : {std::tuple{"200", "1", "auto"}, {"200", "0", "auto"}, {"200", "1", "0"}, {"0", "1", "0"}, {"150", "0", "1"}}) {
+      for (auto [sketch, tail, rerank] : {std::tuple{"200", "1", "auto"}, {"200", "0", "auto"}, {"900", "1", "auto"}, {"200", "1", "0"}, {"900", "0", "0"}, {"0", "1", "0"}, {"150", "0", "1"}}) {
         SCOPED_TRACE(::testing::Message() << estimator << ", head_dim " << head_dim << ", sketch " << sketch << ", tail " << tail
                                           << ", rerank " << rerank);
         Fixture f({.tokens = 1111, .q_heads = 3, .kv_heads = 1, .head_dim = head_dim,
@@ -581,12 +592,12 @@ TEST_P(StepTest, ThreeTiersAreWhatTheReferenceSays) {
         p.noise = noise.data();
         ASSERT_OK_STEP(f, p);
         const auto which = std::strcmp(estimator, "dot") == 0 ? Estimator::dot : Estimator::manhattan;
+        int64_t looked_at = 0;
         for (int h = 0; h < 3; h++) {
           const std::vector<int32_t> selected = f.selection(h);
           ASSERT_EQ(selected.size(), 50u);
-          const int64_t all = std::atoi(sketch);
-          const int64_t beyond = *rerank == '1' ? all : *rerank == '0' ? 0 : std::min<int64_t>(all, 256 * std::max(1.0, std::ceil(double(noise[h]))));
-          const ReferenceTiers expected(f, h, 1111, which, beyond, all, *tail == '1', selected);
+          const ReferenceTiers expected(f, h, 1111, which, rerank, double(noise[h]), std::atoi(sketch), *tail == '1', selected);
+          looked_at += expected.looked_at - 50;
           // Selected: candidates, the sinks among them, and no other candidate scores higher (but for the rounding of ranks).
           ASSERT_TRUE(std::includes(expected.candidates.begin(), expected.candidates.end(), selected.begin(), selected.end()));
           double lowest = INFINITY;
@@ -603,7 +614,7 @@ TEST_P(StepTest, ThreeTiersAreWhatTheReferenceSays) {
         }
         EXPECT_EQ(f.stats.heads_sparse, 3);
         EXPECT_EQ(f.stats.heads_reranked, *rerank == '0' ? 0 : 3);
-        EXPECT_EQ(f.stats.tokens_sketched, 3 * std::atoi(sketch));
+        EXPECT_EQ(f.stats.tokens_sketched, looked_at);
       }
 }
 

@@ -1,13 +1,15 @@
 // The policy adamas for one query head whose scores are estimated: budget, second tier and tail.
 //
-//   candidates   the top `budget` tokens by estimate, and when the head is re-ranked some more; their keys are read
+//   candidates   the tokens whose share of the softmax may be worth it, at least `budget` and at most `budget + sketch`: the top
+//                ones by estimate; their keys are read
 //   selected     of these the top `budget` by exact score: attention over K and V
-//   the others   exact weights, values through codes
-//   second tier  the next tokens by estimate: weights and values through codes
+//   second tier  the other candidates: exact weights, values through codes
 //   tail         the rest of every block: weights by estimate, at the block's mean value
 //
-// `sketch` counts the candidates that are not selected and the second tier together. In a block that also holds rows which this
-// row does not see (another sequence's, or later ones of its batch) every token is of the second tier: the mean is not its own.
+// A token is worth it when its share reaches worthwhile_share with its estimate one standard deviation too low. Without
+// re-ranking the candidates are the top `budget` by estimate alone, and the weights of the second tier are estimates as well.
+// In a block that also holds rows which this row does not see (another sequence's, or later ones of its batch) every token is of
+// the second tier: the mean is not its own.
 #pragma once
 
 #include "step/row.h"
@@ -22,9 +24,9 @@ double noise_of(const float* rotated, int head_dim, double mean_square_sigma, do
 
 // How many tokens `sketch` is, in a context of `visible`.
 int64_t sketch_tokens(const adamas_config& config, int64_t visible);
-// How many candidates a head reads beyond its budget. `auto`: 256 for every unit of noise, at least 256. A token's estimate is
-// off by sqrt(noise), so the noisier it is the farther down the true top tokens lie.
-int64_t candidates_beyond(const adamas_config& config, double noise, int64_t sketch);
+// What a token must weigh to be looked at. What is left out, each token below this share p and at its block's mean value, moves the
+// output by at most sqrt(p) = 1.7% of the values' deviation, whatever the context's length.
+inline constexpr double worthwhile_share = 3e-4;
 
 // Selects, attends and writes the head's state and plan.heads[h]; returns stale rows among those that it read. Marks the head
 // dense instead when min_mass cannot be reached with less than half of the tokens.
