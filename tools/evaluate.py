@@ -21,8 +21,8 @@ COMMAND = ROOT / "build/bin/adamas"
 CONTEXT = int(os.environ.get("ADAMAS_EVAL_CONTEXT", "8192"))
 RUNS = [  # model file, texts, further flags of `adamas eval perplexity`
     ("SmolLM2-135M-Instruct.Q4_1", ["kjv", "code", "manual", "german"], ["--policy", "full,adamas", "--budget", "64,128"]),
-    ("gemma-3-270m.Q4_K_M", ["kjv", "code", "manual"], ["--policy", "full,adamas", "--budget", "128"]),
-    ("Qwen2.5-Coder-0.5B-Instruct.Q4", ["kjv", "code"], ["--policy", "full,adamas", "--budget", "128"]),
+    ("gemma-3-270m.Q4_K_M", ["kjv", "code", "manual", "german"], ["--policy", "full,adamas", "--budget", "128"]),
+    ("Qwen2.5-Coder-0.5B-Instruct.Q4", ["kjv", "code", "manual", "german"], ["--policy", "full,adamas", "--budget", "128"]),
 ]
 
 

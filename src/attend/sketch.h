@@ -42,6 +42,13 @@ void weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
 void weigh_exact(const float* scores, float max, int64_t count, float* weights);
 void rank_exact(const float* scores, float max, int64_t count, int16_t* ranks);
 
+// Sums of two lists of weights over the tokens that have an estimate: those whose score is neither hidden nor always. All have
+// room for `count` to a multiple of 64.
+struct KnownSums {
+  float estimated, exact;
+};
+KnownSums sum_known(const int16_t* scores, const float* estimated, const float* exact, int64_t count);
+
 // out [head_dim] += sum of weights[i] times the levels of tokens[i], [count].
 void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out);
 // out [head_dim] += sum of weights[i] times the mean of blocks[i], [count].

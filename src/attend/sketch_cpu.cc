@@ -34,6 +34,12 @@ HWY_INLINE Floats FastExp(F32 d, Floats x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(n)));
 }
 
+// The lanes whose scores are estimates.
+HWY_INLINE hn::Mask<F32> AreEstimates(F32 d, hn::Vec<hn::RebindToSigned<F32>> scores) {
+  const hn::RebindToSigned<F32> di;
+  return hn::RebindMask(d, hn::And(hn::Gt(scores, hn::Set(di, hidden_score)), hn::Lt(scores, hn::Set(di, always_score))));
+}
+
 // The weights of one vector of scores.
 struct Weights {
   Floats unit, shift, cap, inverse_cap, max, highest;
@@ -57,8 +63,7 @@ struct Weights {
     const auto s = hn::PromoteTo(di, hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
     auto x = hn::MulAdd(hn::ConvertTo(d, s), unit, shift);
     if (capped) x = hn::Sub(hn::Mul(hn::Tanh(d, hn::Mul(x, inverse_cap)), cap), max);
-    const auto known = hn::And(hn::Gt(s, hn::Set(di, hidden_score)), hn::Lt(s, hn::Set(di, always_score)));
-    return hn::IfThenElseZero(hn::RebindMask(d, known), FastExp(d, hn::Min(x, highest)));
+    return hn::IfThenElseZero(AreEstimates(d, s), FastExp(d, hn::Min(x, highest)));
   }
 };
 
@@ -94,6 +99,20 @@ void RankExact(const float* scores, float max, int64_t count, int16_t* ranks) {
     const auto known = hn::IfThenElse(hn::Gt(below, lowest), below, lowest);  // false for NaN
     hn::StoreU(hn::DemoteTo(d16, hn::NearestInt(hn::Min(known, hn::Zero(d)))), d16, ranks + i);
   }
+}
+
+KnownSums SumKnown(const int16_t* scores, const float* estimated, const float* exact, int64_t count) {
+  const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto sum_estimated = hn::Zero(d), sum_exact = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += lanes) {
+    auto known = AreEstimates(d, hn::PromoteTo(di, hn::LoadU(hn::Rebind<int16_t, F32>(), scores + i)));
+    if (i + lanes > count) known = hn::And(known, hn::FirstN(d, static_cast<size_t>(count - i)));
+    sum_estimated = hn::Add(sum_estimated, hn::IfThenElseZero(known, hn::LoadU(d, estimated + i)));
+    sum_exact = hn::Add(sum_exact, hn::IfThenElseZero(known, hn::LoadU(d, exact + i)));
+  }
+  return {hn::GetLane(hn::SumOfLanes(d, sum_estimated)), hn::GetLane(hn::SumOfLanes(d, sum_exact))};
 }
 
 // The lanes whose bits are set, of 32 bits from bit `first` on.
@@ -195,6 +214,7 @@ HWY_EXPORT(Weigh);
 HWY_EXPORT(WeighBlocks);
 HWY_EXPORT(WeighExact);
 HWY_EXPORT(RankExact);
+HWY_EXPORT(SumKnown);
 HWY_EXPORT(AddLevels);
 HWY_EXPORT(AddMeans);
 
@@ -212,6 +232,10 @@ void weigh_exact(const float* scores, float max, int64_t count, float* weights) 
 
 void rank_exact(const float* scores, float max, int64_t count, int16_t* ranks) {
   HWY_DYNAMIC_DISPATCH(RankExact)(scores, max, count, ranks);
+}
+
+KnownSums sum_known(const int16_t* scores, const float* estimated, const float* exact, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(SumKnown)(scores, estimated, exact, count);
 }
 
 void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out) {

@@ -39,6 +39,21 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
   }
 }
 
+TEST_P(SketchTest, SumsTheWeightsOfTokensWithAnEstimate) {
+  std::vector<int16_t> scores(128, 5);
+  std::vector<float> estimated(128), exact(128);
+  double sum = 0, exact_sum = 0;
+  for (int i = 0; i < 128; i++) {
+    scores[i] = i % 5 == 0 ? hidden_score : i % 7 == 0 ? always_score : int16_t(i);
+    estimated[i] = 1.0f / float(i + 1);
+    exact[i] = float(i);
+    if (i < 77 && i % 5 != 0 && i % 7 != 0) sum += double(estimated[i]), exact_sum += double(exact[i]);
+  }
+  const KnownSums sums = sum_known(scores.data(), estimated.data(), exact.data(), 77);
+  EXPECT_NEAR(sums.estimated, sum, 1e-5);
+  EXPECT_NEAR(sums.exact, exact_sum, 1e-3);
+}
+
 TEST_P(SketchTest, WeighsAndRanksExactScores) {
   std::vector<float> scores{5, 4.9994f, 4.9996f, 0, -27.7f, -27.8f, -1000, -INFINITY, NAN, 4.5f};
   scores.resize(64, -INFINITY);

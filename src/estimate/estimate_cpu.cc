@@ -125,8 +125,8 @@ void ScanHeads(const Query* const* queries, int head_dim, const Codes& codes, co
     const Block block = codes.block(blocks[i]);
     const auto weight = hn::Set(di, weights[i]);
     // Between the planes of two blocks lie a centre and hashes, and a machine's own prefetcher stops there.
-    if (i + 1 < count) {
-      const auto* next = reinterpret_cast<const std::byte*>(codes.block(blocks[i + 1]).high);
+    if (i + 2 < count) {
+      const auto* next = reinterpret_cast<const std::byte*>(codes.block(blocks[i + 2]).high);
       for (size_t line = 0; line < codes.layout.centre_offset(); line += 64) hwy::Prefetch(next + line);
     }
     // Four vectors unrolled: the chains of dependent dot products of one vector would leave the units idle.

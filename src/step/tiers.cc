@@ -139,12 +139,7 @@ void choose_exactly(Row& row, int h, const Picked& picked, int64_t budget, HeadR
 // What turns estimated weights into those of the exact scores, relative to picked.max: the ratio of their sums over the candidates that
 // were picked by their estimate. The weights are in room.weights and room.scores.
 float measured_factor(const Weighed& weighed, const Picked& picked, HeadRoom& room) {
-  float exact = 0, estimated = 0;
-  for (int64_t i = 0; i < picked.candidates; i++) {
-    const bool counts = room.estimated[i] != always_score;
-    exact += counts ? room.scores[i] : 0;
-    estimated += counts ? room.weights[i] : 0;
-  }
+  const auto [estimated, exact] = sum_known(room.estimated.get(), room.weights.get(), room.scores.get(), picked.candidates);
   const float expected = std::exp(std::min(weighed.e.max - picked.max, highest_weight));
   const float factor = exact / estimated;
   return std::isfinite(factor) ? std::min(factor, highest_gain * expected) : expected;
@@ -178,13 +173,17 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
     room.listed[count] = token;
     room.weights[count++] = weight;
   };
-  for (int64_t i = 0; i < picked.candidates; i++) {
-    if (room.chosen[i]) continue;
-    rest += double(room.scores[i]);
-    added += double(room.scores[i]);
-    means[block_of(i)] += room.scores[i];
-    list(room.tokens[i], room.scores[i]);
+  float others = 0;
+  for (int64_t i = 0; i < picked.candidates; i++) {  // no branch: which are chosen is a coin toss
+    const float weight = room.chosen[i] ? 0.0f : room.scores[i];
+    others += weight;
+    means[block_of(i)] += weight;
+    room.listed[count] = room.tokens[i];
+    room.weights[count] = weight;
+    count += 1 - room.chosen[i];
   }
+  rest += double(others);
+  added += double(others);
   if (!add) return rest;
   for (int64_t i = picked.candidates; i < picked.all; i++) {
     if (tail && plan.is_mixed[block_of(i)]) continue;
