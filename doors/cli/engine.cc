@@ -14,6 +14,7 @@
 
 #include "failure.h"
 #include "gguf.h"
+#include "library.h"
 #include "paths.h"
 
 namespace cli {
@@ -37,29 +38,6 @@ void listen(ggml_log_level level, const char* text, void*) {
 std::string because() { return last_error().empty() ? "" : ": " + last_error(); }
 
 // ---- the libraries --------------------------------------------------------------------------------------------------
-
-class Library {
- public:
-  // In the engine's folder, else where the system looks.
-  explicit Library(const std::string& name) {
-    for (const fs::path& path : {engine_folder() / name, fs::path(name)})
-      if (handle_ == nullptr) handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (handle_ == nullptr)
-      throw Failure(exit_failed,
-                    fmt::format("the engine's library {} is not there, neither in {} nor where the system looks", name,
-                                engine_folder().string()));
-  }
-
-  template <class Function>
-  Function* get(const char* name) const {
-    void* address = dlsym(handle_, name);
-    if (address == nullptr) throw Failure(exit_failed, fmt::format("the engine's library has no {}", name));
-    return reinterpret_cast<Function*>(address);
-  }
-
- private:
-  void* handle_ = nullptr;
-};
 
 std::string file_of(const void* address) {
   Dl_info info;
@@ -149,7 +127,9 @@ std::vector<std::string> engine_files() {
           file_of(reinterpret_cast<void*>(engine().adamas_configure)), file_of(reinterpret_cast<void*>(adamas_step))};
 }
 
-void configure(const adamas_config& config) { adamas::detail::check(engine().adamas_configure(&config)); }
+void configure(const adamas_config& config, const std::string& layers) {
+  adamas::detail::check(engine().adamas_configure(&config, layers.empty() ? nullptr : layers.c_str()));
+}
 
 Observer::Observer(std::function<void(const adamas_observation&)> see) : see_(std::move(see)) {
   engine().adamas_observe(

@@ -29,8 +29,9 @@ std::string engine_version();
 // The files that the engine and the back end were loaded from.
 std::vector<std::string> engine_files();
 
-// The settings of every step from now on, in all contexts. A context keeps its codes while it sees the same settings.
-void configure(const adamas_config& config);
+// The settings of every step from now on, in all contexts, but for what the sections of a settings file say of their layers ("": no
+// file). A context keeps its codes while it sees the same settings.
+void configure(const adamas_config& config, const std::string& layers = {});
 
 // While this object lives, `see` is called after each attention that the back end computed.
 class Observer {

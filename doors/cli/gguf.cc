@@ -1,6 +1,5 @@
 #include "gguf.h"
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gguf.h>
@@ -16,6 +15,7 @@
 #include <filesystem>
 
 #include "failure.h"
+#include "library.h"
 #include "paths.h"
 
 namespace cli {
@@ -26,31 +26,8 @@ constexpr std::size_t longest_array = 512;
 
 // ---- the child: ggml's reader ------------------------------------------------------------------------------------
 
-// The functions of gguf.h, looked up in ggml's library: the command starts without it.
-class Reader {
- public:
-  Reader() {
-    for (const auto& name : ggml_library_names())
-      if (library_ == nullptr) library_ = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library_ == nullptr)
-      throw Failure(exit_failed, fmt::format("the engine's library libggml-base.so is not there, neither in {} nor where "
-                                             "the system looks; it holds the reader of models that `check` uses",
-                                             engine_folder().string()));
-  }
-
-  // call<decltype(gguf_free)>("gguf_free", file)
-  template <class Function, class... Arguments>
-  auto call(const char* name, Arguments... arguments) const {
-    const auto function = reinterpret_cast<Function*>(dlsym(library_, name));
-    if (function == nullptr) throw Failure(exit_failed, fmt::format("the engine's library has no {}", name));
-    return function(arguments...);
-  }
-
- private:
-  void* library_ = nullptr;
-};
-
-#define GGUF(function, ...) reader.call<decltype(function)>(#function, __VA_ARGS__)
+// A function of gguf.h in `library`, which is ggml's.
+#define GGUF(function, ...) library.get<decltype(function)>(#function)(__VA_ARGS__)
 
 template <class T>
 Json numbers(const void* data, std::size_t count) {
@@ -82,7 +59,7 @@ Json numbers(gguf_type type, const void* data, std::size_t count) {
   // clang-format on
 }
 
-Json value_of(const Reader& reader, const gguf_context* file, std::int64_t key) {
+Json value_of(const Library& library, const gguf_context* file, std::int64_t key) {
   const gguf_type type = GGUF(gguf_get_kv_type, file, key);
   if (type == GGUF_TYPE_STRING) return GGUF(gguf_get_val_str, file, key);
   if (type != GGUF_TYPE_ARRAY) {
@@ -97,13 +74,13 @@ Json value_of(const Reader& reader, const gguf_context* file, std::int64_t key) 
 // Everything the parent wants, as JSON. ggml's reader does not look at the tensors' data: whether the file is long
 // enough for them is seen here.
 Json describe(const std::string& path) {
-  const Reader reader;
+  const Library library("libggml-base.so", "; it holds the reader of models that `check` uses");
   gguf_context* file = GGUF(gguf_init_from_file, path.c_str(), gguf_init_params{.no_alloc = true, .ctx = nullptr});
   if (file == nullptr) return nullptr;
 
   Json values = Json::object(), tensors = Json::array();
   for (std::int64_t key = 0; key < GGUF(gguf_get_n_kv, file); ++key)
-    if (Json value = value_of(reader, file, key); !value.is_null()) values[GGUF(gguf_get_key, file, key)] = value;
+    if (Json value = value_of(library, file, key); !value.is_null()) values[GGUF(gguf_get_key, file, key)] = value;
 
   std::uint64_t end = GGUF(gguf_get_data_offset, file);
   const std::uint64_t start = end;

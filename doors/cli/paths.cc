@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "failure.h"
 
@@ -45,11 +46,6 @@ std::optional<fs::path> find_back_end() {
 }
 
 fs::path engine_folder() { return (own_folder() / "../llama/bin").lexically_normal(); }
-
-std::vector<fs::path> ggml_library_names() {
-  const fs::path engine = engine_folder();
-  return {engine / "libggml-base.so", engine / "libggml-base.so.0", "libggml-base.so", "libggml-base.so.0"};
-}
 
 fs::path find_tool(const std::string& name) {
   if (name.empty()) throw Failure(exit_not_found, "the tool's name is empty");

@@ -65,6 +65,7 @@ adamas::Config Settings::load() {
 
   config_ = adamas::Config::from_environment();
   config_.check();
+  if (const char* file = std::getenv(config_environment); file != nullptr && *file != '\0') file_ = adamas::Config{}.load(file);
   if (const char* device = std::getenv(device_environment)) adamas::force_device(device);
   return config_;
 }
@@ -72,12 +73,9 @@ adamas::Config Settings::load() {
 std::string Settings::source(const std::string& name, const std::string& environment) const {
   if (options_.at(name)->count() > 0) return "flag";
   if (std::getenv(environment.c_str()) != nullptr) return "environment";
-  const char* file = std::getenv(config_environment);
-  if (name != "device" && file != nullptr && *file != '\0' && config_.get(name) == adamas::Config{}.load(file).get(name) &&
-      config_.get(name) != adamas::Config{}.get(name))
-    return fmt::format("file {}", file);
-  if (name != "device" && config_.get(name) != adamas::Config{}.get(name)) return "preset " + config_.get("preset");
-  return "default";
+  if (name == "device" || config_.get(name) == adamas::Config{}.get(name)) return "default";
+  if (file_ && config_.get(name) == file_->get(name)) return fmt::format("file {}", std::getenv(config_environment));
+  return "preset " + config_.get("preset");
 }
 
 std::vector<ShownSetting> Settings::shown() const {

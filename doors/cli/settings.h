@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,7 @@ class Settings {
   std::map<std::string, std::string> flags_;  // by the setting's name; empty: not given
   std::map<std::string, CLI::Option*> options_;
   adamas::Config config_;
+  std::optional<adamas::Config> file_;  // the general lines of the settings file
 };
 
 }  // namespace cli

@@ -29,12 +29,14 @@ std::mutex layer_mutex;
 adamas_observer_fn observer = nullptr;
 void *observer_user = nullptr;
 
-adamas_status configure(const adamas_config *config) {
-  const adamas_status status = adamas_config_check(config);
+adamas_status configure(const adamas_config *config, const char *layers) {
+  adamas_status status = adamas_config_check(config);
+  adamas_config with_general_lines = *config;
+  if (status == ADAMAS_OK && layers != nullptr) status = adamas_config_load(&with_general_lines, layers, -1);  // is it whole?
   if (status != ADAMAS_OK) return status;
   const std::lock_guard lock(layer_mutex);
   settings = *config;
-  settings_file.clear();  // a program's settings are all there is
+  settings_file = layers != nullptr ? layers : "";  // a program's settings are all there is
   layer_settings.clear();
   return status;
 }

@@ -74,9 +74,9 @@ typedef enum adamas_rows_mode {
 } adamas_rows_mode;
 
 typedef enum adamas_rerank {
-  ADAMAS_RERANK_OFF = 0,
-  ADAMAS_RERANK_ON = 1,
-  ADAMAS_RERANK_AUTO = 2 /* where the noise of the estimate asks for it */
+  ADAMAS_RERANK_OFF = 0, /* the keys of the top `budget` by estimate are read, and no others */
+  ADAMAS_RERANK_ON = 1,  /* those of all `budget + sketch` */
+  ADAMAS_RERANK_AUTO = 2 /* of these those of the tokens whose share of the softmax may reach 0.0003 */
 } adamas_rerank;
 
 #define ADAMAS_SKETCH_AUTO (-1) /* max(1024, context / 16) tokens */
@@ -90,9 +90,9 @@ typedef struct adamas_config {
   int64_t budget;         /* tokens attended to per query head, 1 to 2^31 - 1; 128 */
   int64_t sinks;          /* first tokens, always attended to, inside the budget; 4 */
   int64_t recent;         /* most recent tokens, always attended to, inside the budget */
-  int64_t sketch;         /* tokens behind the budget that are read through their codes; ADAMAS_SKETCH_AUTO; 0: none */
+  int64_t sketch;         /* tokens behind the budget whose values are read through codes, at most; ADAMAS_SKETCH_AUTO; 0: none */
   int32_t tail;           /* 1: the rest of every block counts with its mean value */
-  int32_t rerank;         /* adamas_rerank: choose the budget again by exact scores of budget and sketch */
+  int32_t rerank;         /* adamas_rerank: whose keys are read, to choose the budget among them by exact scores */
   double max_noise;       /* a head whose estimate is noisier (variance of a score) is read densely; 0: never */
   double min_mass;        /* a head whose selection holds less of the softmax doubles its budget; 0: never */
   int64_t dense_layers;   /* layers [0, dense_layers) are dense; 0 */
@@ -224,8 +224,8 @@ typedef struct adamas_step_stats {
  *   out[b, r, h] = sum_t softmax_t(softcap(scale * q[b, r, h] . k[s, h / group, t]) + bias[b, r, h, t]) * v[s, h / group, t]
  * over the tokens t that row r may see and that the policy selects; s = sequences[b], group = q_heads / kv_heads,
  * softcap(x) = softcap * tanh(x / softcap) when softcap > 0, bias = slope[h] * mask[b, r, t].
- * With `sketch` and `tail` the other tokens count as well, through codes of K and V: their weights are estimated, corrected by the
- * factor that the tokens of known score show, their values are read from 2-bit codes or taken as their block's mean.
+ * With `sketch` and `tail` the other tokens count as well: those of known score with their weights, the rest with weights estimated from
+ * codes of K and corrected by the factor that the former show; their values are read from 2-bit codes or taken as their block's mean.
  * Rows that a step shows and that were never appended are encoded on sight. A row that may see at most `budget` tokens,
  * or fewer than `min_context`, is computed densely. A row that may see no token gives 0 and lse -inf. */
 typedef struct adamas_step_params {

@@ -1,9 +1,10 @@
-// Stage 5, for the tokens that are not read: their weights from the estimate, their values from codes.
+// Stage 5, for the tokens that are not selected: their values from codes, and where their keys were not read, their weights from the
+// estimate.
 //
 // With S the score of token t (estimate.h), u its unit and c_max its highest centre:
 //
 //   s^_t = softcap(scale (u S_t + c_max))              the estimate of s_t
-//   w_t  = gain exp(s^_t - max)                        max: of the scores that were computed exactly
+//   w_t  = exp(s_t - max), or gain exp(s^_t - max)     max: of the scores s that were computed exactly
 //
 //   second tier   + w_t v^_t      v^ = mean of its block + 0.498 sigma level(code), as codes.h makes them of V
 //   tail          + w_t mean      of its block, for every other token
@@ -29,10 +30,10 @@ struct Estimated {
   double unit;     // scale u
   double highest;  // scale c_max
   float softcap;   // 0: none
-  float max;       // the exponents' reference
+  float max;       // the exponents' reference: the highest estimate, until the gain is known
 };
 
-// w_t without the gain, of scores [count]; 0 where hidden. count: a multiple of 64.
+// exp(s^_t - max) of scores [count]; 0 where hidden or always, which are no estimates. count: a multiple of 64.
 void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights);
 // Their sums over blocks of 64: scores [blocks, 64], weights [blocks].
 void weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights);

@@ -45,7 +45,7 @@ struct alignas(64) Query {
   int16_t q16[max_head_dim];   // for centres
   int32_t q8_sum;              // dot: sum of q8
   float largest;               // m
-  float rms;                   // manhattan: of the rotated query
+  float rms;                   // of the rotated query
   double unit;                 // u
   double highest_centre;       // c_max
 };

@@ -15,24 +15,39 @@ HWY_BEFORE_NAMESPACE();
 namespace adamas {
 namespace HWY_NAMESPACE {
 
-// One block of N dimensions, kept in registers through all spans. A span below the vector's width pairs lanes i and i ^ span: the
-// lower lane becomes a + b and the upper one a - b, which is swapped(v) + (v with the upper lanes negated).
+// Lanes i and i ^ span change places.
+template <int span, class D, class V>
+HWY_INLINE V SwapLanes(D d, V v) {
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (span == 1) return hn::Shuffle2301(v);
+  if constexpr (span == 2) return hn::Shuffle1032(v);
+#endif
+  const hn::RebindToUnsigned<D> du;
+  return hn::TableLookupLanes(v, hn::IndicesFromVec(d, hn::Xor(hn::Iota(du, 0), hn::Set(du, static_cast<uint32_t>(span)))));
+}
+
+// A span below the vector's width pairs lanes i and i ^ span: the lower lane becomes a + b and the upper one a - b, which is v times 1
+// or -1, exactly, plus the other lane.
+template <int span, int vectors, class D, class V>
+HWY_INLINE void PairLanes(D d, V (&v)[vectors]) {
+  if constexpr (span < static_cast<int>(hn::MaxLanes(D()))) {
+    const hn::RebindToUnsigned<D> du;
+    const auto upper = hn::Ne(hn::And(hn::Iota(du, 0), hn::Set(du, static_cast<uint32_t>(span))), hn::Zero(du));
+    const auto sign = hn::IfThenElse(hn::RebindMask(d, upper), hn::Set(d, -1.0f), hn::Set(d, 1.0f));
+    for (int i = 0; i < vectors; i++) v[i] = hn::MulAdd(v[i], sign, SwapLanes<span>(d, v[i]));
+    PairLanes<2 * span>(d, v);
+  }
+}
+
+// One block of N dimensions, kept in registers through all spans.
 template <int N>
 HWY_INLINE void RotateBlock(float* HWY_RESTRICT block) {
   const hn::CappedTag<float, N> d;
-  const hn::RebindToUnsigned<decltype(d)> du;
   constexpr int lanes = static_cast<int>(hn::MaxLanes(d));
   constexpr int vectors = N / lanes;
   hn::Vec<decltype(d)> v[vectors];
   for (int i = 0; i < vectors; i++) v[i] = hn::LoadU(d, block + i * lanes);
-  const auto lane = hn::Iota(du, 0);
-  for (int span = 1; span < lanes; span *= 2) {
-    const auto bit = hn::Set(du, static_cast<uint32_t>(span));
-    const auto swap = hn::IndicesFromVec(d, hn::Xor(lane, bit));
-    const auto upper = hn::Ne(hn::And(lane, bit), hn::Zero(du));
-    const auto sign = hn::BitCast(d, hn::IfThenElseZero(upper, hn::Set(du, 0x80000000u)));
-    for (int i = 0; i < vectors; i++) v[i] = hn::Add(hn::TableLookupLanes(v[i], swap), hn::Xor(v[i], sign));
-  }
+  PairLanes<1>(d, v);
   for (int span = 1; span < vectors; span *= 2)
     for (int i = 0; i < vectors; i++) {
       if ((i & span) != 0) continue;

@@ -45,14 +45,14 @@ void prepare(Row& row, int h) {
     y[d] = std::isnan(x) ? 0.0f : std::clamp(x, -largest_key, largest_key);
   }
   rotate(y, row.head_dim());
+  const float threshold = coding_of(plan.config) == Coding::paper ? paper_threshold : 0.0f;
+  prepare_query(y, row.head_dim(), row.estimator(), threshold, plan.queries[h]);
   HeadReport& head = plan.heads[h];
-  head.noise = float(noise_of(y, row.head_dim(), plan.variance[g], row.scale(), row.estimator()));
+  head.noise = float(noise_of(plan.queries[h], row.head_dim(), plan.variance[g], row.scale(), row.estimator()));
   if (plan.config.max_noise > 0 && head.noise > plan.config.max_noise) {
     head.dense = head.guarded = true;
     return;
   }
-  const float threshold = coding_of(plan.config) == Coding::paper ? paper_threshold : 0.0f;
-  prepare_query(y, row.head_dim(), row.estimator(), threshold, plan.queries[h]);
   block_offsets(plan.queries[h], row.head_dim(), row.estimator(), row.cache.codes(row.sequence, g), plan.active.get(),
                 row.active, plan.reference[g], plan.centres.get() + h * plan.blocks, plan.offsets.get() + h * plan.blocks);
 }

@@ -217,9 +217,8 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
 
 }  // namespace
 
-double noise_of(const float* rotated, int head_dim, double mean_square_sigma, double scale, Estimator estimator) {
-  double squares = 0;
-  for (int d = 0; d < head_dim; d++) squares += double(rotated[d]) * rotated[d];
+double noise_of(const Query& query, int head_dim, double mean_square_sigma, double scale, Estimator estimator) {
+  const double squares = double(query.rms) * query.rms * head_dim;
   return (estimator == Estimator::dot ? distortion : manhattan_distortion) * squares * mean_square_sigma * scale * scale;
 }
 

@@ -20,12 +20,12 @@ namespace adamas {
 // estimator `manhattan` quantises the query as well and keeps only the distance: of a product of two Gaussians it explains
 // distance_weight^2 Var(L1 of a dimension) = 0.79^2 0.712 = 0.444.
 inline constexpr double manhattan_distortion = 0.556;
-double noise_of(const float* rotated, int head_dim, double mean_square_sigma, double scale, Estimator estimator);
+double noise_of(const Query& query, int head_dim, double mean_square_sigma, double scale, Estimator estimator);
 
 // How many tokens `sketch` is, in a context of `visible`.
 int64_t sketch_tokens(const adamas_config& config, int64_t visible);
 // What a token must weigh to be looked at. What is left out, each token below this share p and at its block's mean value, moves the
-// output by at most sqrt(p) = 1.7% of the values' deviation, whatever the context's length.
+// output by at most about sqrt(p) = 1.7% of the values' deviation, whatever the context's length.
 inline constexpr double worthwhile_share = 3e-4;
 
 // Selects, attends and writes the head's state and plan.heads[h]; returns stale rows among those that it read. Marks the head

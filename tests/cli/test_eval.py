@@ -78,7 +78,8 @@ class Usage(CommandTest):
             with self.subTest(arguments=arguments):
                 self.assert_fails(call("eval", "perplexity", "--model", "m", "--file", "t", *arguments), 2, *words)
         environment = clean_environment(ADAMAS_CONFIG="settings.txt")
-        self.assert_fails(call("eval", "passkey", "--model", "m", environment=environment), 2, "ADAMAS_CONFIG is settings.txt")
+        self.assert_fails(call("eval", "passkey", "--model", "m", environment=environment), 2, "settings.txt")
+        self.assert_fails(call("eval", "passkey", "--model", "m", "--settings", "none,other.txt"), 2, "other.txt")
         environment = clean_environment(ADAMAS_BUDGET="none")
         self.assert_fails(call("eval", "passkey", "--model", "m", environment=environment), 2, "none", "1 to 2147483647")
 

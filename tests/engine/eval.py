@@ -136,5 +136,11 @@ def recall():
     budget = next(row["value"] for row in json.loads(read.stdout)["settings"] if row["name"] == "budget")
     check(f"\nbudget = {budget}\n" in written, "the library reads it")
 
+    own = Path("own.txt")
+    own.write_text("budget = 16\n\n[layers 3,7]\nbudget = 48\n")
+    rows, _ = evaluate("recall", *arguments, "--settings", own)
+    read = {row["layer"]: row["tokens"] for row in rows}
+    check(read == {layer: 48 if layer in (3, 7) else 16 for layer in range(30)}, f"sections hold for their layers ({read})")
+
 
 globals()[sys.argv[1]]()

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <set>
 
 #include <adamas/adamas.hpp>
@@ -13,6 +15,10 @@
 
 namespace cli {
 namespace {
+
+// Beside the settings of the library, a list of settings files: general lines below flags and variables, sections above all.
+constexpr const char* file_flag = "settings";
+constexpr const char* no_file = "none";
 
 // `eval` decides which rows run sparse, and prints its own summary.
 bool is_ours(const std::string& name) { return name == "rows" || name == "stats"; }
@@ -35,6 +41,10 @@ using Values = std::map<std::string, std::string>;  // by the setting's name
 Case case_of(const Values& flags) {
   Case one{};
   adamas::detail::check(adamas_config_init(&one.config));
+  if (const auto file = flags.find(file_flag); file != flags.end() && file->second != no_file) {
+    one.file = file->second;
+    adamas::detail::check(adamas_config_load(&one.config, one.file.c_str(), -1));
+  }
   for (const adamas_setting& setting : adamas::settings()) {  // the preset comes first
     const auto flag = flags.find(setting.name);
     const char* variable = std::getenv(setting.environment);
@@ -43,7 +53,12 @@ Case case_of(const Values& flags) {
     adamas::detail::check(adamas_config_set(&one.config, setting.name, value.c_str()));
   }
   adamas::detail::check(adamas_config_check(&one.config));
-  if (one.full()) one.config = engine_only();  // nothing else matters to it
+  if (one.full()) {  // nothing else matters to it
+    one.config = engine_only();
+    one.file.clear();
+  }
+  one.config.rows = ADAMAS_ROWS_DECODE;  // whatever the file says
+  one.config.stats = 0;
 
   for (const adamas_setting& setting : adamas::settings()) {
     const std::string name = setting.name;
@@ -58,6 +73,7 @@ Case case_of(const Values& flags) {
     else
       one.others.emplace_back(name, value);
   }
+  if (!one.full()) one.others.emplace_back(file_flag, one.file.empty() ? no_file : one.file);
   return one;
 }
 
@@ -65,8 +81,8 @@ Case case_of(const Values& flags) {
 void combine(const std::map<std::string, std::vector<std::string>>& lists, std::size_t setting, Values& chosen,
              std::vector<Values>& all) {
   const auto settings = adamas::settings();
-  if (setting == settings.size()) return all.push_back(chosen);
-  const auto list = lists.find(settings[setting].name);
+  if (setting > settings.size()) return all.push_back(chosen);
+  const auto list = lists.find(setting < settings.size() ? settings[setting].name : file_flag);
   if (list == lists.end() || list->second.empty()) return combine(lists, setting + 1, chosen, all);
   for (const std::string& value : list->second) {
     chosen[list->first] = value;
@@ -81,6 +97,7 @@ bool Case::operator==(const Case& other) const { return words() == other.words()
 std::vector<std::string> Case::words() const {
   std::vector<std::string> words{policy, estimator, std::to_string(budget)};
   for (const auto& [name, value] : others) words.push_back(name + " " + value);
+  if (std::ifstream text(file); text) words.emplace_back(std::istreambuf_iterator<char>(text), std::istreambuf_iterator<char>());
   return words;
 }
 
@@ -118,6 +135,13 @@ CaseFlags::CaseFlags(CLI::App& command) {
           ->delimiter(',')
           ->allow_extra_args(false)
           ->group("Settings, each one value or a list: 32,64");
+  command
+      .add_option(flag_name(file_flag), values_[file_flag],
+                  "settings files, with sections for layers, as `adamas eval tune` writes them; none: without one (FILE | none)")
+      ->type_name("LIST")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->group("Settings, each one value or a list: 32,64");
   command.add_option("--device", device_, "what the kernels run with (auto | an instruction set)")
       ->type_name("VALUE")
       ->group("Settings, each one value or a list: 32,64");
@@ -131,9 +155,8 @@ std::vector<Case> CaseFlags::cases() const {
   if (const char* variable = std::getenv("ADAMAS_DEVICE"); !device_.empty() || variable != nullptr)
     adamas::force_device(device_.empty() ? variable : device_);
 
-  refuse_settings_file("eval");
-
   auto lists = values_;
+  if (const char* file = std::getenv("ADAMAS_CONFIG"); lists[file_flag].empty() && file != nullptr && *file != '\0') lists[file_flag] = {file};
   for (const adamas_setting& setting : adamas::settings())
     if (const auto list = defaults_.find(setting.name);
         list != defaults_.end() && lists[setting.name].empty() && std::getenv(setting.environment) == nullptr)

@@ -19,6 +19,7 @@ struct Case {
   std::string estimator;                                    // empty: the policy has none
   std::int64_t budget = 0;                                  // 0: the policy has none
   std::vector<std::pair<std::string, std::string>> others;  // the further settings that mean something to the policy
+  std::string file;                                         // settings file, whose sections hold for their layers; empty: none
 
   bool full() const { return config.policy == ADAMAS_POLICY_FULL; }
   std::vector<std::string> words() const;  // everything that tells it from another case
@@ -36,7 +37,7 @@ Json json_of(const Case& one, const std::vector<Case>& all);
 
 class CaseFlags {
  public:
-  // Adds --policy, --budget, --sketch, ... and --device: every setting of the library but those that `eval` sets itself.
+  // Adds --policy, --budget, --sketch, ..., --settings and --device: every setting of the library but those that `eval` sets itself.
   explicit CaseFlags(CLI::App& command);
 
   // What a setting is without a flag or a variable, instead of the library's own.

@@ -125,7 +125,7 @@ class Measurement {
  private:
   void read(std::span<const Token> tokens, bool scored) {
     counting_ = scored;
-    configure(cases_[current_].config);
+    configure(cases_[current_].config, cases_[current_].file);
     const auto begin = std::chrono::steady_clock::now();
     contexts_[current_]->decode(tokens, scored ? std::ssize(tokens) : 0);
     sums_[current_].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

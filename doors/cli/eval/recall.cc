@@ -59,7 +59,7 @@ void measure(const Case& one, Context& context, Token token, double enough, Laye
       for (std::size_t i = 0; i < std::size(measures); ++i) heads[head][i].add(truths[head].*measures[i]);
   });
   const std::int64_t length = context.length();
-  configure(one.config);
+  configure(one.config, one.file);
   context.decode({&token, 1}, 1);
   context.cut(length);
 }

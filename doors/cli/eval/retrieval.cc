@@ -166,7 +166,7 @@ class Reader {
   }
 
   std::string decode(const Case& one, std::span<const Token> asked) {
-    configure(one.config);
+    configure(one.config, one.file);
     for (const Token token : asked) context_.decode({&token, 1}, 1);
     Tokens answer;
     while (std::ssize(answer) < answer_tokens) {
