@@ -73,7 +73,6 @@ Case case_of(const Values& flags) {
     else
       one.others.emplace_back(name, value);
   }
-  if (!one.full()) one.others.emplace_back(file_flag, one.file.empty() ? no_file : one.file);
   return one;
 }
 
@@ -97,6 +96,7 @@ bool Case::operator==(const Case& other) const { return words() == other.words()
 std::vector<std::string> Case::words() const {
   std::vector<std::string> words{policy, estimator, std::to_string(budget)};
   for (const auto& [name, value] : others) words.push_back(name + " " + value);
+  words.push_back(file);
   if (std::ifstream text(file); text) words.emplace_back(std::istreambuf_iterator<char>(text), std::istreambuf_iterator<char>());
   return words;
 }
@@ -112,12 +112,17 @@ std::string label_of(const Case& one, const std::vector<Case>& all) {
     });
     if (tells_apart) label += fmt::format("{}{}={}", label.empty() ? "" : " ", setting.first, setting.second);
   }
+  const bool file_tells_apart =
+      std::any_of(all.begin(), all.end(), [&](const Case& other) { return !other.full() && other.file != one.file; });
+  if (file_tells_apart && !one.full())
+    label += fmt::format("{}{}={}", label.empty() ? "" : " ", file_flag, one.file.empty() ? no_file : one.file);
   return label;
 }
 
 Json json_of(const Case& one, const std::vector<Case>& all) {
   Json others = Json::object();
   for (const auto& [name, value] : one.others) others[name] = value;
+  if (!one.file.empty()) others[file_flag] = one.file;
   const std::string label = label_of(one, all);
   return {{"policy", one.policy},
           {"estimator", one.estimator.empty() ? Json(nullptr) : Json(one.estimator)},
