@@ -47,7 +47,10 @@ class Report(BrowserTest):
         self.assertIn("ratio (to dense): 1.", self.browser.wait("!tip.hidden && tip.textContent"))
         self.browser.press("Escape")
         self.browser.wait("tip.hidden")
-        self.browser.script("document.querySelector('#passkey svg').focus()")
+        # Scrolling hides the tip, a frame later: only then are keys pressed.
+        self.browser.script("document.querySelector('#passkey svg').focus(); window.settled = false;"
+                            "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => { window.settled = true; }, 50)))")
+        self.browser.wait("window.settled")
         self.browser.press("Right")
         first = self.browser.wait("!tip.hidden && tip.textContent")
         self.browser.press("Down")
