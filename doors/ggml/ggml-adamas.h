@@ -9,10 +9,10 @@
 extern "C" {
 #endif
 
-/* "adamas_configure": the settings from now on, for all layers but those that the sections of the settings file `layers` name (NULL:
- * none; a settings file of the environment is forgotten). The engine reuses a
- * graph together with what its first settings claimed of it: run with LLAMA_GRAPH_REUSE_DISABLE=1. A context must be decoded with the settings that it began with, or its codes are
- * made anew: set them before each llama_decode when contexts of different settings take turns. */
+/* "adamas_configure": the settings from now on, and for the layers that sections of the settings file `layers` name, what these say (NULL:
+ * no file; one of the environment is forgotten). The engine reuses a graph together with what its first settings claimed of it: run with
+ * LLAMA_GRAPH_REUSE_DISABLE=1. A context must be decoded with the settings that it began with, or its codes are made anew: set them before
+ * each llama_decode when contexts of different settings take turns. */
 typedef adamas_status (*adamas_configure_fn)(const adamas_config *config, const char *layers);
 
 /* "adamas_observe": `observer` is called after each attention node that was computed here, on the thread that computed it; NULL

@@ -51,6 +51,7 @@ HWY_INLINE void SumLanesOfFour(Floats a, Floats b, Floats c, Floats e, float* ou
 #endif
 }
 
+// To the second cache: the rows of a tile and the next are more lines than the first one can wait for.
 HWY_INLINE void PrefetchRow(const Rows& rows, int64_t token, int64_t bytes) {
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(rows.row(token) + line, 0, 2);
 }

@@ -146,9 +146,8 @@ int64_t attend_sparse(Row& row, int threads) {
     for (int64_t i = 0; i < kv_heads * pieces; i++)
       estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
 #pragma omp for schedule(dynamic)  // heads differ in how many tokens they look at; small work comes last
-    for (int i = 0; i < q_heads + kv_heads; i++) {
-      const int h = i;
-      if (h >= q_heads) {
+    for (int h = 0; h < q_heads + kv_heads; h++) {
+      if (h >= q_heads) {  // not a head: a KV head's rows to check
         if (!plan.checked.empty()) stale += row.count_stale(h - q_heads, plan.checked.data(), int64_t(plan.checked.size()));
         continue;
       }

@@ -41,6 +41,7 @@ void turn_to_check(Row& row) {
   Plan& plan = row.plan;
   int64_t& next = row.cache.next_checked;
   plan.checked.clear();
+  if (row.p.verify == 0) return;
   for (int64_t i = 0; i < std::min(row.p.verify_rows, row.tokens); i++, next++) {
     if (next >= row.tokens) next = 0;
     const int64_t b = next / block_tokens;
@@ -129,9 +130,10 @@ Status step(Plan& plan, Cache& cache, const adamas_step_params& params) {
       const bool dense = always_dense || row.visible <= plan.config.budget || row.visible < plan.config.min_context;
       std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{.dense = dense});
       if (!dense) {
-        if (coded) stats.blocks_encoded += encode_changed(row, params.threads);
-        plan.checked.clear();
-        if (coded && params.verify != 0) turn_to_check(row);
+        if (coded) {
+          stats.blocks_encoded += encode_changed(row, params.threads);
+          turn_to_check(row);
+        }
         const int64_t stale = attend_sparse(row, params.threads);
         if (stale > 0) {  // keys changed behind our back: codes anew, and once more
           cache.invalidate();

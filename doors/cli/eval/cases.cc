@@ -44,6 +44,8 @@ Case case_of(const Values& flags) {
   if (const auto file = flags.find(file_flag); file != flags.end() && file->second != no_file) {
     one.file = file->second;
     adamas::detail::check(adamas_config_load(&one.config, one.file.c_str(), -1));
+    std::ifstream text(one.file);
+    one.file_text.assign(std::istreambuf_iterator<char>(text), std::istreambuf_iterator<char>());
   }
   for (const adamas_setting& setting : adamas::settings()) {  // the preset comes first
     const auto flag = flags.find(setting.name);
@@ -56,6 +58,7 @@ Case case_of(const Values& flags) {
   if (one.full()) {  // nothing else matters to it
     one.config = engine_only();
     one.file.clear();
+    one.file_text.clear();
   }
   one.config.rows = ADAMAS_ROWS_DECODE;  // whatever the file says
   one.config.stats = 0;
@@ -96,8 +99,7 @@ bool Case::operator==(const Case& other) const { return words() == other.words()
 std::vector<std::string> Case::words() const {
   std::vector<std::string> words{policy, estimator, std::to_string(budget)};
   for (const auto& [name, value] : others) words.push_back(name + " " + value);
-  words.push_back(file);
-  if (std::ifstream text(file); text) words.emplace_back(std::istreambuf_iterator<char>(text), std::istreambuf_iterator<char>());
+  words.insert(words.end(), {file, file_text});
   return words;
 }
 
@@ -105,17 +107,19 @@ Case full_case() { return case_of({{"policy", "full"}}); }
 
 std::string label_of(const Case& one, const std::vector<Case>& all) {
   std::string label;
+  const auto tell = [&](const std::string& name, const std::string& value) {
+    label += fmt::format("{}{}={}", label.empty() ? "" : " ", name, value);
+  };
   for (const auto& setting : one.others) {
     const bool tells_apart = std::any_of(all.begin(), all.end(), [&](const Case& other) {
       return other.policy == one.policy &&
              std::find(other.others.begin(), other.others.end(), setting) == other.others.end();
     });
-    if (tells_apart) label += fmt::format("{}{}={}", label.empty() ? "" : " ", setting.first, setting.second);
+    if (tells_apart) tell(setting.first, setting.second);
   }
   const bool file_tells_apart =
       std::any_of(all.begin(), all.end(), [&](const Case& other) { return !other.full() && other.file != one.file; });
-  if (file_tells_apart && !one.full())
-    label += fmt::format("{}{}={}", label.empty() ? "" : " ", file_flag, one.file.empty() ? no_file : one.file);
+  if (file_tells_apart && !one.full()) tell(file_flag, one.file.empty() ? no_file : one.file);
   return label;
 }
 
@@ -132,24 +136,18 @@ Json json_of(const Case& one, const std::vector<Case>& all) {
 }
 
 CaseFlags::CaseFlags(CLI::App& command) {
+  constexpr const char* group = "Settings, each one value or a list: 32,64";
+  const auto add_list = [&](const std::string& name, const std::string& meaning) {
+    command.add_option(flag_name(name), values_[name], meaning)
+        ->type_name("LIST")
+        ->delimiter(',')
+        ->allow_extra_args(false)
+        ->group(group);
+  };
   for (const adamas_setting& setting : adamas::settings())
-    if (!is_ours(setting.name))
-      command
-          .add_option(flag_name(setting.name), values_[setting.name], fmt::format("{} ({})", setting.meaning, setting.range))
-          ->type_name("LIST")
-          ->delimiter(',')
-          ->allow_extra_args(false)
-          ->group("Settings, each one value or a list: 32,64");
-  command
-      .add_option(flag_name(file_flag), values_[file_flag],
-                  "settings files, with sections for layers, as `adamas eval tune` writes them; none: without one (FILE | none)")
-      ->type_name("LIST")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->group("Settings, each one value or a list: 32,64");
-  command.add_option("--device", device_, "what the kernels run with (auto | an instruction set)")
-      ->type_name("VALUE")
-      ->group("Settings, each one value or a list: 32,64");
+    if (!is_ours(setting.name)) add_list(setting.name, fmt::format("{} ({})", setting.meaning, setting.range));
+  add_list(file_flag, "settings files, with sections for layers, as `adamas eval tune` writes them; none: without one (FILE | none)");
+  command.add_option("--device", device_, "what the kernels run with (auto | an instruction set)")->type_name("VALUE")->group(group);
 }
 
 void CaseFlags::set_default(const std::string& setting, const std::vector<std::string>& values) {
