@@ -75,6 +75,9 @@ struct Engine {
   FUNCTION(llama, llama_model_meta_val_str);
   FUNCTION(llama, llama_model_n_ctx_train);
   FUNCTION(llama, llama_model_n_layer);
+  FUNCTION(llama, llama_state_seq_get_data);
+  FUNCTION(llama, llama_state_seq_get_size);
+  FUNCTION(llama, llama_state_seq_set_data);
   FUNCTION(llama, llama_token_to_piece);
   FUNCTION(llama, llama_tokenize);
   FUNCTION(llama, llama_version);
@@ -274,6 +277,15 @@ void Context::cut(std::int64_t length) {
 void Context::clear() {
   engine().llama_memory_clear(engine().llama_get_memory(context_.get()), true);
   length_ = 0;
+}
+
+void Context::copy(const Context& other) {
+  clear();
+  std::vector<std::uint8_t> state(engine().llama_state_seq_get_size(other.context_.get(), 0));
+  const std::size_t size = engine().llama_state_seq_get_data(other.context_.get(), state.data(), state.size(), 0);
+  if (size == 0 || engine().llama_state_seq_set_data(context_.get(), state.data(), size, 0) == 0)
+    throw Failure(exit_failed, fmt::format("the engine cannot copy a sequence of {} tokens{}", other.length_, because()));
+  length_ = other.length_;
 }
 
 }  // namespace cli

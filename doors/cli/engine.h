@@ -98,6 +98,7 @@ class Context {
 
   void cut(std::int64_t length);  // later tokens are forgotten
   void clear();
+  void copy(const Context& other);  // what another one has read, of the same model and size
 
  private:
   struct Free {

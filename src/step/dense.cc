@@ -12,9 +12,8 @@ void attend_dense(Row& row, int threads) {
   Plan& plan = row.plan;
   const int kv_heads = plan.params.kv_heads, q_heads = plan.params.q_heads, group = row.group();
   const int64_t blocks = blocks_of(row.tokens);
-  // Enough parts that all threads have work, none shorter than four blocks.
-  const int64_t wanted = (2 * threads + kv_heads - 1) / kv_heads;
-  const int parts = int(std::clamp<int64_t>(std::min(wanted, blocks / 4), 1, plan.splits));
+  // Parts of eight blocks and more: the same for any number of threads, and so the same bits.
+  const int parts = int(std::clamp<int64_t>(blocks / 8, 1, plan.splits));
   const int64_t per_part = (blocks + parts - 1) / parts;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {

@@ -11,18 +11,13 @@
 namespace adamas {
 namespace {
 
-// Stages 1 and 2 of what changed since the last step. Returns blocks x kv_heads encoded.
+// Stages 1 and 2 of what changed since the last step in blocks of plan.seen. Returns blocks x kv_heads encoded.
 int64_t encode_changed(Row& row, int threads) {
   Plan& plan = row.plan;
   const int kv_heads = plan.params.kv_heads;
   int64_t count = 0;
-  row.mixed = 0;
-  for (int64_t i = 0; i < row.active; i++) {
-    const int32_t b = plan.active[i];
-    if (row.cache.needs_codes(row.sequence, b, plan.visible[b])) plan.unencoded[count++] = b;
-    plan.is_mixed[i] = row.cache.live(row.sequence, b) != plan.visible[b];
-    row.mixed += plan.is_mixed[i];
-  }
+  for (int64_t b = 0; b < plan.blocks; b++)
+    if (plan.seen[b] != 0 && row.cache.needs_codes(row.sequence, b, plan.seen[b])) plan.unencoded[count++] = int32_t(b);
   const int kinds = row.cache.has_values() ? 2 : 1;
   const int64_t work = count * kv_heads * kinds;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && work > 1)
@@ -36,18 +31,58 @@ int64_t encode_changed(Row& row, int threads) {
   return count * kv_heads;
 }
 
-// The next `verify_rows` live rows in turn, whose hashes are to be checked: plan.checked.
+// Active blocks that hold live rows which this row does not see.
+void find_mixed(Row& row) {
+  Plan& plan = row.plan;
+  row.mixed = 0;
+  for (int64_t i = 0; i < row.active; i++) {
+    const int32_t b = plan.active[i];
+    plan.is_mixed[i] = row.cache.live(row.sequence, b) != plan.visible[b];
+    row.mixed += plan.is_mixed[i];
+  }
+}
+
+// The next live rows in turn, `verify_rows` for every row of the step, whose hashes are to be checked: plan.checked.
 void turn_to_check(Row& row) {
   Plan& plan = row.plan;
   int64_t& next = row.cache.next_checked;
   plan.checked.clear();
   if (row.p.verify == 0) return;
-  for (int64_t i = 0; i < std::min(row.p.verify_rows, row.tokens); i++, next++) {
+  const int64_t wanted = std::min(row.p.verify_rows, row.tokens) * row.p.rows;
+  for (int64_t i = 0; i < std::min(wanted, row.tokens); i++, next++) {
     if (next >= row.tokens) next = 0;
     const int64_t b = next / block_tokens;
     if (!row.cache.keys_marked(row.sequence, b) && row.cache.live(row.sequence, b) >> next % block_tokens & 1)
       plan.checked.push_back(int32_t(next));
   }
+}
+
+// How many rows of plan.checked are not those that their codes were made from.
+int64_t check_turn(const Row& row) {
+  const std::vector<int32_t>& checked = row.plan.checked;
+  const int64_t parts = (int64_t(checked.size()) + block_tokens - 1) / block_tokens, kv_heads = row.plan.params.kv_heads;
+  int64_t stale = 0;
+#pragma omp parallel for num_threads(row.p.threads) schedule(static) reduction(+ : stale) if (row.p.threads > 1)
+  for (int64_t i = 0; i < parts * kv_heads; i++) {
+    const int64_t first = i / kv_heads * block_tokens;
+    stale += row.count_stale(int(i % kv_heads), checked.data() + first, std::min<int64_t>(block_tokens, int64_t(checked.size()) - first));
+  }
+  return stale;
+}
+
+void add(const adamas_step_stats& counted, adamas_step_stats& stats) {
+  stats.rows_sparse += counted.rows_sparse;
+  stats.rows_dense += counted.rows_dense;
+  stats.tokens_visible += counted.tokens_visible;
+  stats.tokens_selected += counted.tokens_selected;
+  stats.tokens_sketched += counted.tokens_sketched;
+  stats.heads_sparse += counted.heads_sparse;
+  stats.heads_guarded += counted.heads_guarded;
+  stats.heads_widened += counted.heads_widened;
+  stats.heads_reranked += counted.heads_reranked;
+  stats.mass += counted.mass;
+  stats.blocks_encoded += counted.blocks_encoded;
+  stats.rows_stale += counted.rows_stale;
 }
 
 // The row's heads in the totals of the step.
@@ -72,6 +107,105 @@ void count_heads(const Row& row, adamas_step_stats& stats) {
   }
 }
 
+bool is_dense(const Row& row) {
+  const adamas_config& config = row.plan.config;
+  return config.policy == ADAMAS_POLICY_FULL || row.cache.params.layer < config.dense_layers ||
+         row.visible <= config.budget || row.visible < config.min_context;
+}
+
+bool is_coded(const Plan& plan) {
+  return plan.config.policy == ADAMAS_POLICY_ADAMAS || plan.config.policy == ADAMAS_POLICY_QUEST;
+}
+
+// Attention of one row that was looked at. Returns how many stale rows it read.
+int64_t attend(Row& row, int threads) {
+  Plan& plan = row.plan;
+  const bool dense = is_dense(row);
+  std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{.dense = dense});
+  int64_t stale = 0;
+  if (!dense) {
+    if (is_coded(plan)) find_mixed(row);
+    stale = attend_sparse(row, threads);
+  }
+  if (std::any_of(plan.heads.begin(), plan.heads.end(), [](const HeadReport& head) { return head.dense; })) attend_dense(row, threads);
+  return stale;
+}
+
+constexpr int64_t rows_of_a_thread = 4;  // from so many on, threads take whole rows; fewer share each row
+
+// Every row of a sequence, the last one in the plan itself, which has looked at it. Returns how many stale rows they read.
+int64_t attend_rows(Row& last, adamas_step_stats& stats) {
+  Plan& plan = last.plan;
+  const int64_t others = last.p.rows - 1;
+  const int threads = last.p.threads;
+  int64_t stale = 0;
+  const auto attend_row = [&](Plan& room, int64_t r, int sharing, adamas_step_stats& counted) {
+    Row row{room, last.cache, last.p, last.batch, r, last.sequence};
+    look(row);
+    const int64_t found = attend(row, sharing);
+    count_heads(row, counted);
+    return found;
+  };
+  if (threads > 1 && others >= rows_of_a_thread * threads) {
+    while (int(plan.row_plans.size()) < threads) plan.row_plans.push_back(std::make_unique<Plan>(plan.config, plan.for_one_thread()));
+#pragma omp parallel num_threads(threads) reduction(+ : stale)
+    {
+      adamas_step_stats counted{};
+#pragma omp for schedule(dynamic) nowait
+      for (int64_t r = 0; r < others; r++) stale += attend_row(*plan.row_plans[omp_get_thread_num()], r, 1, counted);
+#pragma omp critical
+      add(counted, stats);
+    }
+  } else {
+    for (int64_t r = 0; r < others; r++) stale += attend_row(plan, r, threads, stats);
+  }
+  if (others > 0) look(last);
+  stale += attend(last, threads);
+  count_heads(last, stats);
+  return stale;
+}
+
+void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64_t b, adamas_step_stats& stats) {
+  const int64_t sequence = params.sequences != nullptr ? params.sequences[b] : b;
+  std::fill_n(plan.seen.get(), plan.blocks, uint64_t{0});
+  const auto see = [&](Row& row) {
+    look(row);
+    for (int64_t i = 0; i < row.active && !is_dense(row); i++) plan.seen[plan.active[i]] |= plan.visible[plan.active[i]];
+  };
+  for (int64_t r = 0; r + 1 < params.rows; r++) {
+    Row row{plan, cache, params, b, r, sequence};
+    see(row);
+  }
+  Row last{plan, cache, params, b, params.rows - 1, sequence};
+  see(last);
+  plan.last_tokens = last.tokens;
+  plan.checked.clear();
+  if (is_coded(plan)) {
+    stats.blocks_encoded += encode_changed(last, params.threads);
+    turn_to_check(last);
+  }
+  const auto mend = [&](int64_t stale) {  // keys changed behind our back: codes anew
+    cache.invalidate();
+    stats.blocks_encoded += encode_changed(last, params.threads);
+    stats.rows_stale += stale;
+    plan.checked.clear();
+  };
+  adamas_step_stats counted{};
+  if (int64_t(plan.checked.size()) == last.tokens && params.rows > 1) {  // the turn takes all of them: once, before the rows
+    if (const int64_t stale = check_turn(last)) mend(stale);
+    plan.checked.clear();
+    adamas_step_params unverified = params;
+    unverified.verify = 0;
+    Row row{plan, cache, unverified, b, params.rows - 1, sequence};
+    attend_rows(row, counted);
+  } else if (const int64_t stale = attend_rows(last, counted)) {  // once more
+    mend(stale);
+    counted = {};
+    attend_rows(last, counted);
+  }
+  add(counted, stats);
+}
+
 }  // namespace
 
 HeadRoom::HeadRoom(int64_t blocks, int head_dim)
@@ -86,12 +220,12 @@ HeadRoom::HeadRoom(int64_t blocks, int head_dim)
 Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
     : config(config), params(params), blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))),
       room(config.min_mass > 0 ? blocks * block_tokens
-                               : std::min(std::max<int64_t>(config.budget, quest_page), blocks * block_tokens)),
-      splits(2 * params.max_threads) {
+                               : std::min(std::max<int64_t>(config.budget, quest_page), blocks * block_tokens)) {
   const int64_t q_heads = params.q_heads, threads = params.max_threads;
   visible = make_array<uint64_t>(blocks);
   active = make_array<int32_t>(blocks);
   is_mixed = make_array<uint8_t>(blocks);
+  seen = make_array<uint64_t>(blocks);
   unencoded = make_array<int32_t>(blocks);
   bias = make_array<float>(blocks * block_tokens);
   queries = make_array<Query>(q_heads);
@@ -119,34 +253,7 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
 
 Status step(Plan& plan, Cache& cache, const adamas_step_params& params) {
   adamas_step_stats stats{};
-  const bool always_dense =
-      plan.config.policy == ADAMAS_POLICY_FULL || cache.params.layer < plan.config.dense_layers;
-  const bool coded = plan.config.policy == ADAMAS_POLICY_ADAMAS || plan.config.policy == ADAMAS_POLICY_QUEST;
-  for (int64_t b = 0; b < params.batch; b++) {
-    for (int64_t r = 0; r < params.rows; r++) {
-      Row row{plan, cache, params, b, r, params.sequences != nullptr ? params.sequences[b] : b};
-      look(row);
-      plan.last_tokens = row.tokens;
-      const bool dense = always_dense || row.visible <= plan.config.budget || row.visible < plan.config.min_context;
-      std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{.dense = dense});
-      if (!dense) {
-        if (coded) {
-          stats.blocks_encoded += encode_changed(row, params.threads);
-          turn_to_check(row);
-        }
-        const int64_t stale = attend_sparse(row, params.threads);
-        if (stale > 0) {  // keys changed behind our back: codes anew, and once more
-          cache.invalidate();
-          stats.blocks_encoded += encode_changed(row, params.threads);
-          attend_sparse(row, params.threads);
-          stats.rows_stale += stale;
-        }
-      }
-      const auto is_dense = [](const HeadReport& head) { return head.dense; };
-      if (std::any_of(plan.heads.begin(), plan.heads.end(), is_dense)) attend_dense(row, params.threads);
-      count_heads(row, stats);
-    }
-  }
+  for (int64_t b = 0; b < params.batch; b++) step_rows(plan, cache, params, b, stats);
   if (params.stats != nullptr) *params.stats = stats;
   return {};
 }

@@ -1,6 +1,7 @@
 // One attention step: queries in, attention over the selected tokens out.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "attend/softmax_state.h"
@@ -39,7 +40,7 @@ struct HeadReport {
   bool reranked = false;
 };
 
-// Everything that a step writes besides its output, sized once; the step itself allocates nothing.
+// Everything that a step writes besides its output, sized once; the step itself allocates nothing, but for the first one of many rows.
 struct Plan {
   Plan(const adamas_config& config, const adamas_plan_params& params);
 
@@ -47,12 +48,13 @@ struct Plan {
   const adamas_plan_params params;
   const int64_t blocks;   // of the longest context
   const int64_t room;     // of a selection
-  const int splits;       // parts that a dense step is split into, at most
+  static constexpr int splits = 32;  // parts that a dense step is split into, at most
 
   // What the row at hand sees.
   Array<uint64_t> visible;   // [blocks]
   Array<int32_t> active;     // [blocks] blocks with a visible token, ascending
   Array<uint8_t> is_mixed;   // [blocks] of the active ones: has live rows that are not visible
+  Array<uint64_t> seen;      // [blocks] what any sparse row of the sequence sees
   Array<int32_t> unencoded;  // [blocks]
   Array<float> bias;         // [blocks * 64]
 
@@ -74,6 +76,13 @@ struct Plan {
   Array<float> encode_room;     // [threads, 64, head_dim]
   Array<float> outs;            // [q_heads, splits, head_dim]
   std::vector<SoftmaxState> states;  // [q_heads, splits]
+
+  std::vector<std::unique_ptr<Plan>> row_plans;  // [threads] of one thread each, which takes whole rows; made when there are many
+  adamas_plan_params for_one_thread() const {
+    adamas_plan_params one = params;
+    one.max_threads = 1;
+    return one;
+  }
 
   int64_t last_tokens = 0;   // of the last row, for adamas_selection
 };

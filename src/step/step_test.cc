@@ -366,20 +366,72 @@ TEST_P(StepTest, CodesAreTheSameHoweverTheRowsCame) {
 }
 
 TEST_P(StepTest, ThreadsDoNotChangeABit) {
-  std::vector<float> outs[3];
-  std::vector<int32_t> selections[3];
-  for (int i = 0; i < 3; i++) {
-    Fixture f({.tokens = 1500, .threads = 1 + 2 * i});
-    adamas_step_params p = f.params(1, 1);
-    const int64_t length = 1500;
-    p.lengths = &length;
-    ASSERT_OK_STEP(f, p);
-    outs[i] = f.out;
-    selections[i] = f.selection(5);
-  }
-  EXPECT_EQ(outs[0], outs[1]);
-  EXPECT_EQ(outs[0], outs[2]);
-  EXPECT_EQ(selections[0], selections[2]);
+  for (const char* policy : {"adamas", "full", "quest"})
+    for (int64_t rows : {1, 30}) {  // threads share the one, and take whole rows of the many
+      std::vector<float> outs[3];
+      std::vector<int32_t> selections[3];
+      for (int i = 0; i < 3; i++) {
+        Fixture f({.tokens = 1500, .settings = {{"min_context", "0"}, {"policy", policy}}, .threads = 1 + 2 * i});
+        adamas_step_params p = f.params(1, rows);
+        const int64_t length = 1500;
+        p.lengths = &length;
+        p.causal = 1;
+        ASSERT_OK_STEP(f, p);
+        outs[i] = f.out;
+        selections[i] = f.selection(5);
+      }
+      EXPECT_EQ(outs[0], outs[1]) << policy << ", " << rows << " rows";
+      EXPECT_EQ(outs[0], outs[2]) << policy << ", " << rows << " rows";
+      EXPECT_EQ(selections[0], selections[2]) << policy << ", " << rows << " rows";
+    }
+}
+
+TEST_P(StepTest, ManyRowsAreEachAsOneAlone) {
+  constexpr int64_t rows = 40;
+  Fixture f({.sequences = 2, .tokens = 1500});
+  f.append_all();
+  adamas_step_params p = f.params(2, rows);
+  p.causal = 1;
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_sparse, 2 * rows);
+  const auto together = f.out;
+  const auto last = f.selection(3);
+  const adamas_step_stats all = f.stats;
+  int64_t selected = 0;
+  for (int64_t b = 0; b < 2; b++)
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t length = 1500 - rows + r + 1;
+      adamas_step_params one = p;
+      one.batch = one.rows = 1;
+      one.sequences = &b;
+      one.lengths = &length;
+      one.q = f.q.data() + (b * rows + r) * f.setup.q_heads * f.setup.head_dim;
+      one.out = f.out.data() + (b * rows + r) * f.setup.q_heads * f.setup.head_dim;
+      ASSERT_OK_STEP(f, one);
+      selected += f.stats.tokens_selected;
+    }
+  EXPECT_EQ(f.out, together);
+  EXPECT_EQ(f.selection(3), last);
+  EXPECT_EQ(all.tokens_selected, selected);
+}
+
+TEST_P(StepTest, AKeyThatChangedUnseenIsFoundByManyRows) {
+  Fixture f({.tokens = 1500});
+  f.append_all();
+  adamas_step_params p = f.params(1, 30);
+  p.causal = 1;
+  p.verify = 1;
+  p.verify_rows = 50;  // 30 times 50: all of them
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_stale, 0);
+  for (int d = 0; d < f.setup.head_dim; d++) f.k.set(0, 700, 1, d, d % 2 ? 3.0f : -3.0f);
+  ASSERT_OK_STEP(f, p);
+  EXPECT_GT(f.stats.rows_stale, 0);
+  EXPECT_EQ(f.stats.rows_sparse, 30);
+  const auto mended = f.out;
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_stale, 0);
+  EXPECT_EQ(f.out, mended);
 }
 
 TEST_P(StepTest, AllocatesNothing) {

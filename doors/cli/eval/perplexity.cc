@@ -2,7 +2,8 @@
 //
 // All cases read the same tokens in lockstep, each in a context of its own, batch after batch, `full` first: while its
 // logits of a batch are at hand, every other case is compared with it token by token. So the differences are paired, and the
-// error of a ratio is that of their mean and not that of two perplexities.
+// error of a ratio is that of their mean and not that of two perplexities. The first tokens, which the engine alone reads in every
+// case (min_context), are read once.
 //
 // A window is as llama-perplexity has it: `context` tokens of the text, the first replaced by the token that the model wants
 // before a text, if it wants one; tokens behind `score_from` are scored.
@@ -13,6 +14,8 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+
+#include <adamas/adamas.hpp>
 
 #include "options.h"
 #include "progress.h"
@@ -86,6 +89,8 @@ std::int64_t rows_with_logits(const LoadedModel& model) {
   return std::clamp<std::int64_t>(fitting / 64 * 64, 64, 512);
 }
 
+constexpr std::int64_t batch = 512;
+
 class Measurement {
  public:
   Measurement(const LoadedModel& model, const EvalOptions& options, const PerplexityOptions& what)
@@ -93,11 +98,14 @@ class Measurement {
         cases_(options.cases),
         what_(what),
         rows_(rows_with_logits(model)),
+        threads_(options.threads),
         observer_([this](const adamas_observation& observation) { see(observation); }) {
     for (std::size_t i = 0; i < cases_.size(); ++i)
       contexts_.push_back(std::make_unique<Context>(
-          model, ContextParams{.tokens = what.context, .batch = 512, .outputs = rows_, .threads = options.threads}));
+          model, ContextParams{.tokens = what.context, .batch = batch, .outputs = rows_, .threads = options.threads}));
     for (Case& one : cases_) one.config.rows = ADAMAS_ROWS_ALL;
+    alike_ = what.score_from;
+    for (const Case& one : cases_) alike_ = std::min(alike_, left_to_engine(one) / 256 * 256);  // as the engine rounds a context
   }
 
   std::vector<Sums> window(std::span<const Token> text, Progress& progress, const std::string& doing) {
@@ -108,10 +116,20 @@ class Measurement {
 
     // The last token predicts nothing that is in the window.
     const std::int64_t end = what_.context - 1;
-    for (std::int64_t first = 0; first < end;) {
+    const auto read_alike = std::chrono::steady_clock::now();
+    current_ = 0;
+    for (std::int64_t first = 0; first < alike_; first += batch) {
+      const std::int64_t size = std::min(batch, alike_ - first);
+      read(std::span(tokens).subspan(first, size), false);
+      progress.advance(static_cast<double>(size * std::ssize(cases_)), doing);
+    }
+    for (std::size_t i = 1; i < contexts_.size() && alike_ > 0; ++i) {
+      contexts_[i]->copy(*contexts_[0]);
+      sums_[i].seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - read_alike).count();  // it needs them as well
+    }
+    for (std::int64_t first = alike_; first < end;) {
       const bool scored = first >= what_.score_from;
-      const std::int64_t size =
-          scored ? std::min(rows_, end - first) : std::min<std::int64_t>(512, what_.score_from - first);
+      const std::int64_t size = scored ? std::min(rows_, end - first) : std::min(batch, what_.score_from - first);
       for (current_ = 0; current_ < cases_.size(); ++current_) {
         read(std::span(tokens).subspan(first, size), scored);
         if (scored) score(std::span(tokens).subspan(first + 1, size));
@@ -123,6 +141,18 @@ class Measurement {
   }
 
  private:
+  // In contexts of so many tokens, no attention is ours, in any layer.
+  std::int64_t left_to_engine(const Case& one) const {
+    if (one.full()) return what_.context;
+    std::int64_t least = one.config.min_context;
+    for (std::int32_t layer = 0; layer < model_.layers() && !one.file.empty(); ++layer) {
+      adamas_config config = one.config;
+      adamas::detail::check(adamas_config_load(&config, one.file.c_str(), layer));
+      least = std::min(least, config.min_context);
+    }
+    return std::max<std::int64_t>(0, least - 1);
+  }
+
   void read(std::span<const Token> tokens, bool scored) {
     counting_ = scored;
     configure(cases_[current_].config, cases_[current_].file);
@@ -133,23 +163,29 @@ class Measurement {
 
   // `targets`: the tokens that came after those of the batch.
   void score(std::span<const Token> targets) {
-    Sums& sums = sums_[current_];
-    if (current_ == 0) full_.clear();
-    for (std::int64_t row = 0; row < std::ssize(targets); ++row) {
-      const auto token = static_cast<std::size_t>(targets[row]);
-      const auto logits = contexts_[current_]->logits(row);
-      const Prediction prediction = prediction_of(logits);
-      if (current_ == 0) full_.push_back(prediction);
-      const auto full_logits = contexts_[0]->logits(row);
-      const double loss = -prediction.log_probability(logits[token]);
-      const double difference = loss + full_[row].log_probability(full_logits[token]);
-      sums.scored += 1;
-      sums.loss += loss;
-      sums.difference += difference;
-      sums.difference_squared += difference * difference;
-      sums.kl += current_ == 0 ? 0 : divergence(full_logits, full_[row], logits, prediction);
-      sums.same_top += prediction.top == full_[row].top;
+    const auto rows = std::ssize(targets);
+    if (current_ == 0) full_.resize(targets.size());
+    std::vector<std::span<const float>> logits, full_logits;  // the engine answers one at a time
+    for (std::int64_t row = 0; row < rows; ++row) {
+      logits.push_back(contexts_[current_]->logits(row));
+      full_logits.push_back(contexts_[0]->logits(row));
     }
+    std::vector<Sums> of_row(targets.size());
+#pragma omp parallel for num_threads(threads_) schedule(static)
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const auto row = static_cast<std::size_t>(i);
+      const auto token = static_cast<std::size_t>(targets[row]);
+      const Prediction prediction = prediction_of(logits[row]);
+      if (current_ == 0) full_[row] = prediction;
+      Sums& sums = of_row[row];
+      sums.scored = 1;
+      sums.loss = -prediction.log_probability(logits[row][token]);
+      sums.difference = sums.loss + full_[row].log_probability(full_logits[row][token]);
+      sums.difference_squared = sums.difference * sums.difference;
+      sums.kl = current_ == 0 ? 0 : divergence(full_logits[row], full_[row], logits[row], prediction);
+      sums.same_top = prediction.top == full_[row].top;
+    }
+    for (const Sums& sums : of_row) sums_[current_].add(sums);
   }
 
   void see(const adamas_observation& observation) {
@@ -169,6 +205,8 @@ class Measurement {
   std::vector<Case> cases_;
   const PerplexityOptions& what_;
   const std::int64_t rows_;
+  const int threads_;
+  std::int64_t alike_ = 0;  // first tokens that are read alike in every case
   std::vector<std::unique_ptr<Context>> contexts_;
   std::vector<Sums> sums_;        // of this window, by case
   std::vector<Prediction> full_;  // of this batch, by row
