@@ -33,6 +33,15 @@ int64_t index_at(const ggml_tensor *indices, int64_t i) {
   return index;
 }
 
+// K or V of every stream of a cache.
+adamas_rows rows_of(const CacheTensor &cache, Heads heads) {
+  const ggml_tensor *root = cache.root;
+  adamas_dtype dtype = ADAMAS_F32;
+  dtype_of(root->type, dtype);
+  return {root->data, dtype, static_cast<int64_t>(root->nb[2]), heads.head_dim * static_cast<int64_t>(root->nb[0]),
+          static_cast<int64_t>(root->nb[1])};
+}
+
 // ALiBi as ggml defines it: a geometric series over the largest power of two of heads, the rest from the one twice as
 // fine, at its odd places.
 void alibi_slopes(int64_t heads, float max_bias, std::vector<float> &slopes) {
@@ -69,22 +78,39 @@ enum ggml_status Compute::set_rows(const ggml_tensor *node) {
   for (int64_t i = 0; i < count; ++i)
     store_row(reinterpret_cast<const float *>(static_cast<const char *>(w.rows->data) + static_cast<size_t>(i) * w.rows->nb[1]),
               static_cast<char *>(node->data) + static_cast<size_t>(index_at(w.indices, i)) * node->nb[1], dtype, node->ne[0]);
-  if (!w.cache.keys) return GGML_STATUS_SUCCESS;
-
-  wrote(w.cache, this);
-  const auto codes = codes_.find(w.cache.root->data);
-  if (codes == codes_.end() || codes->second.capacity != w.cache.capacity() || codes->second.streams != w.cache.streams())
-    return GGML_STATUS_SUCCESS;  // the first sparse step encodes what it sees
+  if (w.cache.keys) wrote(w.cache, this);
+  Codes *codes = written_codes(w);
+  if (!codes) return GGML_STATUS_SUCCESS;  // the first sparse step encodes what it sees
+  const bool encode = !w.cache.keys;       // K and V of a batch are both there
+  const adamas_rows values = rows_of(w.cache, codes->heads);
   const int64_t capacity = w.cache.capacity();
   for (int64_t i = 0; i < count;) {
     const int64_t first = index_at(w.indices, i);
     int64_t run = 1;
     while (i + run < count && index_at(w.indices, i + run) == first + run && (first + run) % capacity != 0) ++run;
-    if (adamas_append(codes->second.cache.get(), first / capacity, first % capacity, run, nullptr, nullptr) != ADAMAS_OK)
+    if (adamas_append(codes->cache.get(), first / capacity, first % capacity, run, encode ? &codes->keys : nullptr,
+                      encode ? &values : nullptr) != ADAMAS_OK)
       return fail(node, adamas_last_error());
     i += run;
   }
   return GGML_STATUS_SUCCESS;
+}
+
+// The codes that a write of keys makes stale, or that a write of values completes: codes of batches are made when the values come.
+// NULL: there are none.
+Compute::Codes *Compute::written_codes(const Write &w) {
+  const bool batch = w.indices->ne[0] >= encoded_rows;
+  if (batch && w.cache.keys) {
+    settle();
+    const int32_t policy = config_of(w.cache.layer).policy;
+    const std::optional<Heads> heads = heads_of(w.cache);
+    if (heads && (policy == ADAMAS_POLICY_ADAMAS || policy == ADAMAS_POLICY_QUEST)) return codes_for(w.cache, *heads);
+  }
+  if (!batch && !w.cache.keys) return nullptr;
+  const auto known = codes_.find(w.cache.keys ? w.cache.root->data : keys_beside(w.cache));
+  const bool same = known != codes_.end() && known->second.cache && known->second.capacity == w.cache.capacity() &&
+                    known->second.streams == w.cache.streams();
+  return same ? &known->second : nullptr;
 }
 
 void Compute::settle() {
@@ -94,12 +120,12 @@ void Compute::settle() {
   config_ = config();
 }
 
-adamas_cache *Compute::codes_for(const Attention &a) {
-  const ggml_tensor *root = a.cache.root;
+Compute::Codes *Compute::codes_for(const CacheTensor &of, Heads heads) {
+  const ggml_tensor *root = of.root;
   Codes &codes = codes_[root->data];
-  const uint64_t changes = changes_of(a.cache);
-  if (codes.cache && codes.type == root->type && codes.head_dim == a.head_dim && codes.kv_heads == a.kv_heads &&
-      codes.capacity == a.cache.capacity() && codes.streams == a.cache.streams() && codes.layer == a.cache.layer) {
+  const uint64_t changes = changes_of(of);
+  if (codes.cache && codes.type == root->type && codes.heads == heads && codes.capacity == of.capacity() &&
+      codes.streams == of.streams() && codes.layer == of.layer) {
     // Forgotten and not only invalidated: rows that the change left behind, hidden by the mask, must not live on in the
     // centre of a block. What the step shows is encoded on sight.
     if (codes.changes != changes) {
@@ -107,20 +133,20 @@ adamas_cache *Compute::codes_for(const Attention &a) {
       codes.changes = changes;
       note_forgotten();
     }
-    return codes.cache.get();
+    return &codes;
   }
   const adamas_cache_params params{.struct_size = sizeof(adamas_cache_params),
-                                   .layer = a.cache.layer,
-                                   .kv_heads = static_cast<int32_t>(a.kv_heads),
-                                   .head_dim = static_cast<int32_t>(a.head_dim),
-                                   .sequences = a.cache.streams(),
-                                   .capacity = a.cache.capacity()};
+                                   .layer = of.layer,
+                                   .kv_heads = static_cast<int32_t>(heads.kv_heads),
+                                   .head_dim = static_cast<int32_t>(heads.head_dim),
+                                   .sequences = of.streams(),
+                                   .capacity = of.capacity()};
   adamas_cache *cache = nullptr;
   codes.cache.reset();
-  if (adamas_cache_create(&config_of(a.cache.layer), &params, &cache) != ADAMAS_OK) return nullptr;
-  codes = {std::unique_ptr<adamas_cache, CacheDeleter>(cache), root->type, a.head_dim, a.kv_heads, a.cache.capacity(),
-           a.cache.streams(), a.cache.layer, changes};
-  return cache;
+  if (adamas_cache_create(&config_of(of.layer), &params, &cache) != ADAMAS_OK) return nullptr;
+  codes = {std::unique_ptr<adamas_cache, CacheDeleter>(cache), rows_of(of, heads), root->type, heads, of.capacity(), of.streams(),
+           of.layer, changes};
+  return &codes;
 }
 
 adamas_plan *Compute::plan_for(const Attention &a) {
@@ -162,7 +188,8 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
     return fail(node, "K is not where its cache says");
 
   settle();
-  adamas_cache *cache = codes_for(a);
+  const Codes *codes = codes_for(a.cache, {a.head_dim, a.kv_heads});
+  adamas_cache *cache = codes ? codes->cache.get() : nullptr;
   adamas_plan *plan = cache ? plan_for(a) : nullptr;
   if (!plan) return fail(node, adamas_last_error());
 

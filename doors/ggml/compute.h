@@ -29,8 +29,10 @@ class Compute {
  private:
   struct Codes {  // of one K tensor, for as long as it looks the same
     std::unique_ptr<adamas_cache, CacheDeleter> cache;
+    adamas_rows keys;
     enum ggml_type type;
-    int64_t head_dim, kv_heads, capacity, streams;
+    Heads heads;
+    int64_t capacity, streams;
     int32_t layer;
     uint64_t changes;
   };
@@ -43,7 +45,8 @@ class Compute {
   };
 
   void settle();  // codes and plans of other settings are dropped
-  adamas_cache *codes_for(const Attention &a);
+  Codes *codes_for(const CacheTensor &cache, Heads heads);
+  Codes *written_codes(const Write &write);
   adamas_plan *plan_for(const Attention &a);
   enum ggml_status fail(const ggml_tensor *node, const std::string &why);
 

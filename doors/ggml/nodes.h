@@ -40,6 +40,12 @@ struct CacheTensor {
 // The cache that `tensor` is, or is a view of.
 CacheTensor cache_of(const ggml_tensor *tensor);
 
+// How a row of a cache divides.
+struct Heads {
+  int64_t head_dim, kv_heads;
+  bool operator==(const Heads &) const = default;
+};
+
 // FLASH_ATTN_EXT: q [batch, q_heads, rows, head_dim], k and v [batch, kv_heads, n_kv, head_dim],
 // mask [batch or 1, 1, rows or more, n_kv], out [batch, rows, q_heads, head_dim].
 struct Attention {

@@ -19,7 +19,8 @@ struct Known {
 
   const void *keys = nullptr;    // of a V cache: the data of the K cache beside it
   int64_t n_kv = 0;              // cells in view of the graph that is being built, or of the one before
-  bool served = false;           // its attention is of a kind that we compute
+  bool served = false;           // its attention is of a kind that we compute, with these heads
+  Heads heads{};
   bool grew = false;             // a graph over less than the whole capacity was seen
   bool writes_followed = false;  // SET_ROWS of the graph that is being built is ours
   uint64_t changes = 1;
@@ -131,6 +132,7 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
   if (!k) return false;
   if (a.cache.layer < config().dense_layers) return note_left(Reason::dense_layer), false;
   k->served = true;
+  k->heads = {a.head_dim, a.kv_heads};
   if (const CacheTensor values = cache_of(a.v); values && !values.keys)
     if (Known *v = know(w, values)) v->keys = a.cache.root->data;
   k = know(w, a.cache);  // the line above may have moved it
@@ -143,7 +145,8 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
 }
 
 // Writes are ours when the attention that reads them will be, so that one split of the graph holds K, V and attention,
-// and a short context has no split at all. Row by row it makes no difference who stores them.
+// and decoding in a short context has no split at all. Of a prompt they are ours from the start: it is encoded while it is read.
+// Row by row it makes no difference who stores them.
 bool claims_write(Watch &w, const ggml_tensor *node) {
   Write write;
   const bool readable = read_write(node, write);
@@ -152,7 +155,8 @@ bool claims_write(Watch &w, const ggml_tensor *node) {
   Known *known = know(w, cache);
   if (!known) return false;
   if (cache.keys) {
-    known->writes_followed = readable && known->served && known->n_kv > 0 && long_enough(cache.layer, known->n_kv);
+    known->writes_followed = readable && known->served && known->n_kv > 0 &&
+                             (long_enough(cache.layer, known->n_kv) || write.rows->ne[1] >= encoded_rows);
     if (!known->writes_followed) ++known->changes;
     return known->writes_followed;
   }
@@ -202,6 +206,20 @@ bool claims(const ggml_tensor *node) {
         }
       return false;
   }
+}
+
+std::optional<Heads> heads_of(const CacheTensor &cache) {
+  Watch &w = watch();
+  const std::lock_guard lock(w.mutex);
+  const Known *known = know(w, cache);
+  return known && known->served ? std::optional(known->heads) : std::nullopt;
+}
+
+const void *keys_beside(const CacheTensor &values) {
+  Watch &w = watch();
+  const std::lock_guard lock(w.mutex);
+  const Known *known = know(w, values);
+  return known ? known->keys : nullptr;
 }
 
 uint64_t changes_of(const CacheTensor &cache) {
