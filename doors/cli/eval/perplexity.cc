@@ -2,8 +2,8 @@
 //
 // All cases read the same tokens in lockstep, each in a context of its own, batch after batch, `full` first: while its
 // logits of a batch are at hand, every other case is compared with it token by token. So the differences are paired, and the
-// error of a ratio is that of their mean and not that of two perplexities. The first tokens, which the engine alone reads in every
-// case (min_context), are read once.
+// error of a ratio is that of their mean and not that of two perplexities. The first tokens, whose attention is dense
+// in every case (min_context), are read once.
 //
 // A window is as llama-perplexity has it: `context` tokens of the text, the first replaced by the token that the model wants
 // before a text, if it wants one; tokens behind `score_from` are scored.
@@ -105,7 +105,7 @@ class Measurement {
           model, ContextParams{.tokens = what.context, .batch = batch, .outputs = rows_, .threads = options.threads}));
     for (Case& one : cases_) one.config.rows = ADAMAS_ROWS_ALL;
     alike_ = what.score_from;
-    for (const Case& one : cases_) alike_ = std::min(alike_, left_to_engine(one) / 256 * 256);  // as the engine rounds a context
+    for (const Case& one : cases_) alike_ = std::min(alike_, dense_rows(one) / ADAMAS_BLOCK_TOKENS * ADAMAS_BLOCK_TOKENS);
   }
 
   std::vector<Sums> window(std::span<const Token> text, Progress& progress, const std::string& doing) {
@@ -141,8 +141,8 @@ class Measurement {
   }
 
  private:
-  // In contexts of so many tokens, no attention is ours, in any layer.
-  std::int64_t left_to_engine(const Case& one) const {
+  // So many first rows are dense in every layer.
+  std::int64_t dense_rows(const Case& one) const {
     if (one.full()) return what_.context;
     std::int64_t least = one.config.min_context;
     for (std::int32_t layer = 0; layer < model_.layers() && !one.file.empty(); ++layer) {
