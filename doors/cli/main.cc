@@ -8,7 +8,9 @@
 #include <filesystem>
 #include <memory>
 #include <system_error>
+#include <thread>
 
+#include "bench.h"
 #include "commands.h"
 #include "eval/eval.h"
 #include "output.h"
@@ -33,6 +35,11 @@ Reads TEXT and the question as a chat message, answers greedily with sparse atte
 of one file that shows what every word of the answer was read from, by layer and head.
 )";
 
+constexpr const char* bench_details = R"(
+Runs llama-bench at each depth, without the back end and with each setting in turn, and prints tokens a
+second of decoding and the ratio. A list of values of a setting is so many cases.
+)";
+
 constexpr const char* settings_details = R"(
 Every setting is also a variable: --budget 64 is ADAMAS_BUDGET=64. A flag wins over the variable.
 )";
@@ -51,6 +58,7 @@ class Help : public CLI::Formatter {
     if (name == "eval") return "Usage: adamas eval KIND --model MODEL.gguf ... [SETTINGS]\n";
     if (app->get_parent() != nullptr && app->get_parent()->get_name() == "eval")
       return "Usage: adamas eval " + name + " --model MODEL.gguf [OPTIONS] [SETTINGS]\n";
+    if (name == "bench") return "Usage: adamas bench --model MODEL.gguf [OPTIONS] [SETTINGS]\n";
     if (name == "check") return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n";
     if (name == "explain")
       return "Usage: adamas explain [SETTINGS] --model MODEL.gguf --file TEXT --ask QUESTION --html OUT [OPTIONS]\n";
@@ -146,6 +154,25 @@ int dispatch(int argc, char** argv) {
       ->type_name("N");
   check_command->add_flag("--json", check_options.json, "Print JSON");
 
+  CLI::App* bench_command = add_command("bench", "Measure how fast a model decodes, over the depth of the context", bench_details);
+  BenchOptions bench_options;
+  bench_options.threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 512u));
+  const auto bench_number = [&](const char* flag, auto& value, std::int64_t largest, const char* meaning) {
+    bench_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
+  };
+  bench_command->add_option("--model", bench_options.model, "A model in the GGUF format")->type_name("MODEL.gguf");
+  bench_command->add_option("--depth", bench_options.depths, "Tokens of context at which is measured (0,512,8192)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{2147483647}).description(""))
+      ->type_name("LIST");
+  bench_number("--tokens", bench_options.tokens, 1000000, "Tokens decoded at each (64)");
+  bench_number("--repeat", bench_options.repeat, 1000, "Runs of each, whose median counts (1)");
+  bench_number("--threads", bench_options.threads, 512, "Threads of the engine; without it, one for each processor");
+  bench_command->add_flag("--json", bench_options.json, "Print JSON");
+  bench_command->add_option("--plot", bench_options.plot, "Draw tokens a second over depth")->type_name("OUT.svg");
+  CaseFlags bench_cases(*bench_command);
+
   CLI::App* eval_command = add_command("eval", "Measure what each setting costs a model, and what it reads", "");
   Eval eval(*eval_command, settings_details + std::string(exit_codes));
 
@@ -193,8 +220,9 @@ int dispatch(int argc, char** argv) {
   if (command == info_command) return info(info_settings, info_options);
   if (command == check_command) return check(check_settings, check_options);
   if (command == explain_command) return explain(explain_settings, explain_options);
+  if (command == bench_command) return bench(bench_options, bench_cases.cases());
   if (command == eval_command) return eval.run({argv, argv + argc});
-  throw Failure(exit_usage, "a command is missing: run, info, check, eval or explain; `adamas --help` explains them");
+  throw Failure(exit_usage, "a command is missing: run, info, check, bench, eval or explain; `adamas --help` explains them");
 }
 
 int complain(const std::string& sentence, int code) {

@@ -20,9 +20,6 @@ namespace {
 constexpr const char* file_flag = "settings";
 constexpr const char* no_file = "none";
 
-// `eval` decides which rows run sparse, and prints its own summary.
-bool is_ours(const std::string& name) { return name == "rows" || name == "stats"; }
-
 // The settings that the policy reads. Those of the estimate mean nothing without one.
 bool matters(std::int32_t policy, const std::string& name) {
   static const std::set<std::string> without_estimate{"policy", "budget", "sinks", "recent", "dense_layers", "min_context"};
@@ -50,7 +47,7 @@ Case case_of(const Values& flags) {
   for (const adamas_setting& setting : adamas::settings()) {  // the preset comes first
     const auto flag = flags.find(setting.name);
     const char* variable = std::getenv(setting.environment);
-    if (is_ours(setting.name) || (flag == flags.end() && variable == nullptr)) continue;
+    if (!is_of_case(setting.name) || (flag == flags.end() && variable == nullptr)) continue;
     const std::string value = flag != flags.end() ? flag->second : variable;
     adamas::detail::check(adamas_config_set(&one.config, setting.name, value.c_str()));
   }
@@ -65,7 +62,7 @@ Case case_of(const Values& flags) {
 
   for (const adamas_setting& setting : adamas::settings()) {
     const std::string name = setting.name;
-    if (is_ours(name) || !matters(one.config.policy, name)) continue;
+    if (!is_of_case(name) || !matters(one.config.policy, name)) continue;
     const std::string value = value_of(one.config, name);
     if (name == "policy")
       one.policy = value;
@@ -93,6 +90,8 @@ void combine(const std::map<std::string, std::vector<std::string>>& lists, std::
 }
 
 }  // namespace
+
+bool is_of_case(const std::string& setting) { return setting != "rows" && setting != "stats"; }
 
 bool Case::operator==(const Case& other) const { return words() == other.words(); }
 
@@ -145,7 +144,7 @@ CaseFlags::CaseFlags(CLI::App& command) {
         ->group(group);
   };
   for (const adamas_setting& setting : adamas::settings())
-    if (!is_ours(setting.name)) add_list(setting.name, fmt::format("{} ({})", setting.meaning, setting.range));
+    if (is_of_case(setting.name)) add_list(setting.name, fmt::format("{} ({})", setting.meaning, setting.range));
   add_list(file_flag, "settings files, with sections for layers, as `adamas eval tune` writes them; none: without one (FILE | none)");
   command.add_option("--device", device_, "what the kernels run with (auto | an instruction set)")->type_name("VALUE")->group(group);
 }

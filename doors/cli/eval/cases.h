@@ -26,6 +26,9 @@ struct Case {
   bool operator==(const Case& other) const;
 };
 
+// Not `rows` and `stats`: the commands decide which rows run sparse, and print their own summaries.
+bool is_of_case(const std::string& setting);
+
 // The engine's own dense attention.
 Case full_case();
 
@@ -37,7 +40,7 @@ Json json_of(const Case& one, const std::vector<Case>& all);
 
 class CaseFlags {
  public:
-  // Adds --policy, --budget, --sketch, ..., --settings and --device: every setting of the library but those that `eval` sets itself.
+  // Adds --policy, --budget, --sketch, ..., --settings and --device: every setting that a case has.
   explicit CaseFlags(CLI::App& command);
 
   // What a setting is without a flag or a variable, instead of the library's own.
