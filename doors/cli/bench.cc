@@ -12,7 +12,6 @@
 #include <cctype>
 #include <cerrno>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -71,10 +70,11 @@ std::string output_of(std::vector<std::string> command, std::vector<std::string>
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
+  const std::string words = last_line(text_of(err.get()));
   if (status != 0)
     throw Failure(exit_failed, fmt::format("{} {} {}{}", command[0], WIFSIGNALED(status) ? "was ended by signal" : "failed with exit code",
                                            WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
-                                           text_of(err.get()).empty() ? "" : ": " + last_line(text_of(err.get()))));
+                                           words.empty() ? "" : ": " + words));
   return text_of(out.get());
 }
 
@@ -94,7 +94,7 @@ std::vector<std::string> environment_of(const Case& one, const std::string& back
     adamas::detail::check(adamas_config_get(&one.config, setting.name, value, sizeof value));
     variables.push_back(fmt::format("{}={}", setting.environment, value));
   }
-  if (const char* device = std::getenv("ADAMAS_DEVICE")) variables.push_back(fmt::format("ADAMAS_DEVICE={}", device));
+  variables.push_back(fmt::format("ADAMAS_DEVICE={}", adamas_device_in_use()));  // what --device or its variable chose
   return variables;
 }
 
@@ -130,9 +130,7 @@ std::string name_of(const Case& one, const std::vector<Case>& all) {
 int bench(const BenchOptions& options, const std::vector<Case>& cases) {
   if (options.model.empty()) throw Failure(exit_usage, "bench: the model is missing; for example: --model MODEL.gguf");
   const std::string tool = find_tool("llama-bench").string();
-  const auto back_end = find_back_end();
-  if (!back_end)
-    throw Failure(exit_failed, "the llama.cpp back end libggml-adamas.so is not there; build it with -DADAMAS_GGML_DIR=...");
+  const std::string back_end = required_back_end().string();
   require_writable(options.plot);
 
   double work = 0;
@@ -145,7 +143,7 @@ int bench(const BenchOptions& options, const std::vector<Case>& cases) {
         const std::vector<std::string> command{tool, "-m", options.model, "-fa", "1", "-p", "0", "-r", "1", "-o", "json",
                                                "-t", std::to_string(options.threads), "-n", std::to_string(options.tokens),
                                                "-d", std::to_string(options.depths[d])};
-        runs[d][c].push_back(tokens_per_second(output_of(command, environment_of(cases[c], *back_end))));
+        runs[d][c].push_back(tokens_per_second(output_of(command, environment_of(cases[c], back_end))));
         progress->advance(work_of(options, options.depths[d]), fmt::format("depth {}, {}", options.depths[d], name_of(cases[c], cases)));
       }
   progress.reset();

@@ -100,17 +100,14 @@ struct Engine {
     setenv("LLAMA_GRAPH_REUSE_DISABLE", "1", 1);
     ggml_backend_load_all_from_path(fs::path(file_of(reinterpret_cast<void*>(llama_decode))).parent_path().c_str());
 
-    const auto path = find_back_end();
-    if (!path)
-      throw Failure(exit_failed,
-                    "the llama.cpp back end libggml-adamas.so is not there; build it with -DADAMAS_GGML_DIR=...");
-    ggml_backend_reg_t back_end = ggml_backend_load(path->c_str());
-    if (back_end == nullptr) throw Failure(exit_failed, fmt::format("{} did not load{}", path->string(), because()));
+    const fs::path path = required_back_end();
+    ggml_backend_reg_t back_end = ggml_backend_load(path.c_str());
+    if (back_end == nullptr) throw Failure(exit_failed, fmt::format("{} did not load{}", path.string(), because()));
     adamas_configure =
         reinterpret_cast<adamas_configure_fn>(ggml_backend_reg_get_proc_address(back_end, "adamas_configure"));
     adamas_observe = reinterpret_cast<adamas_observe_fn>(ggml_backend_reg_get_proc_address(back_end, "adamas_observe"));
     if (adamas_configure == nullptr || adamas_observe == nullptr)
-      throw Failure(exit_failed, fmt::format("{} is of another version: it cannot be configured", path->string()));
+      throw Failure(exit_failed, fmt::format("{} is of another version: it cannot be configured", path.string()));
   }
 };
 

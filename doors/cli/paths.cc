@@ -45,6 +45,11 @@ std::optional<fs::path> find_back_end() {
   return std::nullopt;
 }
 
+fs::path required_back_end() {
+  if (const auto path = find_back_end()) return *path;
+  throw Failure(exit_failed, "the llama.cpp back end libggml-adamas.so is not there; build it with -DADAMAS_GGML_DIR=...");
+}
+
 fs::path engine_folder() { return (own_folder() / "../llama/bin").lexically_normal(); }
 
 fs::path find_tool(const std::string& name) {

@@ -9,6 +9,8 @@ namespace cli {
 
 // libggml-adamas.so: in lib/ beside the command's folder, in the installation's library folder, or beside the command.
 std::optional<std::filesystem::path> find_back_end();
+// The same, or a Failure that says how to build it.
+std::filesystem::path required_back_end();
 
 // The folder of the llama.cpp that this build made, whether or not it is there.
 std::filesystem::path engine_folder();

@@ -46,7 +46,6 @@ void find_mixed(Row& row) {
 void turn_to_check(Row& row) {
   Plan& plan = row.plan;
   int64_t& next = row.cache.next_checked;
-  plan.checked.clear();
   if (row.p.verify == 0) return;
   const int64_t wanted = std::min(row.p.verify_rows, row.tokens) * row.p.rows;
   for (int64_t i = 0; i < std::min(wanted, row.tokens); i++, next++) {
@@ -193,7 +192,7 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
   adamas_step_stats counted{};
   if (int64_t(plan.checked.size()) == last.tokens && params.rows > 1) {  // the turn takes all of them: once, before the rows
     if (const int64_t stale = check_turn(last)) mend(stale);
-    plan.checked.clear();
+    plan.checked.clear();  // nor again with each row
     adamas_step_params unverified = params;
     unverified.verify = 0;
     Row row{plan, cache, unverified, b, params.rows - 1, sequence};
