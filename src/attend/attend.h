@@ -34,9 +34,9 @@ void attend_list(const Attention& a, const float* const* queries, const float* s
 void attend_range(const Attention& a, const float* const* queries, const float* slopes, int heads,
                   const uint64_t* visible, int64_t first_block, int64_t last_block, SoftmaxState* states);
 
-// In two halves, for a choice in between: s_t of the listed tokens for one query, scores: [count]; then the state with those
-// scores given, which reads V alone.
-void score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores);
+// In two halves, for a choice in between: s_t of the listed tokens for one query, scores: [count], and their largest (-inf when there is
+// none, or none but NaN); then the state with those scores given, which reads V alone.
+float score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores);
 void attend_scored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state);
 
 }  // namespace adamas

@@ -261,12 +261,19 @@ HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* token
   }
 }
 
-void ScoreList(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
-  ForEachTile(a.k, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+float ScoreList(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
+  const F32 d;
+  auto largest = hn::Set(d, minus_infinity);
+  ForEachTile(a.k, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) HWY_ATTR {
     HWY_ALIGN float of_tile[1][attend_tile];
     ScoreTile<1>(a, &query, &slope, tile, n, Reads::list_fetched, of_tile);
     std::copy_n(of_tile[0], n, scores + first);
+    for (int t = 0; t < attend_tile; t += static_cast<int>(hn::Lanes(d))) {
+      const auto s = hn::Load(d, of_tile[0] + t);
+      largest = hn::IfThenElse(hn::Gt(s, largest), s, largest);  // false for NaN
+    }
   });
+  return hn::GetLane(hn::MaxOfLanes(d, largest));
 }
 
 void AttendScored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state) {
@@ -301,8 +308,8 @@ void attend_range(const Attention& a, const float* const* queries, const float* 
   HWY_DYNAMIC_DISPATCH(AttendRange)(a, queries, slopes, heads, visible, first_block, last_block, states);
 }
 
-void score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
-  HWY_DYNAMIC_DISPATCH(ScoreList)(a, query, slope, tokens, count, scores);
+float score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
+  return HWY_DYNAMIC_DISPATCH(ScoreList)(a, query, slope, tokens, count, scores);
 }
 
 void attend_scored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state) {

@@ -24,19 +24,17 @@
 
 namespace adamas {
 
-inline constexpr float highest_weight = 30;  // of s^ - max: a token that far above all that was read is cut, not infinite
-
 struct Estimated {
   double unit;     // scale u
   double highest;  // scale c_max
   float softcap;   // 0: none
-  float max;       // the exponents' reference: the highest estimate, until the gain is known
+  float max;       // the exponents' reference: the highest estimate
 };
 
 // exp(s^_t - max) of scores [count]; 0 where hidden or always, which are no estimates. count: a multiple of 64.
 void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights);
-// Their sums over blocks of 64: scores [blocks, 64], weights [blocks].
-void weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights);
+// Their sums over blocks of 64: scores [blocks, 64], weights [blocks]. Returns the sum of all.
+float weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights);
 
 // exp(score - max) of scores that were computed exactly, to the same five digits, and their ranks for select(): in thousandths below
 // the maximum, 32.767 at most, so that two tokens of one rank weigh the same within 0.1%. NaN is last. count: a multiple of 64.
@@ -49,6 +47,16 @@ struct KnownSums {
   float estimated, exact;
 };
 KnownSums sum_known(const int16_t* scores, const float* estimated, const float* exact, int64_t count);
+
+// Of the tokens whose keys were read, [count], those that were not selected: listed, in order, with their exact weights. Returns how many
+// and the sum of these weights. changes[i]: what token i changes in the weight of its block, whose estimate times gain has it
+// already: less gain estimated[i], and more by exact[i] unless it is selected. All have room for `count` to a multiple of 64.
+struct Listed {
+  int64_t count;
+  float sum;
+};
+Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
+                   float* changes, int32_t* listed, float* weights);
 
 // out [head_dim] += sum of weights[i] times the levels of tokens[i], [count].
 void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out);

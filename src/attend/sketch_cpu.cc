@@ -20,13 +20,17 @@ namespace HWY_NAMESPACE {
 
 using Floats = hn::Vec<F32>;
 
-// exp(x) to 5 digits, for x from -80 to 30: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Estimates deserve no more, and
-// this is the loop over all tokens.
-HWY_INLINE Floats FastExp(F32 d, Floats x) {
+constexpr float log2_e = 1.44269504f;
+
+// 2^y to 5 digits, for y from -125 to 43, below as -125: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Estimates deserve no more,
+// and this is the loop over all tokens. Adding 1.5 2^23 leaves no bits for a fraction: n stands in the lowest ones.
+HWY_INLINE Floats FastExp2(F32 d, Floats y) {
   const hn::RebindToSigned<F32> di;
-  const auto y = hn::Mul(hn::Max(x, hn::Set(d, -80.0f)), hn::Set(d, 1.44269504f));
-  const auto n = hn::NearestInt(y);
-  const auto f = hn::Sub(y, hn::ConvertTo(d, n));
+  const auto shift = hn::Set(d, 12582912.0f);
+  y = hn::Max(y, hn::Set(d, -125.0f));
+  const auto shifted = hn::Add(y, shift);
+  const auto f = hn::Sub(y, hn::Sub(shifted, shift));
+  const auto n = hn::BitCast(di, shifted);
   auto p = hn::MulAdd(f, hn::Set(d, 0.00961813f), hn::Set(d, 0.05550411f));
   p = hn::MulAdd(f, p, hn::Set(d, 0.24022651f));
   p = hn::MulAdd(f, p, hn::Set(d, 0.69314718f));
@@ -42,28 +46,31 @@ HWY_INLINE hn::Mask<F32> AreEstimates(F32 d, hn::Vec<hn::RebindToSigned<F32>> sc
 
 // The weights of one vector of scores.
 struct Weights {
-  Floats unit, shift, cap, inverse_cap, max, highest;
+  Floats unit, shift, cap, inverse_cap, max;  // in powers of two, but for what a softcap needs before
   bool capped;
 
   explicit Weights(const Estimated& e) {
     const F32 d;
     capped = e.softcap > 0;
-    unit = hn::Set(d, static_cast<float>(e.unit));
     // In double: a common centre can be thousands, of which only the difference to the maximum is left.
-    shift = hn::Set(d, static_cast<float>(capped ? e.highest : e.highest - static_cast<double>(e.max)));
-    cap = hn::Set(d, e.softcap);
+    const double scale = capped ? 1 : static_cast<double>(log2_e);
+    unit = hn::Set(d, static_cast<float>(e.unit * scale));
+    shift = hn::Set(d, static_cast<float>((capped ? e.highest : e.highest - static_cast<double>(e.max)) * scale));
+    cap = hn::Set(d, e.softcap * log2_e);
     inverse_cap = hn::Set(d, capped ? 1 / e.softcap : 0.0f);
-    max = hn::Set(d, e.max);
-    highest = hn::Set(d, highest_weight);
+    max = hn::Set(d, e.max * log2_e);
   }
 
+  HWY_INLINE Floats OfEstimates(hn::Vec<hn::RebindToSigned<F32>> scores) const {
+    const F32 d;
+    auto y = hn::MulAdd(hn::ConvertTo(d, scores), unit, shift);
+    if (capped) y = hn::Sub(hn::Mul(hn::Tanh(d, hn::Mul(y, inverse_cap)), cap), max);
+    return FastExp2(d, y);
+  }
   HWY_INLINE Floats operator()(const int16_t* scores) const {
     const F32 d;
-    const hn::RebindToSigned<F32> di;
-    const auto s = hn::PromoteTo(di, hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
-    auto x = hn::MulAdd(hn::ConvertTo(d, s), unit, shift);
-    if (capped) x = hn::Sub(hn::Mul(hn::Tanh(d, hn::Mul(x, inverse_cap)), cap), max);
-    return hn::IfThenElseZero(AreEstimates(d, s), FastExp(d, hn::Min(x, highest)));
+    const auto s = hn::PromoteTo(hn::RebindToSigned<F32>(), hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
+    return hn::IfThenElseZero(AreEstimates(d, s), OfEstimates(s));
   }
 };
 
@@ -73,21 +80,58 @@ void Weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weig
   for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) hn::StoreU(of(scores + i), d, weights + i);
 }
 
-void WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
+float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
   const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const hn::Rebind<int16_t, F32> d16;
+  const int lanes = static_cast<int>(hn::Lanes(d));
   const Weights of(e);
-  for (int64_t b = 0; b < blocks; b++) {
-    auto sum = hn::Zero(d);
-    for (int t = 0; t < block_tokens; t += static_cast<int>(hn::Lanes(d)))
-      sum = hn::Add(sum, of(scores + b * block_tokens + t));
+  auto total = hn::Zero(d);
+  for (int64_t b = 0; b < blocks; b++, scores += block_tokens) {
+    // Four sums, whose chains of operations run side by side; four vectors of 16 are a block.
+    Floats sums[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+    for (int t = 0; t < block_tokens; t += 4 * lanes)
+      for (int i = 0; i < 4; i++) {
+        const auto s = hn::PromoteTo(di, hn::LoadU(d16, scores + t + i * lanes));
+        sums[i] = hn::Add(sums[i], hn::IfThenElseZero(AreEstimates(d, s), of.OfEstimates(s)));
+      }
+    const auto sum = hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]));
+    total = hn::Add(total, sum);
     weights[b] = hn::GetLane(hn::SumOfLanes(d, sum));
   }
+  return hn::GetLane(hn::SumOfLanes(d, total));
+}
+
+Listed ListOthers(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
+                  float* changes, int32_t* listed, float* weights) {
+  const F32 d;
+  const hn::RebindToSigned<F32> di;
+  const hn::Rebind<uint8_t, F32> d8;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto sum = hn::Zero(d);
+  int64_t written = 0;
+  for (int64_t i = 0; i < count; i += lanes) {
+    const auto flags = hn::PromoteTo(di, hn::LoadU(d8, selected + i));
+    auto others = hn::Eq(flags, hn::Zero(di));
+    auto own = hn::Set(d, gain);
+    if (i + lanes > count) {
+      others = hn::And(others, hn::FirstN(di, static_cast<size_t>(count - i)));
+      own = hn::IfThenElseZero(hn::FirstN(d, static_cast<size_t>(count - i)), own);
+    }
+    const auto weight = hn::IfThenElseZero(hn::RebindMask(d, others), hn::LoadU(d, exact + i));
+    sum = hn::Add(sum, weight);
+    hn::StoreU(hn::NegMulAdd(own, hn::LoadU(d, estimated + i), weight), d, changes + i);
+    hn::StoreU(hn::Compress(hn::LoadU(di, tokens + i), others), di, listed + written);
+    hn::StoreU(hn::Compress(weight, hn::RebindMask(d, others)), d, weights + written);
+    written += static_cast<int64_t>(hn::CountTrue(di, others));
+  }
+  return {written, hn::GetLane(hn::SumOfLanes(d, sum))};
 }
 
 void WeighExact(const float* scores, float max, int64_t count, float* weights) {
   const F32 d;
   for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d)))
-    hn::StoreU(FastExp(d, hn::Sub(hn::LoadU(d, scores + i), hn::Set(d, max))), d, weights + i);
+    hn::StoreU(FastExp2(d, hn::Mul(hn::Sub(hn::LoadU(d, scores + i), hn::Set(d, max)), hn::Set(d, log2_e))), d, weights + i);
 }
 
 void RankExact(const float* scores, float max, int64_t count, int16_t* ranks) {
@@ -215,6 +259,7 @@ HWY_EXPORT(WeighBlocks);
 HWY_EXPORT(WeighExact);
 HWY_EXPORT(RankExact);
 HWY_EXPORT(SumKnown);
+HWY_EXPORT(ListOthers);
 HWY_EXPORT(AddLevels);
 HWY_EXPORT(AddMeans);
 
@@ -222,8 +267,13 @@ void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weig
   HWY_DYNAMIC_DISPATCH(Weigh)(e, scores, count, weights);
 }
 
-void weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
-  HWY_DYNAMIC_DISPATCH(WeighBlocks)(e, scores, blocks, weights);
+float weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
+  return HWY_DYNAMIC_DISPATCH(WeighBlocks)(e, scores, blocks, weights);
+}
+
+Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
+                   float* changes, int32_t* listed, float* weights) {
+  return HWY_DYNAMIC_DISPATCH(ListOthers)(selected, tokens, estimated, exact, gain, count, changes, listed, weights);
 }
 
 void weigh_exact(const float* scores, float max, int64_t count, float* weights) {

@@ -15,7 +15,7 @@ inline double weight(const Estimated& e, int16_t score) {
   if (score == hidden_score || score == always_score) return 0;
   double s = e.unit * score + e.highest;
   if (e.softcap > 0) s = e.softcap * std::tanh(s / e.softcap);
-  return std::exp(std::min(s - double(e.max), double(highest_weight)));
+  return std::exp(s - double(e.max));
 }
 
 // The mean value of a block, in the rotated space.

@@ -19,11 +19,12 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
   for (int16_t& s : scores) s = int16_t(score(random));
   for (size_t i = 0; i < scores.size(); i += 7) scores[i] = hidden_score;
   for (size_t i = 3; i < scores.size(); i += 100) scores[i] = always_score;  // stands for no estimate
-  // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates above the maximum.
-  for (const Estimated& e : {Estimated{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, -10}}) {
+  // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates a little above the maximum.
+  for (const Estimated& e : {Estimated{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, 60}}) {
     std::vector<float> weights(scores.size()), blocks(9);
     weigh(e, scores.data(), int64_t(scores.size()), weights.data());
-    weigh_blocks(e, scores.data(), 9, blocks.data());
+    const float all = weigh_blocks(e, scores.data(), 9, blocks.data());
+    double total = 0;
     for (int b = 0; b < 9; b++) {
       double sum = 0;
       for (int t = 0; t < 64; t++) {
@@ -33,7 +34,9 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
         sum += expected;
       }
       ASSERT_NEAR(blocks[b], sum, 1e-4 * sum + 1e-33);
+      total += sum;
     }
+    EXPECT_NEAR(all, total, 1e-4 * total + 1e-33);
     EXPECT_EQ(weights[7], 0);
     EXPECT_EQ(weights[3], 0);
   }
@@ -52,6 +55,30 @@ TEST_P(SketchTest, SumsTheWeightsOfTokensWithAnEstimate) {
   const KnownSums sums = sum_known(scores.data(), estimated.data(), exact.data(), 77);
   EXPECT_NEAR(sums.estimated, sum, 1e-5);
   EXPECT_NEAR(sums.exact, exact_sum, 1e-3);
+}
+
+TEST_P(SketchTest, ListsTheTokensThatWereNotSelected) {
+  std::mt19937 random(3);
+  for (int count : {0, 1, 15, 16, 17, 128, 433}) {
+    const int room = (count + 63) / 64 * 64;
+    std::vector<uint8_t> selected(room, 0);
+    std::vector<int32_t> tokens(room), listed(room);
+    std::vector<float> changes(room), weights(room);
+    const std::vector<float> estimated = testing::normal_vector(random, room), exact = testing::normal_vector(random, room);
+    for (int i = 0; i < count; i++) selected[i] = random() % 3 == 0, tokens[i] = 5 * i;
+    const Listed others = list_others(selected.data(), tokens.data(), estimated.data(), exact.data(), 0.5f, count, changes.data(), listed.data(), weights.data());
+    int64_t n = 0;
+    double sum = 0;
+    for (int i = 0; i < count; i++) {
+      ASSERT_NEAR(changes[i], (selected[i] ? 0 : exact[i]) - 0.5f * estimated[i], 1e-6);
+      if (selected[i]) continue;
+      ASSERT_EQ(listed[n], tokens[i]);
+      ASSERT_EQ(weights[n++], exact[i]);
+      sum += double(exact[i]);
+    }
+    EXPECT_EQ(others.count, n);
+    EXPECT_NEAR(others.sum, sum, 1e-4);
+  }
 }
 
 TEST_P(SketchTest, WeighsAndRanksExactScores) {

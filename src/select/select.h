@@ -16,9 +16,10 @@ inline constexpr int64_t select_scratch(int64_t count) { return 3 * count + 256;
 // min(k, the number of scores that are not hidden). scratch: [select_scratch(count)].
 int64_t select(const int16_t* scores, int64_t count, int64_t k, int32_t* positions, int16_t* scratch);
 
-// The same with k = the number of scores at or above `bound`, but at least `least` and at most `most`.
+// The same with k = the number of scores at or above `bound`, but at least `least` and at most `most`; `selected` are the scores at
+// the positions. Both have room for `count`.
 int64_t select_reaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
-                        int16_t* scratch);
+                        int16_t* selected, int16_t* scratch);
 
 // The highest score that is neither hidden nor always; hidden when there is none.
 int16_t highest_score(const int16_t* scores, int64_t count);

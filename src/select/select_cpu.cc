@@ -135,13 +135,11 @@ int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
 }
 
 int64_t SelectReaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
-                       int16_t* scratch) {
-  bound = std::max<int16_t>(bound, hidden_score + 1);
-  const int64_t reached = CountAbove(scores, count, static_cast<int16_t>(bound - 1));
-  if (reached < least || reached > most) return Select(scores, count, reached < least ? least : most, positions, scratch);
-  auto* gathered = reinterpret_cast<int32_t*>(scratch);  // [count]
-  const int64_t kept = Gather(scores, count, bound, gathered, scratch + 2 * count);
-  std::copy_n(gathered, kept, positions);
+                       int16_t* selected, int16_t* scratch) {
+  const int64_t reached = Gather(scores, count, std::max<int16_t>(bound, hidden_score + 1), positions, selected);
+  if (least <= reached && reached <= most) return reached;
+  const int64_t kept = Select(scores, count, reached < least ? least : most, positions, scratch);
+  for (int64_t i = 0; i < kept; i++) selected[i] = scores[positions[i]];
   return kept;
 }
 
@@ -172,8 +170,8 @@ int64_t select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
 
 HWY_EXPORT(SelectReaching);
 int64_t select_reaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
-                        int16_t* scratch) {
-  return HWY_DYNAMIC_DISPATCH(SelectReaching)(scores, count, bound, least, most, positions, scratch);
+                        int16_t* selected, int16_t* scratch) {
+  return HWY_DYNAMIC_DISPATCH(SelectReaching)(scores, count, bound, least, most, positions, selected, scratch);
 }
 
 HWY_EXPORT(HighestScore);

@@ -59,11 +59,13 @@ TEST_P(SelectTest, TakesWhatReachesABoundWithinItsLimits) {
     std::vector<int16_t> scores(n);
     for (int16_t& s : scores) s = percent(random) < 10 ? hidden_score : percent(random) < 1 ? always_score : int16_t(normal(random));
     std::vector<int32_t> scratch(select_scratch(n) / 2 + 1), got(n);
+    std::vector<int16_t> selected(n);
     for (int bound : {-32768, -32767, -500, 0, 300, 900, 32766})
       for (auto [least, most] : {std::pair<int64_t, int64_t>{16, 48}, {0, n}, {n, n}, {200, 1000}}) {
         got.resize(n);
-        got.resize(select_reaching(scores.data(), n, int16_t(bound), least, most, got.data(), reinterpret_cast<int16_t*>(scratch.data())));
+        got.resize(select_reaching(scores.data(), n, int16_t(bound), least, most, got.data(), selected.data(), reinterpret_cast<int16_t*>(scratch.data())));
         EXPECT_EQ(got, ref::select_reaching(scores.data(), n, int16_t(bound), least, most)) << n << " scores, bound " << bound << ", " << least << " to " << most;
+        for (size_t i = 0; i < got.size(); i++) ASSERT_EQ(selected[i], scores[got[i]]);
       }
   }
 }

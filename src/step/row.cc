@@ -69,6 +69,7 @@ void look(Row& row) {
     row.visible += std::popcount(bits);
     if (bits != 0) plan.active[row.active++] = int32_t(b);
   }
+  row.whole = row.active == blocks_of(row.tokens);
 }
 
 void load_query(Row& row, int h) {

@@ -27,6 +27,7 @@ struct Row {
   int64_t active = 0;       // blocks with a visible token
   int64_t mixed = 0;        // active blocks that hold live rows which this row does not see
   bool biased = false;      // some visible token has a bias other than 0
+  bool whole = false;       // active blocks are the first ones, none left out: scores lie token after token
 
   int head_dim() const { return plan.params.head_dim; }
   int group() const { return plan.params.q_heads / plan.params.kv_heads; }
@@ -47,9 +48,10 @@ struct Row {
   int64_t count_stale(int kv_head, const int32_t* tokens, int64_t count) const {
     return adamas::count_stale(rows_of(p.k, sequence, kv_head), head_dim(), cache.codes(sequence, kv_head), tokens, count);
   }
-  // Scores lie active block after active block.
-  int32_t token_at(int32_t position) const {
-    return plan.active[uint32_t(position) / block_tokens] * block_tokens + int32_t(uint32_t(position) % block_tokens);
+  // Scores lie active block after active block: the tokens at `count` positions.
+  void tokens_at(const int32_t* positions, int64_t count, int32_t* tokens) const {
+    for (int64_t i = 0; i < count; i++)
+      tokens[i] = plan.active[uint32_t(positions[i]) / block_tokens] * block_tokens + int32_t(uint32_t(positions[i]) % block_tokens);
   }
 };
 

@@ -213,7 +213,8 @@ HeadRoom::HeadRoom(int64_t blocks, int head_dim)
       tokens(make_array<int32_t>(blocks * block_tokens)), estimated(make_array<int16_t>(blocks * block_tokens)),
       weights(make_array<float>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)),
       ranks(make_array<int16_t>(blocks * block_tokens)), chosen(make_array<uint8_t>(blocks * block_tokens)),
-      scores(make_array<float>(blocks * block_tokens)), listed(make_array<int32_t>(blocks * block_tokens)),
+      scores(make_array<float>(blocks * block_tokens)), changes(make_array<float>(blocks * block_tokens)),
+      listed(make_array<int32_t>(blocks * block_tokens)), listed_weights(make_array<float>(blocks * block_tokens)),
       out(make_array<float>(head_dim)) {}
 
 Plan::Plan(const adamas_config& config, const adamas_plan_params& params)

@@ -26,7 +26,9 @@ struct HeadRoom {
   Array<int16_t> ranks;
   Array<uint8_t> chosen;      // of the candidates
   Array<float> scores;        // of the selected tokens
+  Array<float> changes;       // of the candidates, in the weights of their blocks
   Array<int32_t> listed;      // tokens whose levels are added
+  Array<float> listed_weights;
   Array<float> out;           // [head_dim], rotated
 };
 

@@ -14,7 +14,8 @@
 namespace adamas {
 namespace {
 
-constexpr float highest_gain = 5;        // a measured factor beyond this is an accident of few tokens
+constexpr float highest_gain = 5;   // a measured factor beyond this is an accident of few tokens
+constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
 // What codes do not say: biases move scores, hidden tokens are out, sinks and recent ones are in.
 void adjust(Row& row, int h) {
@@ -60,8 +61,7 @@ Weighed weigh_all(Row& row, int h, HeadRoom& room) {
     const double score = e.unit * highest + e.highest;
     e.max = float(e.softcap > 0 ? e.softcap * std::tanh(score / e.softcap) : score);
   }
-  weigh_blocks(e, row.scores(h), row.active, room.blocks.get());
-  for (int64_t i = 0; i < row.active; i++) weighed.sum += double(room.blocks[i]);
+  weighed.sum = double(weigh_blocks(e, row.scores(h), row.active, room.blocks.get()));
   return weighed;
 }
 
@@ -77,6 +77,7 @@ int16_t worthwhile(const Weighed& weighed, double noise) {
 // The tokens of one head that are looked at one by one, in room: candidates, then the second tier of a head that is not re-ranked.
 struct Picked {
   int64_t candidates, all;
+  const int32_t* tokens;
   float max = 0;  // of the candidates' exact scores
 };
 
@@ -84,23 +85,21 @@ Picked pick(Row& row, int h, int64_t budget, int64_t sketch, int16_t bound, Head
   const int16_t* scores = row.scores(h);
   int32_t* positions = room.positions.get();
   Picked picked{};
-  picked.all = select_reaching(scores, row.active * block_tokens, bound, budget, budget + sketch, positions, room.select.get());
+  picked.all = select_reaching(scores, row.active * block_tokens, bound, budget, budget + sketch, positions, room.estimated.get(), room.select.get());
   picked.candidates = picked.all;
-  const auto look_up = [&] {
-    for (int64_t i = 0; i < picked.all; i++) {
-      room.tokens[i] = row.token_at(positions[i]);
-      room.estimated[i] = scores[positions[i]];
-    }
-    std::fill(room.estimated.get() + picked.all, room.estimated.get() + padded(picked.all), hidden_score);
-  };
-  look_up();
+  std::fill(room.estimated.get() + picked.all, room.estimated.get() + padded(picked.all), hidden_score);
   if (row.plan.config.rerank == ADAMAS_RERANK_OFF && picked.all > budget) {
     picked.candidates = select(room.estimated.get(), padded(picked.all), budget, room.listed.get(), room.select.get());
     std::fill_n(room.chosen.get(), picked.all, uint8_t{0});
     for (int64_t i = 0; i < picked.candidates; i++) room.chosen[room.listed[i]] = 1;
     std::copy_n(positions, picked.all, room.listed.get());
     for (int64_t i = 0, c = 0, s = picked.candidates; i < picked.all; i++) positions[room.chosen[i] ? c++ : s++] = room.listed[i];
-    look_up();
+    for (int64_t i = 0; i < picked.all; i++) room.estimated[i] = scores[positions[i]];
+  }
+  picked.tokens = positions;
+  if (!row.whole) {
+    row.tokens_at(positions, picked.all, room.tokens.get());
+    picked.tokens = room.tokens.get();
   }
   return picked;
 }
@@ -108,9 +107,7 @@ Picked pick(Row& row, int h, int64_t budget, int64_t sketch, int16_t bound, Head
 // Reads the candidates' keys.
 void score_exactly(Row& row, int h, Picked& picked, HeadRoom& room) {
   constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-  score_list(row.attention(h / row.group()), row.q(h), row.slope(h), room.tokens.get(), picked.candidates, room.exact.get());
-  picked.max = minus_infinity;
-  for (int64_t i = 0; i < picked.candidates; i++) picked.max = std::max(picked.max, room.exact[i]);
+  picked.max = score_list(row.attention(h / row.group()), row.q(h), row.slope(h), picked.tokens, picked.candidates, room.exact.get());
   std::fill(room.exact.get() + picked.candidates, room.exact.get() + padded(picked.candidates), minus_infinity);
 }
 
@@ -131,7 +128,7 @@ void choose_exactly(Row& row, int h, const Picked& picked, int64_t budget, HeadR
   std::fill_n(room.chosen.get(), picked.candidates, uint8_t{0});
   for (int64_t i = 0; i < count; i++) {
     room.chosen[chosen[i]] = 1;
-    row.selected(h)[i] = room.tokens[chosen[i]];
+    row.selected(h)[i] = picked.tokens[chosen[i]];
     room.scores[i] = room.exact[chosen[i]];
   }
 }
@@ -155,36 +152,39 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   weigh_exact(room.exact.get(), picked.max, padded(picked.candidates), room.scores.get());
   const float factor = measured_factor(weighed, picked, room);
 
+  // Of every block first all that was estimated; then the candidates take their estimates off, and add what they weigh themselves.
   float* means = room.means.get();
   const auto block_of = [&](int64_t i) { return uint32_t(room.positions[i]) / block_tokens; };
-  std::copy_n(room.blocks.get(), row.active, means);
-  for (int64_t i = 0; i < picked.candidates; i++) means[block_of(i)] -= room.weights[i];
+  const auto take_over = [&](float gain) {
+    for (int64_t i = 0; i < row.active; i++) means[i] = gain * room.blocks[i];
+    const Listed listed = list_others(room.chosen.get(), picked.tokens, room.weights.get(), room.scores.get(), gain, picked.candidates,
+                                      room.changes.get(), room.listed.get(), room.listed_weights.get());
+    // Neighbours are often of one block: four places at once, or each sum would wait for the one before it.
+    const int64_t part = picked.candidates / 4;
+    for (int64_t i = 0; i < part; i++)
+      for (int64_t j = i; j < 4 * part; j += part) means[block_of(j)] += room.changes[j];
+    for (int64_t i = 4 * part; i < picked.candidates; i++) means[block_of(i)] += room.changes[i];
+    return listed;
+  };
+  Listed listed = take_over(factor);
   double rest = 0;
   for (int64_t i = 0; i < row.active; i++) {
-    means[i] = std::max(0.0f, means[i]) * factor;
+    means[i] = std::max(0.0f, means[i]);  // of rounding
     rest += double(means[i]);
-    if (!tail) means[i] = 0;
   }
-  double added = tail ? rest : 0;
+  if (!add) return rest;
+  double added = rest;
+  if (!tail) {
+    listed = take_over(0);
+    added = double(listed.sum);
+  }
 
   // Tokens whose levels are added: candidates that were not selected, then those whose weight is estimated.
-  int64_t count = 0;
+  int64_t count = listed.count;
   const auto list = [&](int32_t token, float weight) {
     room.listed[count] = token;
-    room.weights[count++] = weight;
+    room.listed_weights[count++] = weight;
   };
-  float others = 0;
-  for (int64_t i = 0; i < picked.candidates; i++) {  // no branch: which are chosen is a coin toss
-    const float weight = room.chosen[i] ? 0.0f : room.scores[i];
-    others += weight;
-    means[block_of(i)] += weight;
-    room.listed[count] = room.tokens[i];
-    room.weights[count] = weight;
-    count += 1 - room.chosen[i];
-  }
-  rest += double(others);
-  added += double(others);
-  if (!add) return rest;
   for (int64_t i = picked.candidates; i < picked.all; i++) {
     if (tail && plan.is_mixed[block_of(i)]) continue;
     const float weight = factor * room.weights[i];
@@ -192,7 +192,7 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
       added += double(weight);
       means[block_of(i)] += weight;
     }
-    list(room.tokens[i], weight);
+    list(picked.tokens[i], weight);
   }
   for (int64_t i = 0; i < row.active && tail && row.mixed > 0; i++) {
     if (!plan.is_mixed[i]) continue;
@@ -209,7 +209,7 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   std::fill_n(state.out, row.head_dim(), 0.0f);
   const Codes values = row.cache.values(row.sequence, h / row.group());
   add_means(values, row.head_dim(), plan.active.get(), means, row.active, state.out);
-  add_levels(values, row.head_dim(), room.listed.get(), room.weights.get(), count, state.out);
+  add_levels(values, row.head_dim(), room.listed.get(), room.listed_weights.get(), count, state.out);
   rotate(state.out, row.head_dim());
   row.states(h)->merge(state, row.head_dim());
   return rest;
