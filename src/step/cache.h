@@ -1,7 +1,10 @@
 // The codes of one layer's keys and values, for every sequence and KV head, and what is known of their rows.
 //
-// A row is live once it was appended (or seen by a step). A block whose live rows changed is marked, and encoded when it is
-// next needed: appending, truncating, overwriting and repairing are that one operation.
+// A row is live once it was appended (or seen by a step). A block whose rows that are to have codes changed is marked, and encoded when
+// it is next needed: appending, truncating, overwriting and repairing are that one operation.
+//
+// All live rows have codes, but for the newest few: of a sequence's last block only whole groups of `open_rows` are encoded, and the up
+// to 15 fresh rows after them are read as they are. Encoding that block anew for every token would cost a tenth of a step at 8K.
 #pragma once
 
 #include <vector>
@@ -21,21 +24,19 @@ class Cache {
   void clear(int64_t sequence);
   void invalidate();
 
-  // The visible rows of a block become live; true when some of the block's codes are not those of its live rows.
-  bool needs_codes(int64_t sequence, int64_t block, uint64_t visible) {
-    uint64_t& live = live_[sequence * blocks_ + block];
-    uint8_t& marked = marked_[sequence * blocks_ + block];
-    if ((visible & ~live) != 0) {
+  // The visible rows of a block become live.
+  void see(int64_t sequence, int64_t block, uint64_t visible) {
+    if (uint64_t& live = live_[sequence * blocks_ + block]; (visible & ~live) != 0) {
       live |= visible;
-      marked = all_marks_;
+      grew(sequence, block);
     }
-    return marked != 0;
   }
   // Makes the codes of one block and head from the rows of K, or of V, unless they are right. Different blocks, heads and kinds may
   // be encoded at the same time.
-  void encode(Coded coded, const adamas_rows& rows, int64_t sequence, int64_t block, int kv_head, float* scratch);
+  void encode(Coded kind, const adamas_rows& rows, int64_t sequence, int64_t block, int kv_head, float* scratch);
   void encoded(int64_t sequence, int64_t block, bool values_too) {
     marked_[sequence * blocks_ + block] &= values_too ? 0 : values_mark;
+    coded_[sequence * blocks_ + block] = to_code(sequence, block);
   }
 
   Codes codes(int64_t sequence, int kv_head) const;   // of keys
@@ -44,7 +45,8 @@ class Cache {
   const float* quest_bounds(int64_t sequence, int kv_head) const;  // [pages, 2, head_dim]
 
   int64_t length(int64_t sequence) const { return lengths_[sequence]; }
-  uint64_t live(int64_t sequence, int64_t block) const { return live_[sequence * blocks_ + block]; }
+  // The rows of a block that its codes are made from.
+  uint64_t coded(int64_t sequence, int64_t block) const { return coded_[sequence * blocks_ + block]; }
   bool marked(int64_t sequence, int64_t block) const { return marked_[sequence * blocks_ + block] != 0; }
   bool keys_marked(int64_t sequence, int64_t block) const { return marked_[sequence * blocks_ + block] & keys_mark; }
   int64_t bytes() const;
@@ -56,6 +58,12 @@ class Cache {
 
  private:
   static constexpr uint8_t keys_mark = 1, values_mark = 2;
+
+  uint64_t to_code(int64_t sequence, int64_t block) const;
+  void mark_if_changed(int64_t sequence, int64_t block) {
+    if (block >= 0 && to_code(sequence, block) != coded(sequence, block)) marked_[sequence * blocks_ + block] = all_marks_;
+  }
+  void grew(int64_t sequence, int64_t block);  // has new live rows
 
   // The records of one kind of row.
   struct Store {
@@ -73,11 +81,12 @@ class Cache {
 
   int64_t blocks_;  // of a sequence
   uint8_t all_marks_;
+  int open_rows_;
   Store keys_, values_;
   Array<float> quest_;          // [sequences, kv_heads, pages, 2, head_dim], for the policy quest
-  std::vector<uint64_t> live_;  // [sequences, blocks]
-  std::vector<uint8_t> marked_; // [sequences, blocks]
-  std::vector<int64_t> lengths_;  // [sequences]
+  std::vector<uint64_t> live_, coded_;  // [sequences, blocks]
+  std::vector<uint8_t> marked_;         // [sequences, blocks]
+  std::vector<int64_t> lengths_, last_;  // [sequences]
 };
 
 Coding coding_of(const adamas_config& config);

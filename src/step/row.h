@@ -25,7 +25,8 @@ struct Row {
   int64_t tokens = 0;       // in view, before the mask
   int64_t visible = 0;      // after it
   int64_t active = 0;       // blocks with a visible token
-  int64_t mixed = 0;        // active blocks that hold live rows which this row does not see
+  int64_t mixed = 0;        // active blocks whose codes are also of rows that this row does not see
+  int64_t special = 0;      // active blocks with tokens that are hidden or must be attended to
   bool biased = false;      // some visible token has a bias other than 0
   bool whole = false;       // active blocks are the first ones, none left out: scores lie token after token
 
@@ -44,8 +45,12 @@ struct Row {
     return {head_dim(), scale(), p.softcap, rows_of(p.k, sequence, kv_head), rows_of(p.v, sequence, kv_head),
             biased ? plan.bias.get() : nullptr};
   }
-  // How many of these key rows are not those that their codes were made from.
+  // How many of these key rows are not those that their codes were made from. Tokens: ascending; fresh ones, at the end, have no codes.
   int64_t count_stale(int kv_head, const int32_t* tokens, int64_t count) const {
+    const auto is_fresh = [&](int32_t token) {
+      return (cache.coded(sequence, token / block_tokens) >> token % block_tokens & 1) == 0;
+    };
+    while (count > 0 && is_fresh(tokens[count - 1])) count--;
     return adamas::count_stale(rows_of(p.k, sequence, kv_head), head_dim(), cache.codes(sequence, kv_head), tokens, count);
   }
   // Scores lie active block after active block: the tokens at `count` positions.

@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "baselines/quest.h"
 #include "select/select.h"
@@ -17,7 +18,9 @@ int64_t encode_changed(Row& row, int threads) {
   const int kv_heads = plan.params.kv_heads;
   int64_t count = 0;
   for (int64_t b = 0; b < plan.blocks; b++)
-    if (plan.seen[b] != 0 && row.cache.needs_codes(row.sequence, b, plan.seen[b])) plan.unencoded[count++] = int32_t(b);
+    if (plan.seen[b] != 0) row.cache.see(row.sequence, b, plan.seen[b]);
+  for (int64_t b = 0; b < plan.blocks; b++)
+    if (plan.seen[b] != 0 && row.cache.marked(row.sequence, b)) plan.unencoded[count++] = int32_t(b);
   const int kinds = row.cache.has_values() ? 2 : 1;
   const int64_t work = count * kv_heads * kinds;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && work > 1)
@@ -31,14 +34,27 @@ int64_t encode_changed(Row& row, int threads) {
   return count * kv_heads;
 }
 
-// Active blocks that hold live rows which this row does not see.
-void find_mixed(Row& row) {
+// What codes do not say of the active blocks: which are mixed, which hold tokens that are hidden or must be attended to (sinks, recent
+// and fresh ones).
+void find_special(Row& row) {
   Plan& plan = row.plan;
-  row.mixed = 0;
+  row.mixed = row.special = 0;
+  int64_t rank = 0;
+  const int64_t first_recent = row.visible - plan.config.recent;
   for (int64_t i = 0; i < row.active; i++) {
     const int32_t b = plan.active[i];
-    plan.is_mixed[i] = row.cache.live(row.sequence, b) != plan.visible[b];
+    const uint64_t visible = plan.visible[b], coded = row.cache.coded(row.sequence, b);
+    plan.is_mixed[i] = (coded & ~visible) != 0;
     row.mixed += plan.is_mixed[i];
+    const int64_t next = rank + (~visible == 0 ? block_tokens : std::popcount(visible));  // most blocks are whole
+    uint64_t always = visible & ~coded;
+    if (rank < plan.config.sinks || next > first_recent)
+      for_each_bit(visible, [&, r = rank](int t) mutable {
+        if (r < plan.config.sinks || r >= first_recent) always |= uint64_t{1} << t;
+        r++;
+      });
+    if (~visible != 0 || always != 0) plan.special[row.special++] = {i, visible, always};
+    rank = next;
   }
 }
 
@@ -51,7 +67,7 @@ void turn_to_check(Row& row) {
   for (int64_t i = 0; i < std::min(wanted, row.tokens); i++, next++) {
     if (next >= row.tokens) next = 0;
     const int64_t b = next / block_tokens;
-    if (!row.cache.keys_marked(row.sequence, b) && row.cache.live(row.sequence, b) >> next % block_tokens & 1)
+    if (!row.cache.keys_marked(row.sequence, b) && row.cache.coded(row.sequence, b) >> next % block_tokens & 1)
       plan.checked.push_back(int32_t(next));
   }
 }
@@ -123,7 +139,7 @@ int64_t attend(Row& row, int threads) {
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{.dense = dense});
   int64_t stale = 0;
   if (!dense) {
-    if (is_coded(plan)) find_mixed(row);
+    if (is_coded(plan)) find_special(row);
     stale = attend_sparse(row, threads);
   }
   if (std::any_of(plan.heads.begin(), plan.heads.end(), [](const HeadReport& head) { return head.dense; })) attend_dense(row, threads);
@@ -225,6 +241,7 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
   visible = make_array<uint64_t>(blocks);
   active = make_array<int32_t>(blocks);
   is_mixed = make_array<uint8_t>(blocks);
+  special = make_array<Special>(blocks);
   seen = make_array<uint64_t>(blocks);
   unencoded = make_array<int32_t>(blocks);
   bias = make_array<float>(blocks * block_tokens);

@@ -32,6 +32,13 @@ struct HeadRoom {
   Array<float> out;           // [head_dim], rotated
 };
 
+// An active block whose scores codes do not tell alone.
+struct Special {
+  int64_t index;     // into active
+  uint64_t visible;  // the other tokens are hidden
+  uint64_t always;   // must be attended to
+};
+
 // How the last row of a query head went.
 struct HeadReport {
   float mass = 1, noise = 0;
@@ -55,7 +62,8 @@ struct Plan {
   // What the row at hand sees.
   Array<uint64_t> visible;   // [blocks]
   Array<int32_t> active;     // [blocks] blocks with a visible token, ascending
-  Array<uint8_t> is_mixed;   // [blocks] of the active ones: has live rows that are not visible
+  Array<uint8_t> is_mixed;   // [blocks] of the active ones: its codes are of rows, too, that are not visible
+  Array<Special> special;    // [blocks]
   Array<uint64_t> seen;      // [blocks] what any sparse row of the sequence sees
   Array<int32_t> unencoded;  // [blocks]
   Array<float> bias;         // [blocks * 64]

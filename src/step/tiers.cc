@@ -17,7 +17,7 @@ namespace {
 constexpr float highest_gain = 5;   // a measured factor beyond this is an accident of few tokens
 constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
-// What codes do not say: biases move scores, hidden tokens are out, sinks and recent ones are in.
+// What codes do not say: biases move scores, hidden tokens are out, sinks, recent and fresh ones are in.
 void adjust(Row& row, int h) {
   Plan& plan = row.plan;
   int16_t* scores = row.scores(h);
@@ -30,18 +30,10 @@ void adjust(Row& row, int h) {
         scores[i * block_tokens + t] = int16_t(std::isnan(moved) ? -32767.0 : moved);
       }
   }
-  int64_t rank = 0;
-  const int64_t first_recent = row.visible - plan.config.recent;
-  for (int64_t i = 0; i < row.active; i++) {
-    const uint64_t visible = plan.visible[plan.active[i]];
-    const int64_t next = rank + (~visible == 0 ? block_tokens : std::popcount(visible));  // most blocks are whole
-    for_each_bit(~visible, [&](int t) { scores[i * block_tokens + t] = hidden_score; });
-    if (rank < plan.config.sinks || next > first_recent)
-      for_each_bit(visible, [&, r = rank](int t) mutable {
-        if (r < plan.config.sinks || r >= first_recent) scores[i * block_tokens + t] = always_score;
-        r++;
-      });
-    rank = next;
+  for (int64_t i = 0; i < row.special; i++) {
+    const Special& block = plan.special[i];
+    for_each_bit(~block.visible, [&](int t) { scores[block.index * block_tokens + t] = hidden_score; });
+    for_each_bit(block.always, [&](int t) { scores[block.index * block_tokens + t] = always_score; });
   }
 }
 
