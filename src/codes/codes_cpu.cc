@@ -153,6 +153,7 @@ int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int
     if (i + ahead < count) {
       const std::byte* next = rows.row(tokens[i + ahead]);
       for (int64_t line = 0; line < bytes; line += 64) hwy::Prefetch(next + line);
+      hwy::Prefetch(codes.block(tokens[i + ahead] / block_tokens).hash + tokens[i + ahead] % block_tokens);
     }
     const int64_t token = tokens[i];
     const uint32_t made_from = codes.block(token / block_tokens).hash[token % block_tokens];

@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -77,6 +78,16 @@ void estimate(Row& row, int g, int64_t first, int64_t last) {
   }
 }
 
+// Calls work(i) for every i below count: each thread goes through its own part in order, because heads of a group read many of the same
+// rows, and then takes from what the others have left. next: [threads], 0 at first.
+template <class Work>
+void share(int64_t count, std::vector<std::atomic<int64_t>>& next, int threads, Work&& work) {
+  for (int turn = 0, part = omp_get_thread_num(); turn < threads; turn++, part = (part + 1) % threads) {
+    const int64_t first = count * part / threads, last = count * (part + 1) / threads;
+    for (int64_t i; (i = first + next[part].fetch_add(1, std::memory_order_relaxed)) < last;) work(i);
+  }
+}
+
 // The top tokens by their true scores: every key is read.
 void attend_oracle(Row& row, int h, HeadRoom& room) {
   Plan& plan = row.plan;
@@ -137,6 +148,7 @@ int64_t attend_sparse(Row& row, int threads) {
   const int64_t pieces = scored ? (row.active + scan_blocks - 1) / scan_blocks : 0;
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{});
   int64_t stale = 0;
+  for (auto& next : plan.next_head) next.store(0, std::memory_order_relaxed);
   for (int g = 0; scored && g < kv_heads; g++) prepare_keys(row, g);  // less work than a barrier
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
@@ -145,20 +157,18 @@ int64_t attend_sparse(Row& row, int threads) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < kv_heads * pieces; i++)
       estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
-#pragma omp for schedule(dynamic)  // heads differ in how many tokens they look at; small work comes last
-    for (int h = 0; h < q_heads + kv_heads; h++) {
-      if (h >= q_heads) {  // not a head: a KV head's rows to check
-        if (!plan.checked.empty()) stale += row.count_stale(h - q_heads, plan.checked.data(), int64_t(plan.checked.size()));
-        continue;
-      }
-      if (plan.heads[h].dense) continue;
-      const int thread = omp_get_thread_num();
-      row.states(h)->clear(row.head_dim());
-      if (scored) stale += attend_tiers(row, h, plan.rooms[thread]);
-      else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, h, plan.rooms[thread]);
-      else stale += attend_unscored(row, h, thread);
-      if (!plan.heads[h].dense) finish(row, h);
-    }
+    const int thread = omp_get_thread_num();
+    share(q_heads, plan.next_head, omp_get_num_threads(), [&](int64_t h) {
+      if (plan.heads[h].dense) return;
+      row.states(int(h))->clear(row.head_dim());
+      if (scored) stale += attend_tiers(row, int(h), plan.rooms[thread]);
+      else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, int(h), plan.rooms[thread]);
+      else stale += attend_unscored(row, int(h), thread);
+      if (!plan.heads[h].dense) finish(row, int(h));
+    });
+#pragma omp for schedule(dynamic) nowait  // small work comes last
+    for (int g = 0; g < kv_heads; g++)
+      if (!plan.checked.empty()) stale += row.count_stale(g, plan.checked.data(), int64_t(plan.checked.size()));
   }
   return stale;
 }

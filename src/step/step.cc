@@ -257,6 +257,7 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
   selected = make_array<int32_t>(product(q_heads, room));
   heads.resize(q_heads);
   for (int64_t i = 0; i < threads; i++) rooms.emplace_back(blocks, params.head_dim);
+  next_head = std::vector<std::atomic<int64_t>>(threads);
   checked.reserve(blocks * block_tokens);
   if (config.policy == ADAMAS_POLICY_QUEST) {
     page_scores = make_array<float>(product(threads, blocks, block_tokens / quest_page));

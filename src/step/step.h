@@ -1,6 +1,7 @@
 // One attention step: queries in, attention over the selected tokens out.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -81,6 +82,7 @@ struct Plan {
   std::vector<HeadReport> heads;   // [q_heads]
   std::vector<int32_t> checked;    // tokens whose rows are checked in this step besides the selected ones
   std::vector<HeadRoom> rooms;     // [threads]
+  std::vector<std::atomic<int64_t>> next_head;  // [threads]
   Array<float> page_scores;     // [threads, pages], for the policy quest
   Array<int32_t> pages;         // [threads, pages]
   Array<float> encode_room;     // [threads, 64, head_dim]
