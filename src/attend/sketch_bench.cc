@@ -11,17 +11,17 @@ namespace {
 // Codes of values that no cache holds: 64 MB of them, of which a run uses one stretch after the other.
 struct Values {
   explicit Values(int head_dim)
-      : layout{head_dim, Coded::values}, blocks((int64_t{64} << 20) / int64_t(layout.record_bytes())),
-        records(size_t(blocks) * layout.record_bytes() / 8), scale(blocks, 0.01f), sigma(blocks, 1.0f) {
+      : layout{head_dim, Coded::values}, blocks((int64_t{64} << 20) / int64_t(layout.block_bytes())),
+        memory(layout.head_bytes(blocks) / 8), scale(blocks, 0.01f), sigma(blocks, 1.0f) {
     std::mt19937_64 random(1);
-    for (uint64_t& word : records) word = random();
+    for (uint64_t& word : memory) word = random();
   }
   Codes codes() {
-    return {reinterpret_cast<std::byte*>(records.data()), scale.data(), sigma.data(), layout};
+    return {reinterpret_cast<std::byte*>(memory.data()), blocks, scale.data(), sigma.data(), layout};
   }
   BlockLayout layout;
   int64_t blocks;
-  std::vector<uint64_t> records;
+  std::vector<uint64_t> memory;
   std::vector<float> scale, sigma;
 };
 

@@ -178,12 +178,7 @@ HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* to
                             float* out) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  const int64_t record_bytes = static_cast<int64_t>(values.layout.record_bytes());
-  const int64_t token_bytes = int64_t{2} * chunks(head_dim) * sizeof(uint32_t);
-  const auto words_of = [&](int64_t token) {  // [chunks, 2]: high, low
-    return reinterpret_cast<const uint32_t*>(values.records + token / block_tokens * record_bytes +
-                                             token % block_tokens * token_bytes);
-  };
+  const auto words_of = [&](int64_t token) { return values.words + token * 2 * chunks(head_dim); };  // [chunks, 2]: high, low
   constexpr int64_t ahead = 48;
   Floats sums[P];
   for (int p = 0; p < P; p++) sums[p] = hn::Zero(d);
@@ -214,14 +209,9 @@ HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const flo
   const hn::RebindToSigned<F32> di;
   const hn::Rebind<int16_t, F32> d16;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  constexpr int64_t ahead = 16;
   Floats sums[P];
   for (int p = 0; p < P; p++) sums[p] = hn::LoadU(d, out + start + p * lanes);
   for (int64_t i = 0; i < count; i++) {
-    if (i + ahead < count) {
-      const int16_t* next = values.block(blocks[i + ahead]).centre + start;
-      for (int dim = 0; dim < P * lanes; dim += 32) hwy::Prefetch(next + dim);
-    }
     const int16_t* centre = values.block(blocks[i]).centre + start;
     const auto weight = hn::Set(d, weights[i] * values.centre_scale[blocks[i]]);
     for (int p = 0; p < P; p++) {

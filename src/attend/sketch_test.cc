@@ -99,9 +99,9 @@ TEST_P(SketchTest, AddsLevelsAndMeansOfTheCodes) {
   for (int head_dim : head_dims) {
     const int64_t blocks = 5, tokens = blocks * block_tokens;
     const BlockLayout layout{head_dim, Coded::values};
-    std::vector<uint64_t> records(blocks * layout.record_bytes() / 8);
+    std::vector<uint64_t> memory(layout.head_bytes(blocks) / 8);
     std::vector<float> scale(blocks), sigma(blocks), scratch(block_tokens * head_dim);
-    const Codes values{reinterpret_cast<std::byte*>(records.data()), scale.data(), sigma.data(), layout};
+    const Codes values{reinterpret_cast<std::byte*>(memory.data()), blocks, scale.data(), sigma.data(), layout};
     testing::Matrix rows(tokens, head_dim, DType::f16, 6);
     rows.fill_normal(random, 2);
     for (int64_t b = 0; b < blocks; b++) {

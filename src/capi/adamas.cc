@@ -355,18 +355,22 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
     std::vector<Block> kinds{codes.block(block)};
     if (c.has_values()) kinds.push_back(c.values(sequence, kv_head).block(block));
     size_t total = 0;
-    for (const Block& b : kinds) total += b.layout.used_bytes() + 2 * sizeof(float);
+    for (const Block& b : kinds) total += b.layout.block_bytes() + 2 * sizeof(float);
     if (needed != nullptr) *needed = total;
     if (bytes == nullptr) return {};
     if (c.marked(sequence, block)) return invalid("block " + std::to_string(block) + " is not encoded yet");
     if (size < total) return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
     auto* to = static_cast<std::byte*>(bytes);
+    const auto put = [&](const void* from, size_t count) {
+      std::memcpy(to, from, count);
+      to += count;
+    };
     for (const Block& b : kinds) {
-      std::memcpy(to, b.high, b.layout.used_bytes());
-      to += b.layout.used_bytes();
-      std::memcpy(to, b.centre_scale, sizeof(float));
-      std::memcpy(to + sizeof(float), b.sigma, sizeof(float));
-      to += 2 * sizeof(float);
+      put(b.high, b.layout.code_bytes());
+      put(b.centre, b.layout.centre_bytes());
+      if (b.hash != nullptr) put(b.hash, block_tokens * sizeof(uint32_t));
+      put(b.centre_scale, sizeof(float));
+      put(b.sigma, sizeof(float));
     }
     return {};
   });

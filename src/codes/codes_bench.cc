@@ -7,8 +7,8 @@ namespace {
 
 struct Blocks {
   Blocks(int head_dim, int64_t count)
-      : layout{head_dim}, memory(count * layout.record_bytes() / 8), scale(count), sigma(count),
-        codes{reinterpret_cast<std::byte*>(memory.data()), scale.data(), sigma.data(), layout} {}
+      : layout{head_dim}, memory(layout.head_bytes(count) / 8), scale(count), sigma(count),
+        codes{reinterpret_cast<std::byte*>(memory.data()), count, scale.data(), sigma.data(), layout} {}
   BlockLayout layout;
   std::vector<uint64_t> memory;
   std::vector<float> scale, sigma;
@@ -27,7 +27,7 @@ void BM_encode_block(benchmark::State& state) {
     encode_block(rows, head_dim, ~uint64_t{0}, false, Coding::by_block, to.codes.block(b), scratch.data());
     b = (b + 1) % blocks;
   }
-  bench::rates(state, block_tokens, block_tokens * head_dim * 2 + int64_t(to.layout.record_bytes()));
+  bench::rates(state, block_tokens, block_tokens * head_dim * 2 + int64_t(to.layout.block_bytes()));
 }
 BENCHMARK(BM_encode_block)->Arg(64)->Arg(128);
 

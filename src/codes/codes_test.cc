@@ -15,13 +15,16 @@ ADAMAS_ON_EVERY_DEVICE(CodesTest);
 
 // A record of its own, filled with garbage first: encoding must set every byte.
 struct OneBlock {
-  explicit OneBlock(int head_dim, Coded coded = Coded::keys) : layout{head_dim, coded}, record(layout.record_bytes() / 8, 0xDEADBEEFDEADBEEFu) {}
+  explicit OneBlock(int head_dim, Coded coded = Coded::keys) : layout{head_dim, coded}, record(layout.head_bytes(1) / 8, 0xDEADBEEFDEADBEEFu) {}
   Block block() {
-    return Codes{reinterpret_cast<std::byte*>(record.data()), &centre_scale, &sigma, layout}.block(0);
+    return codes().block(0);
+  }
+  Codes codes() {
+    return {reinterpret_cast<std::byte*>(record.data()), 1, &centre_scale, &sigma, layout};
   }
   std::vector<std::byte> bytes() {
     const auto* first = reinterpret_cast<std::byte*>(record.data());
-    return {first, first + layout.used_bytes()};
+    return {first, first + layout.block_bytes()};
   }
   BlockLayout layout;
   std::vector<uint64_t> record;
@@ -114,7 +117,7 @@ TEST_P(CodesTest, ASingleChangedBitChangesTheHash) {
   rows.fill_normal(random);
   OneBlock made(96);
   encode(made, rows.view(), ~uint64_t{0}, false);
-  const Codes codes{reinterpret_cast<std::byte*>(made.record.data()), &made.centre_scale, &made.sigma, made.layout};
+  const Codes codes = made.codes();
   std::vector<int32_t> all(block_tokens);
   for (int t = 0; t < block_tokens; t++) all[t] = t;
   EXPECT_EQ(count_stale(rows.view(), 96, codes, all.data(), block_tokens), 0);

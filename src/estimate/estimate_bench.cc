@@ -11,8 +11,8 @@ namespace {
 void BM_scan(benchmark::State& state, Estimator estimator) {
   const int head_dim = int(state.range(0)), heads = int(state.range(1));
   const BlockLayout layout{head_dim};
-  const int64_t step_blocks = 512, all_blocks = (int64_t{256} << 20) / int64_t(layout.record_bytes()) / step_blocks * step_blocks;
-  const int64_t words = all_blocks * int64_t(layout.record_bytes()) / 8;
+  const int64_t step_blocks = 512, all_blocks = (int64_t{256} << 20) / int64_t(layout.block_bytes()) / step_blocks * step_blocks;
+  const int64_t words = layout.head_bytes(all_blocks) / 8;
   const Array<uint64_t> memory = make_array<uint64_t>(words);
   std::mt19937_64 random(1);
   for (int64_t i = 0; i < words; i++) memory[i] = random();
@@ -26,8 +26,8 @@ void BM_scan(benchmark::State& state, Estimator estimator) {
   prepare_query(y.data(), head_dim, estimator, 0, query);
   int64_t first = 0;
   for (auto _ : state) {
-    const Codes codes{reinterpret_cast<std::byte*>(memory.get()) + first * int64_t(layout.record_bytes()),
-                      scale.data() + first, sigma.data() + first, layout};
+    const Codes codes(reinterpret_cast<std::byte*>(memory.get()) + first * int64_t(layout.block_bytes()), step_blocks,
+                      scale.data() + first, sigma.data() + first, layout);
     block_weights(codes.sigma, blocks.data(), step_blocks, 1, weights.data());
     const Query* queries[max_scan_heads];
     const int16_t* offsets_of[max_scan_heads];
@@ -42,7 +42,7 @@ void BM_scan(benchmark::State& state, Estimator estimator) {
     benchmark::ClobberMemory();
     first = (first + step_blocks) % all_blocks;
   }
-  bench::rates(state, heads * step_blocks * block_tokens, step_blocks * int64_t(layout.hash_offset()));
+  bench::rates(state, heads * step_blocks * block_tokens, step_blocks * int64_t(layout.code_bytes() + layout.centre_bytes()));
 }
 
 void shapes(benchmark::internal::Benchmark* b) {

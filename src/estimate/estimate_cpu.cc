@@ -124,10 +124,9 @@ void ScanHeads(const Query* const* queries, int head_dim, const Codes& codes, co
   for (int64_t i = 0; i < count; i++) {
     const Block block = codes.block(blocks[i]);
     const auto weight = hn::Set(di, weights[i]);
-    // Between the planes of two blocks lie a centre and hashes, and a machine's own prefetcher stops there.
     if (i + 2 < count) {
       const auto* next = reinterpret_cast<const std::byte*>(codes.block(blocks[i + 2]).high);
-      for (size_t line = 0; line < codes.layout.centre_offset(); line += 64) hwy::Prefetch(next + line);
+      for (size_t line = 0; line < codes.layout.code_bytes(); line += 64) hwy::Prefetch(next + line);
     }
     // Four vectors unrolled: the chains of dependent dot products of one vector would leave the units idle.
 #pragma GCC unroll 4
@@ -191,12 +190,7 @@ int64_t CentreProduct(const int16_t* q16, const int16_t* centre, int head_dim) {
 void CentreProducts(const Query& query, int head_dim, const Codes& codes, const int32_t* blocks, int64_t count,
                     double* centres) {
   const double scale = static_cast<double>(query.largest) / 32767.0;
-  constexpr int64_t ahead = 8;  // centres lie a record apart
   for (int64_t i = 0; i < count; i++) {
-    if (i + ahead < count) {
-      const int16_t* next = codes.block(blocks[i + ahead]).centre;
-      for (int d = 0; d < head_dim; d += 32) hwy::Prefetch(next + d);
-    }
     const int64_t product = CentreProduct(query.q16, codes.block(blocks[i]).centre, head_dim);
     centres[i] = static_cast<double>(product) * (scale * static_cast<double>(codes.centre_scale[blocks[i]]));
   }

@@ -16,8 +16,8 @@ ADAMAS_ON_EVERY_DEVICE(EstimateTest);
 
 struct Encoded {
   Encoded(const Rows& rows, int head_dim, int64_t blocks, Coding coding)
-      : memory(blocks * BlockLayout{head_dim}.record_bytes() / 64), scale(blocks), sigma(blocks),
-        codes{memory.data()->bytes, scale.data(), sigma.data(), {head_dim}} {
+      : memory(BlockLayout{head_dim}.head_bytes(blocks) / 64), scale(blocks), sigma(blocks),
+        codes{memory.data()->bytes, blocks, scale.data(), sigma.data(), {head_dim}} {
     std::vector<float> scratch(block_tokens * head_dim);
     for (int64_t b = 0; b < blocks; b++) {
       Rows of_block = rows;

@@ -26,23 +26,22 @@ bool wants_values(const adamas_config& config) {
   return config.policy == ADAMAS_POLICY_ADAMAS && (config.tail != 0 || config.sketch != 0);
 }
 
-Cache::Store::Store(BlockLayout layout, int64_t blocks)
-    : layout(layout), records(make_array<std::byte>(product(blocks, int64_t(layout.record_bytes())))),
-      centre_scale(make_array<float>(blocks)), sigma(make_array<float>(blocks)) {}
+Cache::Store::Store(BlockLayout layout, int64_t heads, int64_t blocks)
+    : layout(layout), blocks(blocks), memory(make_array<std::byte>(product(heads, layout.head_bytes(blocks)))),
+      centre_scale(make_array<float>(product(heads, blocks))), sigma(make_array<float>(product(heads, blocks))) {}
 
-Codes Cache::Store::codes(int64_t first_block) const {
-  return {records.get() + first_block * int64_t(layout.record_bytes()), centre_scale.get() + first_block,
-          sigma.get() + first_block, layout};
+Codes Cache::Store::codes(int64_t head) const {
+  return {memory.get() + head * layout.head_bytes(blocks), blocks, centre_scale.get() + head * blocks, sigma.get() + head * blocks, layout};
 }
 
 Cache::Cache(const adamas_config& config, const adamas_cache_params& params)
     : config(config), params(params), blocks_(blocks_of(params.capacity)),
       all_marks_(wants_values(config) ? keys_mark | values_mark : keys_mark), open_rows_(open_rows(config)) {
-  const int64_t blocks = product(params.sequences, params.kv_heads, blocks_);
-  keys_ = Store({params.head_dim, Coded::keys}, blocks);
-  if (has_values()) values_ = Store({params.head_dim, Coded::values}, blocks);
+  const int64_t heads = product(params.sequences, params.kv_heads);
+  keys_ = Store({params.head_dim, Coded::keys}, heads, blocks_);
+  if (has_values()) values_ = Store({params.head_dim, Coded::values}, heads, blocks_);
   if (config.policy == ADAMAS_POLICY_QUEST)
-    quest_ = make_array<float>(product(blocks, block_tokens / quest_page, 2, params.head_dim));
+    quest_ = make_array<float>(product(heads, blocks_, block_tokens / quest_page, 2, params.head_dim));
   live_.assign(product(params.sequences, blocks_), 0);
   coded_.assign(live_.size(), 0);
   marked_.assign(live_.size(), 0);
@@ -101,7 +100,7 @@ void Cache::encode(Coded kind, const adamas_rows& view, int64_t sequence, int64_
   rows.data += block * block_tokens * rows.stride;
   if (keys && quest_) {
     const int pages = block_tokens / quest_page;
-    float* bounds = quest_.get() + (first_block(sequence, kv_head) + block) * pages * 2 * params.head_dim;
+    float* bounds = quest_.get() + (head(sequence, kv_head) * blocks_ + block) * pages * 2 * params.head_dim;
     for (int p = 0; p < pages; p++, bounds += 2 * params.head_dim)
       adamas::quest_bounds(rows, params.head_dim, p * quest_page, coded >> (p * quest_page) & 0xFFFF, bounds,
                            bounds + params.head_dim);
@@ -110,18 +109,18 @@ void Cache::encode(Coded kind, const adamas_rows& view, int64_t sequence, int64_
   encode_block(rows, params.head_dim, coded, block == 0, keys ? coding_of(config) : Coding::by_block, codes.block(block), scratch);
 }
 
-Codes Cache::codes(int64_t sequence, int kv_head) const { return keys_.codes(first_block(sequence, kv_head)); }
-Codes Cache::values(int64_t sequence, int kv_head) const { return values_.codes(first_block(sequence, kv_head)); }
+Codes Cache::codes(int64_t sequence, int kv_head) const { return keys_.codes(head(sequence, kv_head)); }
+Codes Cache::values(int64_t sequence, int kv_head) const { return values_.codes(head(sequence, kv_head)); }
 
 const float* Cache::quest_bounds(int64_t sequence, int kv_head) const {
   const int64_t pages = blocks_ * (block_tokens / quest_page);
-  return quest_.get() + (sequence * params.kv_heads + kv_head) * pages * 2 * params.head_dim;
+  return quest_.get() + head(sequence, kv_head) * pages * 2 * params.head_dim;
 }
 
 int64_t Cache::bytes() const {
-  const int64_t blocks = params.sequences * params.kv_heads * blocks_;
-  const int64_t quest = quest_ ? blocks * (block_tokens / quest_page) * 2 * params.head_dim * 4 : 0;
-  return blocks * (keys_.block_bytes() + values_.block_bytes()) + quest + int64_t(live_.size()) * 17;
+  const int64_t heads = params.sequences * params.kv_heads;
+  const int64_t quest = quest_ ? heads * blocks_ * (block_tokens / quest_page) * 2 * params.head_dim * 4 : 0;
+  return heads * (keys_.head_bytes() + values_.head_bytes()) + quest + int64_t(live_.size()) * 17;
 }
 
 }  // namespace adamas

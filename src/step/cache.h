@@ -68,16 +68,17 @@ class Cache {
   // The records of one kind of row.
   struct Store {
     BlockLayout layout;
-    Array<std::byte> records;    // [sequences, kv_heads, blocks, record_bytes]
+    int64_t blocks = 0;          // of a sequence
+    Array<std::byte> memory;     // [sequences, kv_heads, head_bytes]
     Array<float> centre_scale;   // [sequences, kv_heads, blocks]
     Array<float> sigma;          // [sequences, kv_heads, blocks]
 
     Store() = default;
-    Store(BlockLayout layout, int64_t blocks);
-    Codes codes(int64_t first_block) const;
-    int64_t block_bytes() const { return records ? int64_t(layout.record_bytes() + 2 * sizeof(float)) : 0; }
+    Store(BlockLayout layout, int64_t heads, int64_t blocks);
+    Codes codes(int64_t head) const;
+    int64_t head_bytes() const { return memory ? layout.head_bytes(blocks) + blocks * int64_t(2 * sizeof(float)) : 0; }
   };
-  int64_t first_block(int64_t sequence, int kv_head) const { return (sequence * params.kv_heads + kv_head) * blocks_; }
+  int64_t head(int64_t sequence, int kv_head) const { return sequence * params.kv_heads + kv_head; }
 
   int64_t blocks_;  // of a sequence
   uint8_t all_marks_;

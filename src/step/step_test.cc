@@ -167,7 +167,7 @@ std::vector<int32_t> range(int32_t n) {
 // The codes of the first `tokens` rows of K or V of sequence 0, made by the reference.
 struct ReferenceCodes {
   ReferenceCodes(const Fixture& f, int g, int64_t tokens, Coded coded)
-      : layout{f.setup.head_dim, coded}, blocks(blocks_of(tokens)), records(blocks * layout.record_bytes() / 8), scale(blocks),
+      : layout{f.setup.head_dim, coded}, blocks(blocks_of(tokens)), memory(layout.head_bytes(blocks) / 8), scale(blocks),
         sigma(blocks) {
     for (int64_t b = 0; b < blocks; b++) {
       Rows rows = rows_of((coded == Coded::keys ? f.k : f.v).view(), 0, g);
@@ -186,10 +186,10 @@ struct ReferenceCodes {
       sigma[b] = made.sigma;
     }
   }
-  Codes codes() { return {reinterpret_cast<std::byte*>(records.data()), scale.data(), sigma.data(), layout}; }
+  Codes codes() { return {reinterpret_cast<std::byte*>(memory.data()), blocks, scale.data(), sigma.data(), layout}; }
   BlockLayout layout;
   int64_t blocks;
-  std::vector<uint64_t> records;
+  std::vector<uint64_t> memory;
   std::vector<float> scale, sigma;
 };
 
