@@ -365,6 +365,58 @@ TEST_P(StepTest, CodesAreTheSameHoweverTheRowsCame) {
     }
 }
 
+// Block 30 of 2000 tokens is the last one: 16 rows of it have codes, or 32, or (from row 1984 on) all.
+TEST_P(StepTest, FreshRowsWaitForTheirGroupAndAreReadAsTheyAre) {
+  Fixture f({});
+  const auto view = [](const Cached& rows) { return rows.view(); };
+  const auto append = [&](Fixture& to, int64_t first, int64_t last) {
+    const adamas_rows k = view(to.k), v = view(to.v);
+    EXPECT_OK(adamas_append(to.cache, 0, first, last - first, &k, &v));
+  };
+  const auto codes_of_first = [&](int64_t rows, int64_t block) {
+    Fixture other({});
+    append(other, 0, rows);
+    return block_bytes(other, 0, 1, block);
+  };
+  append(f, 0, 1935);
+  EXPECT_NE(block_bytes(f, 0, 1, 30), codes_of_first(1936, 30)) << "below 16 rows each one counts at once";
+  append(f, 1935, 1940);
+  for (int64_t t = 1940; t < 1960; t++) append(f, t, t + 1);
+  EXPECT_EQ(block_bytes(f, 0, 1, 30), codes_of_first(1952, 30));
+
+  adamas_step_params p = f.params(1, 1);
+  const int64_t length = 1960;
+  p.lengths = &length;
+  p.verify = 1;
+  p.verify_rows = 2000;
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.blocks_encoded, 0);
+  for (int h = 0; h < f.setup.q_heads; h++) {
+    const std::vector<int32_t> selection = f.selection(h);
+    EXPECT_EQ(selection.size(), 128u);
+    for (int32_t t = 1952; t < 1960; t++) EXPECT_TRUE(std::binary_search(selection.begin(), selection.end(), t)) << "token " << t;
+  }
+  const std::vector<float> before = f.out;
+  f.k.set(0, 1955, 0, 3, 40);
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_stale, 0) << "no code was made from it";
+  EXPECT_NE(f.out, before);
+  f.k.set(0, 1940, 0, 3, 40);
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_stale, 1);
+
+  const std::vector<std::byte> whole = [&] {
+    Fixture other({});
+    append(other, 0, 1984);
+    return block_bytes(other, 0, 1, 30);
+  }();
+  append(f, 1960, 1990);
+  EXPECT_EQ(block_bytes(f, 0, 1, 30), whole) << "a block that is not the last one has codes of all its rows";
+  EXPECT_OK(adamas_truncate(f.cache, 0, 1948));
+  append(f, 1948, 1949);
+  EXPECT_EQ(block_bytes(f, 0, 1, 30), codes_of_first(1936, 30));
+}
+
 TEST_P(StepTest, ThreadsDoNotChangeABit) {
   for (const char* policy : {"adamas", "full", "quest"})
     for (int64_t rows : {1, 30}) {  // threads share the one, and take whole rows of the many
