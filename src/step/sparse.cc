@@ -85,8 +85,11 @@ void attend_oracle(Row& row, int h, HeadRoom& room) {
   for (int64_t i = 0; i < row.active; i++)
     for_each_bit(plan.visible[plan.active[i]],
                  [&](int t) { room.tokens[count++] = int32_t(plan.active[i] * block_tokens + t); });
+  room.clock.lap(&Times::select);
   const Attention attention = row.attention(h / row.group());
   score_list(attention, row.q(h), row.slope(h), room.tokens.get(), count, room.exact.get());
+  head.keys_read = count;
+  room.clock.lap(&Times::exact);
   const float max = *std::max_element(room.exact.get(), room.exact.get() + count);
   std::fill(room.exact.get() + count, room.exact.get() + padded(count), -std::numeric_limits<float>::infinity());
   rank_exact(room.exact.get(), max, padded(count), room.ranks.get());
@@ -99,6 +102,7 @@ void attend_oracle(Row& row, int h, HeadRoom& room) {
     row.selected(h)[i] = room.tokens[room.positions[i]];
     room.scores[i] = room.exact[room.positions[i]];
   }
+  room.clock.lap(&Times::select);
   SoftmaxState& state = *row.states(h);
   attend_scored(attention, row.selected(h), room.scores.get(), head.selected, state);
   head.mass = float(double(state.sum) * std::exp(double(state.max) - double(max)) / all);
@@ -114,13 +118,17 @@ int64_t attend_unscored(Row& row, int h, int thread) {
   if (plan.config.policy == ADAMAS_POLICY_STREAMING) {
     head.selected = select_streaming(plan.visible.get(), blocks_of(row.tokens), row.visible, plan.config.budget,
                                      plan.config.sinks, tokens);
+    plan.rooms[thread].clock.lap(&Times::select);
   } else {
     const int64_t pages = plan.blocks * (block_tokens / quest_page);
     head.selected = select_quest(row.q(h), row.head_dim(), row.cache.quest_bounds(row.sequence, g), plan.visible.get(),
                                  blocks_of(row.tokens), plan.config.budget, plan.page_scores.get() + thread * pages,
                                  plan.pages.get() + thread * pages, tokens);
+    plan.rooms[thread].clock.lap(&Times::select);
     if (row.p.verify != 0) stale = row.count_stale(g, tokens, head.selected);
+    plan.rooms[thread].clock.lap(&Times::check);
   }
+  head.keys_read = head.selected;
   head.mass = std::numeric_limits<float>::quiet_NaN();
   const float* query = row.q(h);
   const float slope = row.slope(h);
@@ -137,27 +145,40 @@ int64_t attend_sparse(Row& row, int threads) {
   const int64_t pieces = scored ? (row.active + scan_blocks - 1) / scan_blocks : 0;
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{});
   int64_t stale = 0;
+  Clock& first_clock = row.start_clock();
   for (int g = 0; scored && g < kv_heads; g++) prepare_keys(row, g);  // less work than a barrier
+  first_clock.lap(&Times::prepare);
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
+    const int thread = omp_get_thread_num();
+    Clock& clock = row.start_clock(thread);
 #pragma omp for schedule(static)
-    for (int h = 0; h < q_heads; h++) prepare(row, h);
+    for (int h = 0; h < q_heads; h++) {
+      prepare(row, h);
+      clock.lap(&Times::prepare);
+    }
+    row.start_clock(thread);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < kv_heads * pieces; i++)
+    for (int64_t i = 0; i < kv_heads * pieces; i++) {
       estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
+      clock.lap(&Times::estimate);
+    }
+    row.start_clock(thread);
 #pragma omp for schedule(dynamic)  // heads differ in how many tokens they look at; small work comes last
     for (int h = 0; h < q_heads + kv_heads; h++) {
       if (h >= q_heads) {  // not a head: a KV head's rows to check
-        if (!plan.checked.empty()) stale += row.count_stale(h - q_heads, plan.checked.data(), int64_t(plan.checked.size()));
+        if (plan.checked.empty()) continue;
+        stale += row.count_stale(h - q_heads, plan.checked.data(), int64_t(plan.checked.size()));
+        clock.lap(&Times::check);
         continue;
       }
       if (plan.heads[h].dense) continue;
-      const int thread = omp_get_thread_num();
       row.states(h)->clear(row.head_dim());
       if (scored) stale += attend_tiers(row, h, plan.rooms[thread]);
       else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, h, plan.rooms[thread]);
       else stale += attend_unscored(row, h, thread);
       if (!plan.heads[h].dense) finish(row, h);
+      clock.lap(&Times::attend);
     }
   }
   return stale;

@@ -8,6 +8,7 @@
 #include "core/memory.h"
 #include "estimate/estimate.h"
 #include "step/cache.h"
+#include "step/clock.h"
 
 namespace adamas {
 
@@ -28,12 +29,14 @@ struct HeadRoom {
   Array<float> scores;        // of the selected tokens
   Array<int32_t> listed;      // tokens whose levels are added
   Array<float> out;           // [head_dim], rotated
+  Clock clock;                // of the thread
 };
 
 // How the last row of a query head went.
 struct HeadReport {
   float mass = 1, noise = 0;
   int64_t selected = 0, sketched = 0;
+  int64_t keys_read = 0;
   bool dense = false;     // every visible token
   bool guarded = false;   // because of its noise
   bool widened = false;   // because of its mass
