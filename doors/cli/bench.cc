@@ -21,6 +21,7 @@
 #include "eval/progress.h"
 #include "eval/table.h"
 #include "failure.h"
+#include "median.h"
 #include "pages.h"
 #include "paths.h"
 #include "plot.h"
@@ -113,12 +114,6 @@ double work_of(const BenchOptions& options, std::int64_t depth) {
 }
 
 }  // namespace
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
 
 std::string name_of(const Case& one, const std::vector<Case>& all) {
   if (one.full()) return "without";

@@ -26,7 +26,6 @@ struct BenchOptions {
 int bench(BenchOptions options, const std::vector<Case>& cases);
 int bench_kernel(BenchOptions options, const std::vector<Case>& cases);
 
-double median(std::vector<double> values);
 // What a table calls the case.
 std::string name_of(const Case& one, const std::vector<Case>& all);
 

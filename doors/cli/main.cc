@@ -163,14 +163,21 @@ int dispatch(int argc, char** argv) {
   const auto bench_number = [&](const char* flag, auto& value, std::int64_t largest, const char* meaning) {
     return bench_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
   };
-  CLI::Option* bench_model = bench_command->add_option("--model", bench_options.model, "A model in the GGUF format")->type_name("MODEL.gguf");
-  CLI::Option* bench_kernel_flag = bench_command->add_flag("--kernel", bench_options.kernel, "Measure the stages of a step instead of a model")->excludes(bench_model);
-  bench_command->add_option("--shape", bench_options.shapes, "Heads to measure, with --kernel; may be repeated (9/3x64, 12/2x128, 32/32x128, 32/8x128)")
+  CLI::Option* bench_model =
+      bench_command->add_option("--model", bench_options.model, "A model in the GGUF format")->type_name("MODEL.gguf");
+  CLI::Option* bench_kernel_flag =
+      bench_command->add_flag("--kernel", bench_options.kernel, "Measure the stages of a step instead of a model")
+          ->excludes(bench_model);
+  bench_command
+      ->add_option("--shape", bench_options.shapes,
+                   "Heads to measure, with --kernel; may be repeated (9/3x64, 12/2x128, 32/32x128, 32/8x128)")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->needs(bench_kernel_flag)
       ->type_name("Q/KVxDIM");
-  bench_command->add_option("--depth", bench_options.depths, "Tokens of context at which is measured (0,512,8192; with --kernel 8192,32768,131072)")
+  bench_command
+      ->add_option("--depth", bench_options.depths,
+                   "Tokens of context at which is measured (0,512,8192; with --kernel 8192,32768,131072)")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{2147483647}).description(""))

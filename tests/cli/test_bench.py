@@ -98,13 +98,13 @@ class Kernel(CommandTest):
     STAGES = ["look", "encode", "prepare", "estimate", "select", "exact", "check", "attend", "sketch", "dense", "waiting"]
 
     def test_the_stages_add_up_and_say_what_they_read(self):
-        result = call("bench", "--kernel", "--shape", "4/2x64", "--depth", "4096", "--repeat", "1", "--threads", "2", "--json")
+        result = call("bench", "--kernel", "--shape", "16/8x256", "--depth", "4096", "--repeat", "1", "--threads", "2", "--json")
         self.assertEqual(result.returncode, 0, result.stderr)
         document = json.loads(result.stdout)
         self.assertEqual(document["left_out"], [])
         (point,) = document["points"]
-        self.assertEqual((point["q_heads"], point["kv_heads"], point["head_dim"], point["tokens"]), (4, 2, 64, 4096))
-        self.assertGreaterEqual(point["layers"] * 4096 * 2 * 64 * 2 * 2, 512 << 20, "no cache holds K and V of all layers")
+        self.assertEqual((point["q_heads"], point["kv_heads"], point["head_dim"], point["tokens"]), (16, 8, 256, 4096))
+        self.assertGreaterEqual(point["layers"] * 4096 * 8 * 256 * 2 * 2, 512 << 20, "no cache holds K and V of all layers")
         sparse, alone, dense = point["cases"]
         self.assertEqual([case["case"] for case in point["cases"]], ["adamas dot 128", "budget alone", "dense"])
         for case in point["cases"]:
@@ -122,11 +122,11 @@ class Kernel(CommandTest):
         def bytes_of(case, name):
             return next(stage["bytes"] for stage in case["stages"] if stage["stage"] == name)
 
-        tokens = dense["bytes"] / (2 * 2 * 64 * 2)  # the mean over layers, of which each is up to a block shorter
+        tokens = dense["bytes"] / (2 * 8 * 256 * 2)  # the mean over layers, of which each is up to a block shorter
         self.assertTrue(4096 - 65 <= tokens <= 4096, tokens)
-        self.assertAlmostEqual(bytes_of(sparse, "estimate"), tokens * 2 * 16, places=3)  # 64 dimensions of two bits, 2 KV heads
-        self.assertAlmostEqual(bytes_of(sparse, "exact"), 4 * sparse["keys_read"] * 64 * 2, places=3)
-        self.assertAlmostEqual(bytes_of(sparse, "attend"), 4 * 128 * 64 * 2, places=3)
+        self.assertAlmostEqual(bytes_of(sparse, "estimate"), tokens * 8 * 64, places=3)  # 256 dimensions of two bits, 8 KV heads
+        self.assertAlmostEqual(bytes_of(sparse, "exact"), 16 * sparse["keys_read"] * 256 * 2, places=3)
+        self.assertAlmostEqual(bytes_of(sparse, "attend"), 16 * 128 * 256 * 2, places=3)
         self.assertEqual((sparse["tokens_read"], alone["tokens_read"], alone["keys_read"]), (128, 128, 128))
         self.assertGreater(sparse["keys_read"], 128)
         self.assertEqual((bytes_of(alone, "sketch"), alone["tokens_sketched"], dense["mass"]), (0, 0, None))
@@ -144,19 +144,19 @@ class Kernel(CommandTest):
         shutil.copy(COMMAND, self.folder / "bin/adamas")
         (self.folder / "lib" / ".".join(LIBRARY.name.split(".")[:3])).symlink_to(LIBRARY)
         plot = self.folder / "steps.svg"
-        result = call("bench", "--kernel", "--shape", "4/2x64", "--depth", "4096,6000", "--repeat", "1", "--plot", plot, "--estimator", "manhattan", "--budget", "64",
+        result = call("bench", "--kernel", "--shape", "16/8x256", "--depth", "4096,6000", "--repeat", "1", "--threads", "1", "--plot", plot, "--estimator", "manhattan", "--budget", "64",
                       command=self.folder / "bin/adamas")
         self.assertEqual(result.returncode, 0, result.stderr)
         lines = [line.split() for line in result.stdout.splitlines()]
         self.assertEqual([line[0] for line in lines if line and line[0] in ("estimate", "step")], ["estimate", "step"] * 2)
-        row = next(line for line in lines if line[:2] == ["4/2x64", "6000"])
-        self.assertRegex(" ".join(row), r"^4/2x64 6000 \d+\.\d \d+\.\d \d+\.\d - \d+\.\dx - \d+\.\d% - \d+\.\d\de9$")
+        row = next(line for line in lines if line[:2] == ["16/8x256", "6000"])
+        self.assertRegex(" ".join(row), r"^16/8x256 6000 \d+\.\d \d+\.\d \d+\.\d - \d+\.\dx - \d+\.\d% - \d+\.\d\de9$")
         self.assertIn("ggml's attention is not measured: ", result.stdout)
         self.assertIn("adamas manhattan 64", result.stdout)
         picture = ElementTree.parse(plot).getroot()
         named = "{http://www.w3.org/2000/svg}"
         self.assertEqual([len(line.attrib["points"].split()) for line in picture.iter(named + "polyline")], [2])
-        self.assertIn("4/2x64", {text.text for text in picture.iter(named + "text")})
+        self.assertIn("16/8x256", {text.text for text in picture.iter(named + "text")})
 
     def test_failures(self):
         def kernel(*arguments):
@@ -166,8 +166,8 @@ class Kernel(CommandTest):
             self.assert_fails(kernel("--shape", shape), 2, "--shape", "like 9/3x64")
         self.assert_fails(kernel("--shape", "9/2x64"), 2, "do not divide")
         self.assert_fails(kernel("--shape", "9/3x65"), 2, "64, 80, 96")
-        self.assert_fails(kernel("--depth", "512"), 2, "--depth 512", "1024")
-        self.assert_fails(kernel("--depth", "8192", "--budget", "5000"), 2, "twice the budget")
+        self.assert_fails(kernel("--depth", "512"), 2, "--depth 512", "at least 2304")
+        self.assert_fails(kernel("--depth", "8192", "--budget", "5000"), 2, "a budget of 5000", "at least 12048")
         self.assert_fails(kernel("--policy", "quest"), 2, "quest")
         self.assert_fails(kernel("--policy", "full"), 2, "policy adamas")
         self.assert_fails(kernel("--model", "m.gguf"), 2, "--model")

@@ -43,9 +43,10 @@ struct Ggml {
   Ggml() {
     // We look into its structs.
     if (std::strcmp(ggml_version(), ADAMAS_GGML_VERSION) != 0)
-      throw Failure(exit_failed, fmt::format("the engine's ggml is {}, this adamas was built for {}", ggml_version(), ADAMAS_GGML_VERSION));
+      throw Failure(exit_failed, fmt::format("the engine's ggml is {}, this adamas was built for {}", ggml_version(),
+                                             ADAMAS_GGML_VERSION));
     ggml_log_set([](ggml_log_level, const char*, void*) {}, nullptr);  // which libraries it loads is not asked
-    unsetenv("GGML_BACKEND_PATH");  // its own attention, not ours
+    unsetenv("GGML_BACKEND_PATH");                                     // its own attention, not ours
     ggml_backend_load_all_from_path(engine_folder().c_str());
   }
 };
@@ -58,12 +59,16 @@ const Ggml& ggml() {
 class Attention : public GgmlAttention {
  public:
   Attention(const Shape& shape, std::int64_t most_tokens, int threads)
-      : shape_(shape), mask_(static_cast<std::size_t>(most_tokens), 0), backend_(ggml().ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr)) {
-    if (backend_ == nullptr) throw Failure(exit_failed, fmt::format("the engine in {} has no CPU back end", engine_folder().string()));
+      : shape_(shape),
+        mask_(static_cast<std::size_t>(most_tokens), 0),
+        backend_(ggml().ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr)) {
+    if (backend_ == nullptr)
+      throw Failure(exit_failed, fmt::format("the engine in {} has no CPU back end", engine_folder().string()));
     const ggml_backend_reg_t reg = ggml().ggml_backend_dev_backend_reg(ggml().ggml_backend_get_device(backend_));
-    const auto set_threads =
-        reinterpret_cast<ggml_backend_set_n_threads_t>(ggml().ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"));
-    if (set_threads == nullptr) throw Failure(exit_failed, "the engine's CPU back end cannot be told how many threads to use");
+    const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
+        ggml().ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"));
+    if (set_threads == nullptr)
+      throw Failure(exit_failed, "the engine's CPU back end cannot be told how many threads to use");
     set_threads(backend_, threads);
   }
   ~Attention() override { ggml().ggml_backend_free(backend_); }
@@ -82,7 +87,8 @@ class Attention : public GgmlAttention {
     query->data = const_cast<float*>(q);
     ggml_tensor* mask = g.ggml_new_tensor_3d(context, GGML_TYPE_F16, tokens, 1, 1);
     mask->data = mask_.data();
-    ggml_tensor* node = g.ggml_flash_attn_ext(context, query, rows(k), rows(v), mask, 1 / std::sqrt(static_cast<float>(shape_.head_dim)), 0, 0);
+    ggml_tensor* node = g.ggml_flash_attn_ext(context, query, rows(k), rows(v), mask,
+                                              1 / std::sqrt(static_cast<float>(shape_.head_dim)), 0, 0);
     node->data = out;
     ggml_cgraph* graph = g.ggml_new_graph(context);
     g.ggml_build_forward_expand(graph, node);
@@ -91,7 +97,8 @@ class Attention : public GgmlAttention {
     const ggml_status status = g.ggml_backend_graph_compute(backend_, graph);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     g.ggml_free(context);
-    if (status != GGML_STATUS_SUCCESS) throw Failure(exit_failed, fmt::format("ggml's FLASH_ATTN_EXT failed with status {}", static_cast<int>(status)));
+    if (status != GGML_STATUS_SUCCESS)
+      throw Failure(exit_failed, fmt::format("ggml's FLASH_ATTN_EXT failed with status {}", static_cast<int>(status)));
     return seconds;
   }
 
@@ -103,7 +110,8 @@ class Attention : public GgmlAttention {
 
 }  // namespace
 
-std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape& shape, std::int64_t most_tokens, int threads, std::string& why_not) {
+std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape& shape, std::int64_t most_tokens, int threads,
+                                                   std::string& why_not) {
   try {
     return std::make_unique<Attention>(shape, most_tokens, threads);
   } catch (const Failure& failure) {

@@ -15,7 +15,9 @@ namespace cli::kernel {
 std::string Shape::name() const { return fmt::format("{}/{}x{}", q_heads, kv_heads, head_dim); }
 
 Shape parse_shape(const std::string& text) {
-  const auto refuse = [&](const std::string& why) { throw Failure(exit_usage, fmt::format("bench: --shape {}: {}", text, why)); };
+  const auto refuse = [&](const std::string& why) {
+    throw Failure(exit_usage, fmt::format("bench: --shape {}: {}", text, why));
+  };
   Shape shape{};
   const char* at = text.data();
   const char* const end = at + text.size();
@@ -27,7 +29,8 @@ Shape parse_shape(const std::string& text) {
   }
   if (shape.q_heads % shape.kv_heads != 0) refuse("the KV heads do not divide the query heads");
   const std::vector<std::int32_t> dims = adamas::head_dims();
-  if (std::find(dims.begin(), dims.end(), shape.head_dim) == dims.end()) refuse(fmt::format("a head_dim is one of {}", fmt::join(dims, ", ")));
+  if (std::find(dims.begin(), dims.end(), shape.head_dim) == dims.end())
+    refuse(fmt::format("a head_dim is one of {}", fmt::join(dims, ", ")));
   return shape;
 }
 
