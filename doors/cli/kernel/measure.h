@@ -28,7 +28,6 @@ struct Measured {
   std::string name;
   std::vector<double> seconds;
   std::array<std::vector<double>, stages.size()> stage_seconds;  // processor time over threads: shares of the step
-  std::vector<double> waiting;                                   // the rest of the step
   StageBytes bytes{};                                            // sums over the steps
   adamas_step_stats stats{};                                     // the same; those that are shown
   std::vector<float> out;                                        // of the last step
@@ -36,6 +35,11 @@ struct Measured {
   double steps() const { return static_cast<double>(seconds.size()); }
   double step() const { return median(seconds); }
   double stage(std::size_t i) const { return median(stage_seconds[i]); }
+  double waiting() const {  // the rest
+    double rest = step();
+    for (std::size_t i = 0; i < stages.size(); i++) rest -= stage(i);
+    return rest;
+  }
   double stage_bytes(std::size_t i) const { return bytes[i] / steps(); }
   double all_bytes() const {
     double sum = 0;
@@ -56,7 +60,6 @@ struct Point {
   const Measured& first() const { return ours.front(); }
   const Measured& dense() const { return ours.back(); }
   double over_dense(const Measured& one) const { return dense().step() / one.step(); }
-  double waiting() const { return median(first().waiting) / first().step(); }  // share of the step
   double over_ggml(const Measured& one) const { return ggml.empty() ? NAN : median(ggml) / one.step(); }
   // Of the scan, by one processor in a second.
   double scores_per_second(const Measured& one) const;
@@ -75,7 +78,8 @@ struct Place {
   double work() const;  // about as the time goes
 };
 
-// `settings`: two that are sparse, or more, and the dense one last. ggml: NULL when there is no engine. Throws when its attention is not ours.
+// `settings`: two that are sparse, or more, and the dense one last. ggml: NULL when there is no engine. Throws when its
+// attention is not ours.
 Point measure(const Place& place, const std::vector<Setting>& settings, GgmlAttention* ggml, Progress& progress);
 
 }  // namespace cli::kernel

@@ -41,7 +41,7 @@ void print_stages(const Point& point) {
   };
   for (std::size_t i = 0; i < stages.size(); i++)
     if (one.stage(i) > 0) add(stages[i].name, one.stage(i), one.stage_bytes(i));
-  add("waiting", point.waiting() * one.step(), 0);
+  add("waiting", one.waiting(), 0);
   add("step", one.step(), one.all_bytes());
   table.print();
   fmt::print("\n");
@@ -68,8 +68,11 @@ void print_steps(const std::vector<Point>& points) {
   for (const Point& point : points) fewest = std::min(fewest, point.first().seconds.size());
   fmt::print("a step in microseconds, the median of {} or more\n\n", fewest);
   table.print();
-  if (std::any_of(points.begin(), points.end(), [](const Point& point) { return point.waiting() > 0.3; }))
-    fmt::print("\nThreads waited for a third of a step and more: something else runs on this machine, and the ratios mean little.\n");
+  if (std::any_of(points.begin(), points.end(),
+                  [](const Point& point) { return point.first().waiting() > 0.3 * point.first().step(); }))
+    fmt::print(
+        "\nThreads waited for a third of a step and more: something else runs on this machine, and the ratios mean "
+        "little.\n");
 }
 
 Json json_of(const Point& point) {
@@ -84,7 +87,7 @@ Json json_of(const Point& point) {
                       {"bandwidth_share", seconds > 0 ? bytes / seconds / point.bandwidth : 0}});
     };
     for (std::size_t i = 0; i < stages.size(); i++) add(stages[i].name, one.stage(i), one.stage_bytes(i));
-    add("waiting", median(one.waiting), 0);
+    add("waiting", one.waiting(), 0);
     const bool sparse = one.stats.heads_sparse > 0;
     const double heads = static_cast<double>(one.stats.heads_sparse);
     cases.push_back(
