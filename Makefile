@@ -2,7 +2,7 @@
 #               make demo MODEL=path.gguf FILE=text QUESTION='...'   for your own
 # make test     everything that is checked
 # make eval     the tables of docs/quality.md and a page for each model, half an hour
-# make bench    how fast each stage is
+# make bench    how fast each stage of a step is, beside dense attention and the memory
 # make build    the library, the adamas command, the back end for llama.cpp
 # make models   two more models, for evaluation
 # make clean    removes build/; what was fetched, and llama.cpp, stay in the cache (ADAMAS_CACHE)
@@ -25,7 +25,7 @@ test: build model browser
 	@ctest --preset cpu --output-on-failure
 
 bench: build
-	@for bench in build/bin/adamas-bench-*; do echo "== $$bench"; $$bench || exit; done
+	@build/bin/adamas bench --kernel
 
 eval: build models
 	@tools/packages.sh debian-handbook

@@ -14,12 +14,14 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include <adamas/adamas.hpp>
 
 #include "eval/progress.h"
 #include "eval/table.h"
 #include "failure.h"
+#include "median.h"
 #include "pages.h"
 #include "paths.h"
 #include "plot.h"
@@ -105,17 +107,13 @@ double tokens_per_second(const std::string& json) {
   return results[0]["avg_ts"].get<double>();
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
 // About as the time goes: reading the context is quadratic in it.
 double work_of(const BenchOptions& options, std::int64_t depth) {
   const auto tokens = static_cast<double>(depth);
   return tokens + tokens * tokens / 8192 + 8 * static_cast<double>(options.tokens) + 200;
 }
+
+}  // namespace
 
 std::string name_of(const Case& one, const std::vector<Case>& all) {
   if (one.full()) return "without";
@@ -125,10 +123,11 @@ std::string name_of(const Case& one, const std::vector<Case>& all) {
   return name;
 }
 
-}  // namespace
-
-int bench(const BenchOptions& options, const std::vector<Case>& cases) {
-  if (options.model.empty()) throw Failure(exit_usage, "bench: the model is missing; for example: --model MODEL.gguf");
+int bench(BenchOptions options, const std::vector<Case>& cases) {
+  if (options.kernel) return bench_kernel(std::move(options), cases);
+  if (options.depths.empty()) options.depths = {0, 512, 8192};
+  if (options.repeat == 0) options.repeat = 1;
+  if (options.model.empty()) throw Failure(exit_usage, "bench: the model is missing; for example: --model MODEL.gguf; --kernel needs none");
   const std::string tool = find_tool("llama-bench").string();
   const std::string back_end = required_back_end().string();
   require_writable(options.plot);

@@ -1,4 +1,5 @@
-// adamas bench: how fast a model decodes without us and with each setting, over the depth of the context.
+// adamas bench: how fast a model decodes without us and with each setting, over the depth of the context; with --kernel how fast each
+// stage of a step is, without a model.
 #pragma once
 
 #include <cstdint>
@@ -11,15 +12,21 @@ namespace cli {
 
 struct BenchOptions {
   std::string model;
-  std::vector<std::int64_t> depths{0, 512, 8192};
+  std::vector<std::int64_t> depths;  // empty: the command's own
   std::int64_t tokens = 64;  // decoded at each depth
-  std::int64_t repeat = 1;   // runs, of which the median counts
+  std::int64_t repeat = 0;   // runs, or steps, of which the median counts; 0: the command's own
   int threads = 0;
   bool json = false;
   std::string plot;  // an SVG file; empty: none
+  bool kernel = false;
+  std::vector<std::string> shapes;  // of --kernel: "9/3x64"
 };
 
 // `cases`: full_case() first.
-int bench(const BenchOptions& options, const std::vector<Case>& cases);
+int bench(BenchOptions options, const std::vector<Case>& cases);
+int bench_kernel(BenchOptions options, const std::vector<Case>& cases);
+
+// What a table calls the case.
+std::string name_of(const Case& one, const std::vector<Case>& all);
 
 }  // namespace cli

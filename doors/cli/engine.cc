@@ -44,8 +44,6 @@ std::string file_of(const void* address) {
   return dladdr(address, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : "";
 }
 
-#define FUNCTION(library, name) decltype(::name)* name = library.get<decltype(::name)>(#name)
-
 // The functions of the engine that we call, under their own names. Made once; never unloaded.
 struct Engine {
   Library base{"libggml-base.so"}, ggml{"libggml.so"}, llama{"libllama.so"};

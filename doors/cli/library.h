@@ -35,4 +35,7 @@ class Library {
   void* handle_ = nullptr;
 };
 
+// A member that holds a function of the engine under its own name: FUNCTION(base, ggml_version);
+#define FUNCTION(library, name) decltype(::name)* name = library.get<decltype(::name)>(#name)
+
 }  // namespace cli

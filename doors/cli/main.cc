@@ -38,6 +38,9 @@ of one file that shows what every word of the answer was read from, by layer and
 constexpr const char* bench_details = R"(
 Runs llama-bench at each depth, without the back end and with each setting in turn, and prints tokens a
 second of decoding and the ratio. A list of values of a setting is so many cases.
+
+--kernel needs no model: it times every stage of a step of one attention layer, and what bytes it reads, beside
+dense attention, our own and ggml's. A shape is query heads, KV heads and head_dim.
 )";
 
 constexpr const char* settings_details = R"(
@@ -58,7 +61,7 @@ class Help : public CLI::Formatter {
     if (name == "eval") return "Usage: adamas eval KIND --model MODEL.gguf ... [SETTINGS]\n";
     if (app->get_parent() != nullptr && app->get_parent()->get_name() == "eval")
       return "Usage: adamas eval " + name + " --model MODEL.gguf [OPTIONS] [SETTINGS]\n";
-    if (name == "bench") return "Usage: adamas bench --model MODEL.gguf [OPTIONS] [SETTINGS]\n";
+    if (name == "bench") return "Usage: adamas bench --model MODEL.gguf [OPTIONS] [SETTINGS]\n       adamas bench --kernel [OPTIONS] [SETTINGS]\n";
     if (name == "check") return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n";
     if (name == "explain")
       return "Usage: adamas explain [SETTINGS] --model MODEL.gguf --file TEXT --ask QUESTION --html OUT [OPTIONS]\n";
@@ -158,19 +161,32 @@ int dispatch(int argc, char** argv) {
   BenchOptions bench_options;
   bench_options.threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 512u));
   const auto bench_number = [&](const char* flag, auto& value, std::int64_t largest, const char* meaning) {
-    bench_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
+    return bench_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
   };
-  bench_command->add_option("--model", bench_options.model, "A model in the GGUF format")->type_name("MODEL.gguf");
-  bench_command->add_option("--depth", bench_options.depths, "Tokens of context at which is measured (0,512,8192)")
+  CLI::Option* bench_model =
+      bench_command->add_option("--model", bench_options.model, "A model in the GGUF format")->type_name("MODEL.gguf");
+  CLI::Option* bench_kernel_flag =
+      bench_command->add_flag("--kernel", bench_options.kernel, "Measure the stages of a step instead of a model")
+          ->excludes(bench_model);
+  bench_command
+      ->add_option("--shape", bench_options.shapes,
+                   "Heads to measure, with --kernel; may be repeated (9/3x64, 12/2x128, 32/32x128, 32/8x128)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->needs(bench_kernel_flag)
+      ->type_name("Q/KVxDIM");
+  bench_command
+      ->add_option("--depth", bench_options.depths,
+                   "Tokens of context at which is measured (0,512,8192; with --kernel 8192,32768,131072)")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{2147483647}).description(""))
       ->type_name("LIST");
-  bench_number("--tokens", bench_options.tokens, 1000000, "Tokens decoded at each (64)");
-  bench_number("--repeat", bench_options.repeat, 1000, "Runs of each, whose median counts (1)");
+  bench_number("--tokens", bench_options.tokens, 1000000, "Tokens decoded at each (64)")->excludes(bench_kernel_flag);
+  bench_number("--repeat", bench_options.repeat, 1000, "Runs of each, whose median counts (1; with --kernel 30 steps)");
   bench_number("--threads", bench_options.threads, 512, "Threads of the engine; without it, one for each processor");
   bench_command->add_flag("--json", bench_options.json, "Print JSON");
-  bench_command->add_option("--plot", bench_options.plot, "Draw tokens a second over depth")->type_name("OUT.svg");
+  bench_command->add_option("--plot", bench_options.plot, "Draw the speed over the depth")->type_name("OUT.svg");
   CaseFlags bench_cases(*bench_command);
 
   CLI::App* eval_command = add_command("eval", "Measure what each setting costs a model, and what it reads", "");

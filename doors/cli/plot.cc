@@ -30,7 +30,8 @@ std::string escaped(const std::string& text) {
 
 std::string plot_of(const std::vector<std::int64_t>& x, const std::vector<Curve>& curves, const std::string& title) {
   double most = 0;
-  for (const Curve& curve : curves) most = std::max(most, *std::max_element(curve.values.begin(), curve.values.end()));
+  for (const Curve& curve : curves)
+    for (const double value : curve.values) most = std::fmax(most, value);
   const double step = step_for(std::max(most, 1e-3));
   const double highest = step * std::ceil(most / step * 1.0001);
   const auto at_x = [&](std::size_t i) {
@@ -53,6 +54,7 @@ std::string plot_of(const std::vector<std::int64_t>& x, const std::vector<Curve>
     const char* color = colors[c % std::size(colors)];
     std::string points;
     for (std::size_t i = 0; i < x.size(); ++i) {
+      if (std::isnan(curves[c].values[i])) continue;
       points += fmt::format("{:.1f},{:.1f} ", at_x(i), at_y(curves[c].values[i]));
       svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\" fill=\"{}\"><title>{}, {}: {:.1f}</title></circle>\n", at_x(i), at_y(curves[c].values[i]),
                          color, escaped(curves[c].name), x[i], curves[c].values[i]);

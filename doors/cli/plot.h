@@ -9,7 +9,7 @@ namespace cli {
 
 struct Curve {
   std::string name;
-  std::vector<double> values;  // at each x, 0 or more
+  std::vector<double> values;  // at each x, 0 or more; NaN: there is none
 };
 
 // x: as labels, at equal distances.

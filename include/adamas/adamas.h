@@ -211,6 +211,7 @@ typedef struct adamas_step_stats {
   int64_t tokens_visible;
   int64_t tokens_selected;
   int64_t tokens_sketched; /* read through their codes */
+  int64_t keys_read;       /* key rows read in full to choose those that are selected, these included */
   int64_t heads_sparse;    /* query heads of sparse rows */
   int64_t heads_guarded;   /* of these, read densely because of their noise (max_noise) */
   int64_t heads_widened;   /* of these, with a larger budget or dense because of min_mass */
@@ -219,6 +220,23 @@ typedef struct adamas_step_stats {
   int64_t blocks_encoded; /* blocks x kv_heads encoded by this step */
   int64_t rows_stale;     /* key rows whose hash differed from the one their codes were made from */
 } adamas_step_stats;
+
+/* Where a step's time went, in nanoseconds; filled when `times` is given. A stage's is that of every thread that worked on it, added
+ * up; a thread that waits for another is in none. So the stages come to at most wall x threads. */
+typedef struct adamas_step_times {
+  uint32_t struct_size; /* sizeof(adamas_step_times) */
+  int64_t wall;         /* of the whole step, from its first row to its last */
+  int64_t look;         /* which tokens each row may see */
+  int64_t encode;       /* codes of the blocks that changed since the last step */
+  int64_t prepare;      /* rotation of the queries; scores of the blocks' centres */
+  int64_t estimate;     /* scores of all tokens, from codes of keys */
+  int64_t select;       /* candidates by their estimates, then the selected by exact scores */
+  int64_t exact;        /* the candidates' keys */
+  int64_t check;        /* hashes of key rows (verify) */
+  int64_t attend;       /* the values of the selected; with quest and streaming their keys too */
+  int64_t sketch;       /* second tier and tail: weights, levels, means */
+  int64_t dense;        /* rows and heads whose tokens are all read */
+} adamas_step_times;
 
 /* Attention of `rows` query rows of each of `batch` sequences:
  *   out[b, r, h] = sum_t softmax_t(softcap(scale * q[b, r, h] . k[s, h / group, t]) + bias[b, r, h, t]) * v[s, h / group, t]
@@ -257,6 +275,7 @@ typedef struct adamas_step_params {
   const float *slopes;      /* [q_heads] ALiBi: multiplies the mask, or the distance t - (last token in view) when mask is NULL */
   const float *sink_logits; /* [q_heads] one more logit of the softmax, with value 0; NULL: none */
   adamas_step_stats *stats; /* NULL: not wanted */
+  adamas_step_times *times; /* NULL: not wanted, and nothing is measured */
 } adamas_step_params;
 
 ADAMAS_API adamas_status adamas_step(adamas_plan *plan, adamas_cache *cache, const adamas_step_params *params);

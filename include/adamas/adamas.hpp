@@ -536,6 +536,7 @@ struct Step {
   std::int32_t threads = 1;              // 1 to the plan's max_threads
   bool verify = false;                   // check the hashes of the key rows that are read ...
   std::int64_t verify_rows = 0;          // ... and of this many more
+  adamas_step_times* times = nullptr;    // where the time went, with its struct_size; null: not wanted
 };
 
 class Plan {
@@ -629,6 +630,7 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
   native.slopes = step.slopes.data();
   native.sink_logits = step.sink_logits.data();
   native.stats = &stats;
+  native.times = step.times;
   detail::check(adamas_step(get(), cache.get(), &native));
   return stats;
 }

@@ -403,6 +403,7 @@ adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, const adamas_s
     ADAMAS_TRY(check_pointer(plan, "plan"));
     ADAMAS_TRY(check_pointer(cache, "cache"));
     ADAMAS_TRY(check_struct(params, "adamas_step_params"));
+    if (params->times != nullptr) ADAMAS_TRY(check_struct(params->times, "adamas_step_times"));
     ADAMAS_TRY(check_step(plan->plan, cache->cache, *params));
     return step(plan->plan, cache->cache, *params);
   });

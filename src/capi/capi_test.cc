@@ -168,6 +168,9 @@ TEST(BadInput, NullsAndWrongSizes) {
     clear(p);
     EXPECT_EQ(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT);
   }
+  adamas_step_times times{};
+  o.p.times = &times;
+  expect_sentence(adamas_step(o.plan, o.cache, &o.p), ADAMAS_INVALID_ARGUMENT, "adamas_step_times.struct_size is 0");
   adamas_cache_destroy(nullptr);
   adamas_plan_destroy(nullptr);
 }

@@ -20,6 +20,8 @@ void attend_dense(Row& row, int threads) {
 #pragma omp for schedule(static)
     for (int h = 0; h < q_heads; h++)
       if (plan.heads[h].dense) load_query(row, h);
+    const int thread = omp_get_thread_num();
+    Clock& clock = row.start_clock(thread);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < int64_t(kv_heads) * parts; i++) {
       const int g = int(i / parts), part = int(i % parts);
@@ -41,12 +43,15 @@ void attend_dense(Row& row, int threads) {
                      std::min(blocks, (part + 1) * per_part), states);
         for (int j = 0; j < heads; j++) row.states(ours[j])[part] = states[j];
       }
+      clock.lap(&Times::dense);
     }
+    row.start_clock(thread);
 #pragma omp for schedule(static)
     for (int h = 0; h < q_heads; h++) {
       if (!plan.heads[h].dense) continue;
       for (int part = 1; part < parts; part++) row.states(h)->merge(row.states(h)[part], row.head_dim());
       finish(row, h);
+      clock.lap(&Times::dense);
     }
   }
 }

@@ -45,6 +45,12 @@ struct Row {
     return {head_dim(), scale(), p.softcap, rows_of(p.k, sequence, kv_head), rows_of(p.v, sequence, kv_head),
             biased ? plan.bias.get() : nullptr};
   }
+  // A thread's clock, started.
+  Clock& start_clock(int thread = 0) const {
+    Clock& clock = plan.rooms[thread].clock;
+    clock.start(p.times != nullptr);
+    return clock;
+  }
   // How many of these key rows are not those that their codes were made from. Tokens: ascending; fresh ones, at the end, have no codes.
   int64_t count_stale(int kv_head, const int32_t* tokens, int64_t count) const {
     const auto is_fresh = [&](int32_t token) {

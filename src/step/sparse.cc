@@ -96,8 +96,11 @@ void attend_oracle(Row& row, int h, HeadRoom& room) {
   for (int64_t i = 0; i < row.active; i++)
     for_each_bit(plan.visible[plan.active[i]],
                  [&](int t) { room.tokens[count++] = int32_t(plan.active[i] * block_tokens + t); });
+  room.clock.lap(&Times::select);
   const Attention attention = row.attention(h / row.group());
   score_list(attention, row.q(h), row.slope(h), room.tokens.get(), count, room.exact.get());
+  head.keys_read = count;
+  room.clock.lap(&Times::exact);
   const float max = *std::max_element(room.exact.get(), room.exact.get() + count);
   std::fill(room.exact.get() + count, room.exact.get() + padded(count), -std::numeric_limits<float>::infinity());
   rank_exact(room.exact.get(), max, padded(count), room.ranks.get());
@@ -110,6 +113,7 @@ void attend_oracle(Row& row, int h, HeadRoom& room) {
     row.selected(h)[i] = room.tokens[room.positions[i]];
     room.scores[i] = room.exact[room.positions[i]];
   }
+  room.clock.lap(&Times::select);
   SoftmaxState& state = *row.states(h);
   attend_scored(attention, row.selected(h), room.scores.get(), head.selected, state);
   head.mass = float(double(state.sum) * std::exp(double(state.max) - double(max)) / all);
@@ -125,13 +129,17 @@ int64_t attend_unscored(Row& row, int h, int thread) {
   if (plan.config.policy == ADAMAS_POLICY_STREAMING) {
     head.selected = select_streaming(plan.visible.get(), blocks_of(row.tokens), row.visible, plan.config.budget,
                                      plan.config.sinks, tokens);
+    plan.rooms[thread].clock.lap(&Times::select);
   } else {
     const int64_t pages = plan.blocks * (block_tokens / quest_page);
     head.selected = select_quest(row.q(h), row.head_dim(), row.cache.quest_bounds(row.sequence, g), plan.visible.get(),
                                  blocks_of(row.tokens), plan.config.budget, plan.page_scores.get() + thread * pages,
                                  plan.pages.get() + thread * pages, tokens);
+    plan.rooms[thread].clock.lap(&Times::select);
     if (row.p.verify != 0) stale = row.count_stale(g, tokens, head.selected);
+    plan.rooms[thread].clock.lap(&Times::check);
   }
+  head.keys_read = head.selected;
   head.mass = std::numeric_limits<float>::quiet_NaN();
   const float* query = row.q(h);
   const float slope = row.slope(h);
@@ -149,15 +157,25 @@ int64_t attend_sparse(Row& row, int threads) {
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{});
   int64_t stale = 0;
   for (auto& next : plan.next_head) next.store(0, std::memory_order_relaxed);
+  Clock& first_clock = row.start_clock();
   for (int g = 0; scored && g < kv_heads; g++) prepare_keys(row, g);  // less work than a barrier
+  first_clock.lap(&Times::prepare);
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
-#pragma omp for schedule(static)
-    for (int h = 0; h < q_heads; h++) prepare(row, h);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < kv_heads * pieces; i++)
-      estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
     const int thread = omp_get_thread_num();
+    Clock& clock = row.start_clock(thread);
+#pragma omp for schedule(static)
+    for (int h = 0; h < q_heads; h++) {
+      prepare(row, h);
+      clock.lap(&Times::prepare);
+    }
+    row.start_clock(thread);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < kv_heads * pieces; i++) {
+      estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
+      clock.lap(&Times::estimate);
+    }
+    row.start_clock(thread);
     share(q_heads, plan.next_head, omp_get_num_threads(), [&](int64_t h) {
       if (plan.heads[h].dense) return;
       row.states(int(h))->clear(row.head_dim());
@@ -165,10 +183,14 @@ int64_t attend_sparse(Row& row, int threads) {
       else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, int(h), plan.rooms[thread]);
       else stale += attend_unscored(row, int(h), thread);
       if (!plan.heads[h].dense) finish(row, int(h));
+      clock.lap(&Times::attend);
     });
 #pragma omp for schedule(dynamic) nowait  // small work comes last
-    for (int g = 0; g < kv_heads; g++)
-      if (!plan.checked.empty()) stale += row.count_stale(g, plan.checked.data(), int64_t(plan.checked.size()));
+    for (int g = 0; g < kv_heads; g++) {
+      if (plan.checked.empty()) continue;
+      stale += row.count_stale(g, plan.checked.data(), int64_t(plan.checked.size()));
+      clock.lap(&Times::check);
+    }
   }
   return stale;
 }

@@ -17,18 +17,22 @@ int64_t encode_changed(Row& row, int threads) {
   Plan& plan = row.plan;
   const int kv_heads = plan.params.kv_heads;
   int64_t count = 0;
+  Clock& first_clock = row.start_clock();
   for (int64_t b = 0; b < plan.blocks; b++)
     if (plan.seen[b] != 0) row.cache.see(row.sequence, b, plan.seen[b]);
   for (int64_t b = 0; b < plan.blocks; b++)
     if (plan.seen[b] != 0 && row.cache.marked(row.sequence, b)) plan.unencoded[count++] = int32_t(b);
   const int kinds = row.cache.has_values() ? 2 : 1;
   const int64_t work = count * kv_heads * kinds;
+  first_clock.lap(&Times::encode);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && work > 1)
   for (int64_t i = 0; i < work; i++) {
+    Clock& clock = row.start_clock(omp_get_thread_num());
     float* scratch = plan.encode_room.get() + int64_t(omp_get_thread_num()) * block_tokens * row.head_dim();
     const int32_t block = plan.unencoded[i / (kv_heads * kinds)];
     const Coded coded = i % kinds == 0 ? Coded::keys : Coded::values;
     row.cache.encode(coded, coded == Coded::keys ? row.p.k : row.p.v, row.sequence, block, int(i / kinds % kv_heads), scratch);
+    clock.lap(&Times::encode);
   }
   for (int64_t i = 0; i < count; i++) row.cache.encoded(row.sequence, plan.unencoded[i], true);
   return count * kv_heads;
@@ -79,8 +83,10 @@ int64_t check_turn(const Row& row) {
   int64_t stale = 0;
 #pragma omp parallel for num_threads(row.p.threads) schedule(static) reduction(+ : stale) if (row.p.threads > 1)
   for (int64_t i = 0; i < parts * kv_heads; i++) {
+    Clock& clock = row.start_clock(omp_get_thread_num());
     const int64_t first = i / kv_heads * block_tokens;
     stale += row.count_stale(int(i % kv_heads), checked.data() + first, std::min<int64_t>(block_tokens, int64_t(checked.size()) - first));
+    clock.lap(&Times::check);
   }
   return stale;
 }
@@ -91,6 +97,7 @@ void add(const adamas_step_stats& counted, adamas_step_stats& stats) {
   stats.tokens_visible += counted.tokens_visible;
   stats.tokens_selected += counted.tokens_selected;
   stats.tokens_sketched += counted.tokens_sketched;
+  stats.keys_read += counted.keys_read;
   stats.heads_sparse += counted.heads_sparse;
   stats.heads_guarded += counted.heads_guarded;
   stats.heads_widened += counted.heads_widened;
@@ -115,6 +122,7 @@ void count_heads(const Row& row, adamas_step_stats& stats) {
   for (const HeadReport& head : row.plan.heads) {
     stats.tokens_selected += head.dense ? row.visible : head.selected;
     stats.tokens_sketched += head.dense ? 0 : head.sketched;
+    stats.keys_read += head.keys_read + (head.dense ? row.visible : 0);
     stats.heads_guarded += head.guarded;
     stats.heads_widened += head.widened;
     stats.heads_reranked += head.reranked;
@@ -139,11 +147,19 @@ int64_t attend(Row& row, int threads) {
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{.dense = dense});
   int64_t stale = 0;
   if (!dense) {
+    Clock& clock = row.start_clock();
     if (is_coded(plan)) find_special(row);
+    clock.lap(&Times::look);
     stale = attend_sparse(row, threads);
   }
   if (std::any_of(plan.heads.begin(), plan.heads.end(), [](const HeadReport& head) { return head.dense; })) attend_dense(row, threads);
   return stale;
+}
+
+void look_timed(Row& row) {
+  Clock& clock = row.start_clock();
+  look(row);
+  clock.lap(&Times::look);
 }
 
 constexpr int64_t rows_of_a_thread = 4;  // from so many on, threads take whole rows; fewer share each row
@@ -156,7 +172,7 @@ int64_t attend_rows(Row& last, adamas_step_stats& stats) {
   int64_t stale = 0;
   const auto attend_row = [&](Plan& room, int64_t r, int sharing, adamas_step_stats& counted) {
     Row row{room, last.cache, last.p, last.batch, r, last.sequence};
-    look(row);
+    look_timed(row);
     const int64_t found = attend(row, sharing);
     count_heads(row, counted);
     return found;
@@ -174,7 +190,7 @@ int64_t attend_rows(Row& last, adamas_step_stats& stats) {
   } else {
     for (int64_t r = 0; r < others; r++) stale += attend_row(plan, r, threads, stats);
   }
-  if (others > 0) look(last);
+  if (others > 0) look_timed(last);
   stale += attend(last, threads);
   count_heads(last, stats);
   return stale;
@@ -184,7 +200,7 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
   const int64_t sequence = params.sequences != nullptr ? params.sequences[b] : b;
   std::fill_n(plan.seen.get(), plan.blocks, uint64_t{0});
   const auto see = [&](Row& row) {
-    look(row);
+    look_timed(row);
     for (int64_t i = 0; i < row.active && !is_dense(row); i++) plan.seen[plan.active[i]] |= plan.visible[plan.active[i]];
   };
   for (int64_t r = 0; r + 1 < params.rows; r++) {
@@ -197,7 +213,9 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
   plan.checked.clear();
   if (is_coded(plan)) {
     stats.blocks_encoded += encode_changed(last, params.threads);
+    Clock& clock = last.start_clock();
     turn_to_check(last);
+    clock.lap(&Times::check);
   }
   const auto mend = [&](int64_t stale) {  // keys changed behind our back: codes anew
     cache.invalidate();
@@ -219,6 +237,12 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
     attend_rows(last, counted);
   }
   add(counted, stats);
+}
+
+// What every thread's clock has shown since the last call.
+void move_times(Plan& plan, Times& total) {
+  for (HeadRoom& room : plan.rooms) room.clock.move_to(total);
+  for (const auto& one : plan.row_plans) move_times(*one, total);
 }
 
 }  // namespace
@@ -271,8 +295,17 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
 
 Status step(Plan& plan, Cache& cache, const adamas_step_params& params) {
   adamas_step_stats stats{};
+  if (params.times != nullptr) move_times(plan, *params.times);  // of a step that failed; overwritten below
+  const int64_t start = params.times != nullptr ? Clock::now() : 0;
   for (int64_t b = 0; b < params.batch; b++) step_rows(plan, cache, params, b, stats);
   if (params.stats != nullptr) *params.stats = stats;
+  if (params.times != nullptr) {
+    Times times{};
+    times.struct_size = sizeof times;
+    times.wall = Clock::now() - start;
+    move_times(plan, times);
+    *params.times = times;
+  }
   return {};
 }
 

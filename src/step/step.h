@@ -9,6 +9,7 @@
 #include "core/memory.h"
 #include "estimate/estimate.h"
 #include "step/cache.h"
+#include "step/clock.h"
 
 namespace adamas {
 
@@ -31,6 +32,7 @@ struct HeadRoom {
   Array<int32_t> listed;      // tokens whose levels are added
   Array<float> listed_weights;
   Array<float> out;           // [head_dim], rotated
+  Clock clock;                // of the thread
 };
 
 // An active block whose scores codes do not tell alone.
@@ -44,6 +46,7 @@ struct Special {
 struct HeadReport {
   float mass = 1, noise = 0;
   int64_t selected = 0, sketched = 0;
+  int64_t keys_read = 0;
   bool dense = false;     // every visible token
   bool guarded = false;   // because of its noise
   bool widened = false;   // because of its mass

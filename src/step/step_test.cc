@@ -1,8 +1,10 @@
 // The whole step through the C ABI, against the references of its stages.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <new>
 #include <numeric>
 #include <tuple>
@@ -438,6 +440,61 @@ TEST_P(StepTest, ThreadsDoNotChangeABit) {
     }
 }
 
+TEST_P(StepTest, TimesSayWhereTheTimeWentAndChangeNothing) {
+  using Times = adamas_step_times;
+  using Stages = std::vector<int64_t Times::*>;
+  const Stages all{&Times::look, &Times::encode, &Times::prepare, &Times::estimate, &Times::select,
+                   &Times::exact, &Times::check, &Times::attend, &Times::sketch, &Times::dense};
+  const std::map<std::string, Stages> expected{
+      {"adamas", {all.begin(), all.end() - 1}},
+      {"full", {&Times::look, &Times::dense}},
+      {"quest", {&Times::look, &Times::encode, &Times::prepare, &Times::select, &Times::check, &Times::attend}},
+      {"oracle", {&Times::look, &Times::prepare, &Times::select, &Times::exact, &Times::attend}}};
+  for (const auto& [policy, stages] : expected)
+    for (int64_t rows : {1, 30})
+      for (int threads : {1, 3}) {
+        SCOPED_TRACE(policy + ", " + std::to_string(rows) + " rows, " + std::to_string(threads) + " threads");
+        const Shape shape{.tokens = 1500, .settings = {{"min_context", "0"}, {"policy", policy.c_str()}}, .threads = threads};
+        Fixture plain(shape), timed(shape);
+        const int64_t length = 1500;
+        Times times;
+        std::memset(&times, -1, sizeof times);  // a step overwrites what it finds
+        times.struct_size = sizeof times;
+        adamas_step_params p{};
+        for (Fixture* f : {&plain, &timed}) {
+          p = f->params(1, rows);
+          p.lengths = &length;
+          p.causal = 1;
+          p.verify = 1;
+          p.verify_rows = 10;
+          p.times = f == &timed ? &times : nullptr;
+          ASSERT_OK_STEP(*f, p);
+        }
+        EXPECT_EQ(timed.out, plain.out);
+        EXPECT_EQ(timed.lse, plain.lse);
+        int64_t sum = 0;
+        for (size_t i = 0; i < all.size(); i++) {
+          sum += times.*all[i];
+          const bool taken = std::find(stages.begin(), stages.end(), all[i]) != stages.end();
+          EXPECT_EQ(times.*all[i] > 0, taken) << "stage " << i;
+        }
+        EXPECT_EQ(times.struct_size, sizeof times);
+        EXPECT_LE(sum, threads * times.wall);
+        EXPECT_GE(timed.stats.keys_read, timed.stats.tokens_selected);
+
+        // Of each step alone, and nearly all of it; another program may take the processor between two laps, but not every time.
+        bool all_told = false;
+        for (int attempt = 0; attempt < 50 && !all_told; attempt++) {
+          ASSERT_OK_STEP(timed, p);
+          sum = 0;
+          for (auto stage : all) sum += times.*stage;
+          EXPECT_LE(sum, threads * times.wall);
+          all_told = threads > 1 || sum > times.wall / 2;
+        }
+        EXPECT_TRUE(all_told) << sum << " of " << times.wall << " ns";
+      }
+}
+
 TEST_P(StepTest, ManyRowsAreEachAsOneAlone) {
   constexpr int64_t rows = 40;
   Fixture f({.sequences = 2, .tokens = 1500});
@@ -493,6 +550,9 @@ TEST_P(StepTest, AllocatesNothing) {
     adamas_step_params p = f.params(1, 1);
     p.verify = 1;
     p.verify_rows = 10;
+    adamas_step_times times{};
+    times.struct_size = sizeof times;
+    p.times = &times;
     for (int step = 0; step < 3; step++) {
       EXPECT_OK(adamas_append(f.cache, 0, 650 + step, 1, nullptr, nullptr));
       const int64_t before = allocations;

@@ -224,12 +224,14 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
   HeadReport& head = plan.heads[h];
   const int g = h / row.group();
   adjust(row, h);
+  room.clock.lap(&Times::select);
   const bool rest_wanted = row.cache.has_values() || row.p.mass != nullptr || config.min_mass > 0;
   const int64_t sketch = row.cache.has_values() ? sketch_tokens(config, row.visible) : 0;
   Weighed weighed{};
   int16_t bound = hidden_score + 1;
   if (rest_wanted) weighed = weigh_all(row, h, room);
   if (sketch > 0 && config.rerank != ADAMAS_RERANK_ON) bound = worthwhile(weighed, head.noise);
+  room.clock.lap(&Times::sketch);
   int64_t stale = 0;
   for (int64_t budget = config.budget;; budget *= 2) {
     if (2 * budget >= row.visible && budget > config.budget) {  // half of the tokens and more: dense is cheaper, and exact
@@ -238,16 +240,23 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
       return stale;
     }
     Picked picked = pick(row, h, budget, sketch, bound, room);
+    room.clock.lap(&Times::select);
     score_exactly(row, h, picked, room);
+    room.clock.lap(&Times::exact);
     choose_exactly(row, h, picked, budget, room);
+    room.clock.lap(&Times::select);
     if (row.p.verify != 0) stale += row.count_stale(g, row.selected(h), head.selected);
+    room.clock.lap(&Times::check);
+    head.keys_read += picked.candidates;
     head.reranked = picked.candidates > head.selected;
     SoftmaxState& state = *row.states(h);
     state.clear(row.head_dim());
     attend_scored(row.attention(g), row.selected(h), room.scores.get(), head.selected, state);
+    room.clock.lap(&Times::attend);
     if (!rest_wanted) return stale;
     const double selected = double(state.sum);
     head.mass = float(selected / (selected + add_rest(row, h, weighed, picked, room)));
+    room.clock.lap(&Times::sketch);
     if (!(head.mass < config.min_mass)) return stale;
     head.widened = true;
   }

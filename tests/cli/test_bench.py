@@ -94,5 +94,91 @@ class Bench(CommandTest):
         self.assert_fails(self.bench(), 1, "libggml-adamas.so")
 
 
+class Kernel(CommandTest):
+    STAGES = ["look", "encode", "prepare", "estimate", "select", "exact", "check", "attend", "sketch", "dense", "waiting"]
+
+    def test_the_stages_add_up_and_say_what_they_read(self):
+        result = call("bench", "--kernel", "--shape", "16/8x256", "--depth", "4096", "--repeat", "1", "--threads", "2", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        document = json.loads(result.stdout)
+        self.assertEqual(document["left_out"], [])
+        (point,) = document["points"]
+        self.assertEqual((point["q_heads"], point["kv_heads"], point["head_dim"], point["tokens"]), (16, 8, 256, 4096))
+        self.assertGreaterEqual(point["layers"] * 4096 * 8 * 256 * 2 * 2, 512 << 20, "no cache holds K and V of all layers")
+        sparse, alone, dense = point["cases"]
+        self.assertEqual([case["case"] for case in point["cases"]], ["adamas dot 128", "budget alone", "dense"])
+        for case in point["cases"]:
+            stages = {stage["stage"]: stage for stage in case["stages"]}
+            self.assertEqual(list(stages), self.STAGES)
+            self.assertEqual(case["steps"], point["layers"])
+            self.assertAlmostEqual(sum(stage["bytes"] for stage in stages.values()), case["bytes"], places=3)
+            self.assertAlmostEqual(sum(stage["microseconds"] for stage in stages.values()), case["microseconds"], places=6)
+            self.assertAlmostEqual(sum(stage["share"] for stage in stages.values()), 1, places=9)
+            worked = {name for name, stage in stages.items() if stage["microseconds"] > 0 and name not in ("waiting", "sketch")}
+            self.assertEqual(worked, {"look", "dense"} if case is dense else set(self.STAGES) - {"dense", "waiting", "sketch"})
+            self.assertAlmostEqual(case["over_dense"], dense["microseconds"] / case["microseconds"], places=6)
+            for stage in stages.values():
+                if stage["microseconds"] > 0:
+                    self.assertAlmostEqual(stage["bandwidth_share"] * point["bandwidth"] * stage["microseconds"] / 1e6, stage["bytes"], places=3)
+
+        def of(case, name, field):
+            return next(stage[field] for stage in case["stages"] if stage["stage"] == name)
+
+        tokens = dense["bytes"] / (2 * 8 * 256 * 2)  # the mean over layers, of which each is up to a block shorter
+        self.assertTrue(4096 - 65 <= tokens <= 4096, tokens)
+        self.assertAlmostEqual(of(sparse, "estimate", "bytes"), tokens * 8 * 64, places=3)  # 256 dimensions of two bits, 8 KV heads
+        self.assertAlmostEqual(of(sparse, "exact", "bytes"), 16 * sparse["keys_read"] * 256 * 2, places=3)
+        self.assertAlmostEqual(of(sparse, "attend", "bytes"), 16 * 128 * 256 * 2, places=3)
+        self.assertEqual((sparse["tokens_read"], alone["tokens_read"], alone["keys_read"]), (128, 128, 128))
+        self.assertGreater(sparse["keys_read"], 128)
+        self.assertGreater(of(sparse, "sketch", "microseconds"), 10 * of(alone, "sketch", "microseconds"))
+        self.assertEqual((of(alone, "sketch", "bytes"), alone["tokens_sketched"], dense["mass"]), (0, 0, None))
+        self.assertTrue(0 < sparse["mass"] < 1)
+
+        if (Path(COMMAND).resolve().parent.parent / "llama/bin/libggml.so").exists():
+            self.assertIsNone(document["ggml_left_out"])
+            self.assertAlmostEqual(sparse["over_ggml"], point["ggml_microseconds"] / sparse["microseconds"], places=6)
+        else:
+            self.assertIsNotNone(document["ggml_left_out"])
+
+    def test_table_and_plot_without_an_engine(self):
+        for name in ("bin", "lib"):
+            (self.folder / name).mkdir()
+        shutil.copy(COMMAND, self.folder / "bin/adamas")
+        (self.folder / "lib" / ".".join(LIBRARY.name.split(".")[:3])).symlink_to(LIBRARY)
+        plot = self.folder / "steps.svg"
+        result = call("bench", "--kernel", "--shape", "16/8x256", "--depth", "4096,6000", "--repeat", "1", "--threads", "1", "--plot", plot, "--estimator", "manhattan", "--budget", "64",
+                      command=self.folder / "bin/adamas")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        lines = [line.split() for line in result.stdout.splitlines()]
+        self.assertEqual([line[0] for line in lines if line and line[0] in ("estimate", "step")], ["estimate", "step"] * 2)
+        row = next(line for line in lines if line[:2] == ["16/8x256", "6000"])
+        self.assertRegex(" ".join(row), r"^16/8x256 6000 \d+\.\d \d+\.\d \d+\.\d - \d+\.\dx - \d+\.\d% - \d+\.\d\de9$")
+        self.assertIn("ggml's attention is not measured: ", result.stdout)
+        self.assertIn("adamas manhattan 64", result.stdout)
+        picture = ElementTree.parse(plot).getroot()
+        named = "{http://www.w3.org/2000/svg}"
+        self.assertEqual([len(line.attrib["points"].split()) for line in picture.iter(named + "polyline")], [2])
+        self.assertIn("16/8x256", {text.text for text in picture.iter(named + "text")})
+
+    def test_failures(self):
+        def kernel(*arguments):
+            return call("bench", "--kernel", *arguments)
+
+        for shape in ("9", "9/3", "9/3x", "9/0x64", "-9/3x64", "9/3x64x", "9/3x64 ", "2000/2x64", "99999999999/3x64"):
+            self.assert_fails(kernel("--shape", shape), 2, "--shape", "like 9/3x64")
+        self.assert_fails(kernel("--shape", "9/2x64"), 2, "do not divide")
+        self.assert_fails(kernel("--shape", "9/3x65"), 2, "64, 80, 96")
+        self.assert_fails(kernel("--depth", "512"), 2, "--depth 512", "at least 2304")
+        self.assert_fails(kernel("--depth", "8192", "--budget", "5000"), 2, "a budget of 5000", "at least 12048")
+        self.assert_fails(kernel("--policy", "quest"), 2, "quest")
+        self.assert_fails(kernel("--policy", "full"), 2, "policy adamas")
+        self.assert_fails(kernel("--model", "m.gguf"), 2, "--model")
+        self.assert_fails(kernel("--tokens", "8"), 2, "--tokens")
+        self.assert_fails(kernel("--plot", self.folder / "no/such/folder.svg"), 1, "folder.svg")
+        self.assert_fails(kernel("--shape", "1024/1024x256", "--depth", "1000000000"), 1, "nothing fits", "half of the free memory")
+        self.assert_fails(call("bench", "--shape", "9/3x64"), 2, "--kernel")
+
+
 if __name__ == "__main__":
     unittest.main()

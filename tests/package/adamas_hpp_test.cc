@@ -69,6 +69,15 @@ TEST_F(Attention, OneLineForContiguousMemory) {
   EXPECT_EQ(out, expected);
 }
 
+TEST_F(Attention, TimesOfTheStages) {
+  adamas_step_times times{};
+  times.struct_size = sizeof times;
+  plan.step(cache, {.q = q, .k = k, .v = v, .out = out, .times = &times});
+  EXPECT_GT(times.wall, times.estimate);
+  EXPECT_GT(times.estimate, 0);
+  EXPECT_EQ(out, expected);
+}
+
 TEST_F(Attention, TokensFirst) {
   const auto k2 = tokens_first(k), v2 = tokens_first(v);
   adamas::Cache other({.kv_heads = kv_heads, .head_dim = head_dim, .capacity = tokens}, config);

@@ -1,0 +1,27 @@
+// The engine's own attention over the same rows: a graph of one node, FLASH_ATTN_EXT, on its CPU back end.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include <adamas/adamas.hpp>
+
+#include "shape.h"
+
+namespace cli::kernel {
+
+class GgmlAttention {
+ public:
+  virtual ~GgmlAttention() = default;
+
+  // q: [q_heads, head_dim]; k, v: [tokens, kv_heads, head_dim]; out: [q_heads, head_dim]. Returns the seconds that the node
+  // took: making the graph is not among them.
+  virtual double step(const float* q, const adamas::f16* k, const adamas::f16* v, std::int64_t tokens, float* out) = 0;
+};
+
+// `most_tokens`: of a step. Nothing, and the reason in `why_not`, when there is no engine.
+std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape& shape, std::int64_t most_tokens, int threads,
+                                                   std::string& why_not);
+
+}  // namespace cli::kernel
