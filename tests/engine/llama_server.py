@@ -42,7 +42,7 @@ class Server:
 
     def listening(self):
         while self.process.poll() is None:
-            if found := re.search(r"listening on (http://\S+)", self.log.read_text(errors="replace")):
+            if found := re.search(r"listening on (http://\S+)\n", self.log.read_text(errors="replace")):
                 return found[1]
             time.sleep(0.05)
         print(self.log.read_text(errors="replace")[-4000:])
@@ -61,7 +61,7 @@ class Server:
         return self.client.post(f"{self.address}/slots/{number}?action={action}", body=body, cast_to=dict[str, object])
 
     def end(self, by=signal.SIGTERM):
-        """Its exit code, what it said and the back end's report."""
+        """Exit code, output and the back end's report."""
         self.process.send_signal(by)
         code = self.process.wait(timeout=60)
         return Run(subprocess.CompletedProcess([], code, b"", self.log.read_bytes()))

@@ -90,7 +90,8 @@ for kind, full in (("separate", {"policy": "full", "budget": 1000000}), ("unifie
     arguments = (*slots, "--kv-unified" if kind == "unified" else "--no-kv-unified")
     with Server(f"{kind}_plain", *arguments) as server:
         plain = all_at_once(server)
-        undrafted = server.ask(TWO_WAYS, tokens=32)
+        if kind == "separate":
+            undrafted = server.ask(TWO_WAYS, tokens=32)
         check(right(plain), f"{kind} KV, 4 slots, 4 clients with 4 requests each: the plain engine's answers are the refrains")
         check_cached(plain)
         check(server.end().code == 0, "... SIGTERM ends it cleanly")
@@ -127,8 +128,9 @@ for kind, arguments in (("n-gram lookup", ("--spec-type", "ngram-simple", *LOOK_
         with Server(f"{kind} {budget}".replace(" ", "_"), "-c", 2048, "-np", 1, *arguments, **SPARSE | settings) as server:
             answer = server.ask(TWO_WAYS, tokens=32)
             check(answer.text == undrafted.text, f"{kind}, {budget}: the plain engine's answer")
-            check(0 < answer.accepted < answer.drafted + (kind == "draft model"),
-                  f"... {answer.accepted} of {answer.drafted} drafted tokens accepted")
+            check(answer.accepted > 0, f"... {answer.accepted} of {answer.drafted} drafted tokens were right")
+            if kind == "n-gram lookup":
+                check(answer.accepted < answer.drafted, "... and the others were taken back")
             run = ended(server)
             rows = run["dense_rows"] + run["sparse_rows"]
             check(rows > 1.5 * run["steps"], f"... {rows / run['steps']:.1f} query rows a step")
