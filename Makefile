@@ -12,7 +12,7 @@ export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
 compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-.PHONY: build demo test eval bench models clean packages browser engine model configure
+.PHONY: build demo test eval bench models clean packages browser client engine model configure
 
 build: configure
 	@$(compile)
@@ -21,7 +21,7 @@ demo: configure model
 	@$(compile) --target adamas adamas_cli ggml-adamas
 	@python3 tools/demo.py $(if $(MODEL),--model "$$MODEL") $(if $(FILE),--file "$$FILE") $(if $(QUESTION),--question "$$QUESTION")
 
-test: build model browser
+test: build model browser client
 	@ctest --preset cpu --output-on-failure
 
 bench: build
@@ -44,6 +44,9 @@ packages:
 browser: packages
 	@tools/packages.sh chromium chromium-driver  # the tests look at the pages
 
+client: packages
+	@tools/client.sh
+
 engine: packages
 	@tools/engine.sh
 
@@ -51,4 +54,4 @@ model: packages
 	@tools/models.sh
 
 configure: engine
-	@cmake --preset cpu --log-level=WARNING -DADAMAS_GGML_DIR=$(CURDIR)/build/llama/source/ggml -DADAMAS_MODELS_DIR=$(ADAMAS_MODELS)
+	@cmake --preset cpu --log-level=WARNING -DADAMAS_GGML_DIR=$(CURDIR)/build/llama/source/ggml -DADAMAS_MODELS_DIR=$(ADAMAS_MODELS) -DADAMAS_PYTHON=$(ADAMAS_CACHE)/python

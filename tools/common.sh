@@ -1,4 +1,4 @@
-# What the three set-up scripts share: a voice, the cache, and one way to fetch a Python package.
+# What the set-up scripts share: a voice, the cache, and one way to fetch a Python package.
 set -euo pipefail
 
 say()  { printf '%s\n' "adamas: $*"; }

@@ -46,14 +46,19 @@ class Run:
         return self.reports[0][name]
 
 
+def environment(**settings):
+    """Of a tool: budget=128 becomes ADAMAS_BUDGET=128. Nothing of the caller's own settings gets in."""
+    ours = {f"ADAMAS_{name.upper()}": str(value) for name, value in settings.items()}
+    return {k: v for k, v in os.environ.items() if not k.startswith("ADAMAS_") and k != "GGML_BACKEND_PATH"} | ours
+
+
 def run(tool, *arguments, backend=True, **settings):
-    """settings: budget=128 becomes ADAMAS_BUDGET=128. Nothing of the caller's own settings gets in."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ADAMAS_") and k != "GGML_BACKEND_PATH"}
     if backend:
-        environment["GGML_BACKEND_PATH"] = BACKEND
-        environment.update({f"ADAMAS_{name.upper()}": str(value) for name, value in {"stats": 1, **settings}.items()})
+        variables = environment(**{"stats": 1, **settings}) | {"GGML_BACKEND_PATH": BACKEND}
+    else:
+        variables = environment()
     path = tool if os.path.isabs(str(tool)) else TOOLS / tool
-    done = subprocess.run([str(path), *map(str, arguments)], env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+    done = subprocess.run([str(path), *map(str, arguments)], env=variables, stdin=subprocess.DEVNULL, capture_output=True)
     return Run(done)
 
 
