@@ -420,6 +420,7 @@ struct CacheParams {
   std::int32_t head_dim = 0;
   std::int64_t sequences = 1;
   std::int64_t capacity = 0;  // tokens of each sequence
+  std::int64_t rotated = 0;   // ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES: the caller has done so
 };
 
 // Tokens [first, first + count) of a sequence.
@@ -438,7 +439,8 @@ class Cache {
                                             .kv_heads = params.kv_heads,
                                             .head_dim = params.head_dim,
                                             .sequences = params.sequences,
-                                            .capacity = params.capacity};
+                                            .capacity = params.capacity,
+                                            .rotated = params.rotated};
     adamas_cache* cache = nullptr;
     detail::check(adamas_cache_create(&native_config, &native_params, &cache));
     cache_.reset(cache);

@@ -75,7 +75,8 @@ void Cache::encode(Coded coded, const adamas_rows& view, int64_t sequence, int64
                            bounds + params.head_dim);
   }
   const Codes codes = keys ? this->codes(sequence, kv_head) : values(sequence, kv_head);
-  encode_block(rows, params.head_dim, live, block == 0, keys ? coding_of(config) : Coding::by_block, codes.block(block), scratch);
+  encode_block(rows, params.head_dim, live, block == 0, keys ? coding_of(config) : Coding::by_block, !rotated(coded), codes.block(block),
+               scratch);
 }
 
 Codes Cache::codes(int64_t sequence, int kv_head) const { return keys_.codes(first_block(sequence, kv_head)); }
