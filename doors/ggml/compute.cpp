@@ -8,7 +8,6 @@
 #include "host.h"
 #include "settings.h"
 #include "stats.h"
-#include "store_rows.h"
 #include "watch.h"
 
 namespace adamas_ggml {
@@ -38,7 +37,7 @@ adamas_rows rows_of(const CacheTensor &cache, Heads heads) {
   const ggml_tensor *root = cache.root;
   adamas_dtype dtype = ADAMAS_F32;
   dtype_of(root->type, dtype);
-  return {root->data, dtype, static_cast<int64_t>(root->nb[2]), heads.head_dim * static_cast<int64_t>(root->nb[0]),
+  return {root->data, dtype, static_cast<int64_t>(root->nb[2]), static_cast<int64_t>(row_bytes(root->type, heads.head_dim)),
           static_cast<int64_t>(root->nb[1])};
 }
 
@@ -73,11 +72,10 @@ enum ggml_status Compute::set_rows(const ggml_tensor *node) {
     if (const int64_t to = index_at(w.indices, i); to < 0 || to >= node->ne[1])
       return fail(node, "row " + std::to_string(to) + " of a cache of " + std::to_string(node->ne[1]));
 
-  adamas_dtype dtype;
-  dtype_of(node->type, dtype);
+  const ggml_from_float_t store = store_function(node->type);
   for (int64_t i = 0; i < count; ++i)
-    store_row(reinterpret_cast<const float *>(static_cast<const char *>(w.rows->data) + static_cast<size_t>(i) * w.rows->nb[1]),
-              static_cast<char *>(node->data) + static_cast<size_t>(index_at(w.indices, i)) * node->nb[1], dtype, node->ne[0]);
+    store(reinterpret_cast<const float *>(static_cast<const char *>(w.rows->data) + static_cast<size_t>(i) * w.rows->nb[1]),
+          static_cast<char *>(node->data) + static_cast<size_t>(index_at(w.indices, i)) * node->nb[1], node->ne[0]);
   if (w.cache.keys) wrote(w.cache, this);
   Codes *codes = written_codes(w);
   if (!codes) return GGML_STATUS_SUCCESS;  // the first sparse step encodes what it sees
@@ -140,7 +138,8 @@ Compute::Codes *Compute::codes_for(const CacheTensor &of, Heads heads) {
                                    .kv_heads = static_cast<int32_t>(heads.kv_heads),
                                    .head_dim = static_cast<int32_t>(heads.head_dim),
                                    .sequences = of.streams(),
-                                   .capacity = of.capacity()};
+                                   .capacity = of.capacity(),
+                                   .rotated = heads.rotated};
   adamas_cache *cache = nullptr;
   codes.cache.reset();
   if (adamas_cache_create(&config_of(of.layer), &params, &cache) != ADAMAS_OK) return nullptr;
@@ -188,7 +187,8 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
     return fail(node, "K is not where its cache says");
 
   settle();
-  const Codes *codes = codes_for(a.cache, {a.head_dim, a.kv_heads});
+  const Heads heads{a.head_dim, a.kv_heads, heads_of(a.cache).value_or(Heads{}).rotated};
+  const Codes *codes = codes_for(a.cache, heads);
   adamas_cache *cache = codes ? codes->cache.get() : nullptr;
   adamas_plan *plan = cache ? plan_for(a) : nullptr;
   if (!plan) return fail(node, adamas_last_error());
@@ -245,7 +245,7 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   }
   p.stats = &stats;
   if (adamas_step(plan, cache, &p) != ADAMAS_OK) return fail(node, adamas_last_error());
-  note_step(stats, a.cache.layer, static_cast<int32_t>(a.q_heads));
+  note_step(stats, a.cache.layer, static_cast<int32_t>(a.q_heads), heads.rotated);
   observe({a.cache.layer, static_cast<int32_t>(a.q_heads), static_cast<int32_t>(a.kv_heads), static_cast<int32_t>(a.head_dim),
            plan, &p, &stats});
 

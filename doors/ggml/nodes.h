@@ -15,6 +15,7 @@ enum class Reason {
   flash_off,
   not_a_cache,
   types,
+  no_stores,
   head_dim,
   layout,
   dense_layer,
@@ -40,9 +41,9 @@ struct CacheTensor {
 // The cache that `tensor` is, or is a view of.
 CacheTensor cache_of(const ggml_tensor *tensor);
 
-// How a row of a cache divides.
+// How a row of a cache divides, and what the engine rotates before it stores it: ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES.
 struct Heads {
-  int64_t head_dim, kv_heads;
+  int64_t head_dim, kv_heads, rotated = 0;
   bool operator==(const Heads &) const = default;
 };
 
@@ -63,6 +64,12 @@ struct Write {
   CacheTensor cache;
 };
 bool read_write(const ggml_tensor *node, Write &write);
+
+// The engine multiplies what it quantises by a Hadamard matrix first; these rows are what came out of that.
+bool rotated(const ggml_tensor *rows);
+
+// Bytes of so many elements that lie side by side; 0: not a type that we read.
+size_t row_bytes(enum ggml_type type, int64_t elements);
 
 // All that the tensor's shape and strides address lies in memory that the host's processor can reach.
 bool addressable(const ggml_tensor *tensor);

@@ -657,6 +657,13 @@ inline std::vector<std::int32_t> head_dims() {
   return dims;
 }
 
+// The types that K and V may have, by their adamas_dtype.
+inline std::vector<std::string> dtypes() {
+  std::vector<std::string> names;
+  for (std::int32_t i = 0; i < adamas_dtype_count(); ++i) names.emplace_back(adamas_dtype_name(i));
+  return names;
+}
+
 inline std::vector<adamas_setting> settings() {
   std::vector<adamas_setting> all(static_cast<std::size_t>(adamas_setting_count()));
   for (std::size_t i = 0; i < all.size(); ++i) detail::check(adamas_setting_describe(static_cast<std::int32_t>(i), &all[i]));
