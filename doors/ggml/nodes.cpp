@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "host.h"
+#include "settings.h"
 
 namespace adamas_ggml {
 namespace {
@@ -45,6 +46,20 @@ bool is_supported_head_dim(int64_t head_dim) {
     if (adamas_head_dim(i) == head_dim) return true;
   return false;
 }
+
+// K is whole streams of its cache, from row 0: row t of the view is row t of the stream, as SET_ROWS counts them.
+bool in_streams(Attention &a) {
+  const ggml_tensor *root = a.cache.root;
+  size_t bytes, root_bytes;
+  if (root->nb[1] == 0 || root->nb[2] == 0 || !extent(a.k, bytes) || !extent(root, root_bytes)) return false;
+  if (a.k->nb[1] != root->nb[1] || a.k->view_offs % root->nb[2] != 0 || a.n_kv > a.cache.capacity()) return false;
+  a.first_stream = static_cast<int64_t>(a.k->view_offs / root->nb[2]);
+  return (a.batch == 1 || a.k->nb[3] == root->nb[2]) && a.first_stream + a.batch <= a.cache.streams() && a.k->view_offs <= root_bytes &&
+         bytes <= root_bytes - a.k->view_offs;
+}
+
+// What is no cache goes as a cache of layer 0 does.
+bool exact() { return config_of(0).policy == ADAMAS_POLICY_FULL; }
 
 }  // namespace
 
@@ -144,9 +159,10 @@ Reason read_attention(const ggml_tensor *node, Attention &a) {
     if (!sane(t)) return Reason::layout;
 
   a.cache = cache_of(a.k);
-  if (!a.cache || !a.cache.keys || a.k == a.cache.root) return Reason::not_a_cache;
+  if (!a.cache.keys || a.k == a.cache.root) a.cache = {};
+  if (!a.cache && !exact()) return Reason::not_a_cache;
   adamas_dtype dtype;
-  if (!dtype_of(a.k->type, dtype) || !dtype_of(a.v->type, dtype) || a.k->type != a.cache.root->type ||
+  if (!dtype_of(a.k->type, dtype) || !dtype_of(a.v->type, dtype) || (a.cache && a.k->type != a.cache.root->type) ||
       a.q->type != GGML_TYPE_F32 || node->type != GGML_TYPE_F32)
     return Reason::types;
   if (!store_function(a.k->type) || !store_function(a.v->type)) return Reason::no_stores;
@@ -170,15 +186,8 @@ Reason read_attention(const ggml_tensor *node, Attention &a) {
       node->nb[2] != node->nb[1] * static_cast<size_t>(a.q_heads) || node->nb[3] != node->nb[2] * static_cast<size_t>(a.rows))
     return Reason::layout;
 
-  // K: whole streams of the cache, from row 0: row t of the view is row t of the stream, as SET_ROWS counts them.
-  const ggml_tensor *root = a.cache.root;
-  size_t bytes, root_bytes;
-  if (root->nb[1] == 0 || root->nb[2] == 0 || !extent(a.k, bytes) || !extent(root, root_bytes)) return Reason::layout;
-  if (a.k->nb[1] != root->nb[1] || a.k->view_offs % root->nb[2] != 0 || a.n_kv > a.cache.capacity()) return Reason::layout;
-  a.first_stream = static_cast<int64_t>(a.k->view_offs / root->nb[2]);
-  if (a.batch > 1 && a.k->nb[3] != root->nb[2]) return Reason::layout;
-  if (a.first_stream + a.batch > a.cache.streams() || a.k->view_offs > root_bytes || bytes > root_bytes - a.k->view_offs)
-    return Reason::layout;
+  a.first_stream = 0;
+  if (a.cache && !in_streams(a)) return Reason::layout;
 
   if (a.mask && (a.mask->type != GGML_TYPE_F16 || !sane(a.mask) || a.mask->nb[0] != 2 || a.mask->ne[0] < a.n_kv ||
                  a.mask->ne[1] < a.rows || a.mask->ne[2] != 1 || (a.mask->ne[3] != 1 && a.mask->ne[3] != a.batch)))
@@ -202,20 +211,21 @@ bool read_write(const ggml_tensor *node, Write &w) {
   w.indices = node->src[1];
   w.out = node;
   w.cache = cache_of(node);
-  if (node->op != GGML_OP_SET_ROWS || !w.rows || !w.indices || !w.cache || node == w.cache.root) return false;
+  if (node->op != GGML_OP_SET_ROWS || !w.rows || !w.indices || node == w.cache.root || (!w.cache && !exact())) return false;
   if (!sane(node) || !sane(w.rows) || !sane(w.indices)) return false;
   adamas_dtype dtype;
   if (w.rows->type != GGML_TYPE_F32 || !dtype_of(node->type, dtype) || !store_function(node->type) ||
       (w.indices->type != GGML_TYPE_I64 && w.indices->type != GGML_TYPE_I32))
     return false;
-  for (int i = 2; i < GGML_MAX_DIMS; ++i)
-    if (node->ne[i] != 1 || w.rows->ne[i] != 1 || w.indices->ne[i] != 1) return false;
-  // The view counts the rows of all streams one after the other.
+  if (!is_packed(node) || !is_packed(w.rows) || !is_packed(w.indices) || node->nb[1] < row_bytes(node->type, node->ne[0])) return false;
+  if (w.rows->ne[0] != node->ne[0] || w.rows->ne[2] != node->ne[2] || w.rows->ne[3] != node->ne[3] || w.indices->ne[0] != w.rows->ne[1] ||
+      w.rows->ne[2] % w.indices->ne[1] != 0 || w.rows->ne[3] % w.indices->ne[2] != 0 || w.indices->ne[3] != 1)
+    return false;
+  // The view of a cache counts the rows of all streams one after the other.
   const ggml_tensor *root = w.cache.root;
-  return node->type == root->type && node->view_offs == 0 && node->ne[0] == root->ne[0] && node->nb[1] == root->nb[1] &&
-         node->ne[1] == root->ne[1] * root->ne[2] && root->nb[2] == root->nb[1] * static_cast<size_t>(root->ne[1]) &&
-         is_packed(node) && is_packed(w.rows) && is_packed(w.indices) && node->nb[1] >= row_bytes(node->type, node->ne[0]) &&
-         w.rows->ne[0] == node->ne[0] && w.indices->ne[0] == w.rows->ne[1] && w.indices->ne[1] == 1;
+  return !root || (node->ne[2] == 1 && node->ne[3] == 1 && node->type == root->type && node->view_offs == 0 && node->ne[0] == root->ne[0] &&
+                   node->nb[1] == root->nb[1] && node->ne[1] == root->ne[1] * root->ne[2] &&
+                   root->nb[2] == root->nb[1] * static_cast<size_t>(root->ne[1]));
 }
 
 bool addressable(const ggml_tensor *t) {

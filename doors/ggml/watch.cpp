@@ -129,6 +129,7 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
   Attention a;
   Reason reason = read_attention(node, a);
   if (reason != Reason::none) return note_left(reason), false;
+  if (!a.cache) return long_enough(0, a.n_kv) || (note_left(Reason::short_context), false);
   Known *k = know(w, a.cache);
   if (!k) return false;
   if (a.cache.layer < config().dense_layers) return note_left(Reason::dense_layer), false;
@@ -155,7 +156,7 @@ bool claims_write(Watch &w, const ggml_tensor *node) {
   Write write;
   const bool readable = read_write(node, write);
   const CacheTensor cache = cache_of(node);
-  if (!cache) return false;
+  if (!cache) return readable;
   Known *known = know(w, cache);
   if (!known) return false;
   known->rotated = rotated(write.rows);
