@@ -2,6 +2,7 @@
 #               make demo MODEL=path.gguf FILE=text QUESTION='...'   for your own
 # make test     everything that is checked
 # make eval     the tables of docs/quality.md and a page for each model, half an hour
+# make ops      the engine's own tests of its operations, on our back end: for the night
 # make bench    how fast each stage of a step is, beside dense attention and the memory
 # make build    the library, the adamas command, the back end for llama.cpp
 # make models   two more models, for evaluation
@@ -12,7 +13,7 @@ export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
 compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-.PHONY: build demo test eval bench models clean packages browser client engine model configure
+.PHONY: build demo test eval ops bench models clean packages browser client engine model configure
 
 build: configure
 	@$(compile)
@@ -23,6 +24,9 @@ demo: configure model
 
 test: build model browser client
 	@ctest --preset cpu --output-on-failure
+
+ops: configure
+	@$(compile) --target ops
 
 bench: build
 	@build/bin/adamas bench --kernel

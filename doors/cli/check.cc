@@ -81,6 +81,7 @@ std::string layer_text(const Layer& layer, const std::string& dense_reason) {
   std::string text =
       fmt::format("sparse: {} query heads, {} KV heads, head_dim {}", layer.q_heads, layer.kv_heads, layer.key_dim);
   if (layer.window > 0) text += fmt::format(", a sliding window of {} tokens", layer.window);
+  if (layer.key_dim % 32 != 0) text += ", no quantised K and V (not a multiple of 32)";
   if (layer.shares_cache) text += ", with the K and V of an earlier layer";
   return text;
 }

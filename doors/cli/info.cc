@@ -17,6 +17,7 @@ void print_text(const std::vector<ShownSetting>& settings) {
   fmt::print("adamas {}\n\n", adamas::version());
   fmt::print("instruction sets  {}\n", fmt::join(devices, ", "));
   fmt::print("head_dims         {}\n", fmt::join(adamas::head_dims(), ", "));
+  fmt::print("K and V           {}\n", fmt::join(adamas::dtypes(), ", "));
   fmt::print("llama.cpp         {}\n\n", back_end ? back_end->string() : "the back end libggml-adamas.so is not there");
 
   constexpr auto line = "{:<13} {:<10} {:<12} {:<33} {}\n";
@@ -30,6 +31,7 @@ void print_document(const std::vector<ShownSetting>& settings) {
                 {"devices", adamas::devices()},
                 {"device_in_use", adamas::device_in_use()},
                 {"head_dims", adamas::head_dims()},
+                {"dtypes", adamas::dtypes()},
                 {"block_tokens", ADAMAS_BLOCK_TOKENS},
                 {"back_end", back_end ? Json(back_end->string()) : Json(nullptr)},
                 {"settings", Json::array()}};

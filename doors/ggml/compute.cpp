@@ -8,7 +8,6 @@
 #include "host.h"
 #include "settings.h"
 #include "stats.h"
-#include "store_rows.h"
 #include "watch.h"
 
 namespace adamas_ggml {
@@ -21,8 +20,13 @@ constexpr int64_t verify_rows = 64;
 // The struct has no padding.
 bool same(const adamas_config &a, const adamas_config &b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
-int64_t index_at(const ggml_tensor *indices, int64_t i) {
-  const auto *bytes = static_cast<const unsigned char *>(indices->data) + static_cast<size_t>(i) * indices->nb[0];
+template <class Byte>
+Byte *at(Byte *data, const ggml_tensor *t, int64_t i, int64_t b, int64_t c) {
+  return data + static_cast<size_t>(i) * t->nb[1] + static_cast<size_t>(b) * t->nb[2] + static_cast<size_t>(c) * t->nb[3];
+}
+
+int64_t index_at(const ggml_tensor *indices, int64_t i, int64_t b = 0, int64_t c = 0) {
+  const auto *bytes = at(static_cast<const char *>(indices->data), indices, b, c, 0) + static_cast<size_t>(i) * indices->nb[0];
   if (indices->type == GGML_TYPE_I32) {
     int32_t index;
     std::memcpy(&index, bytes, sizeof index);
@@ -38,8 +42,21 @@ adamas_rows rows_of(const CacheTensor &cache, Heads heads) {
   const ggml_tensor *root = cache.root;
   adamas_dtype dtype = ADAMAS_F32;
   dtype_of(root->type, dtype);
-  return {root->data, dtype, static_cast<int64_t>(root->nb[2]), heads.head_dim * static_cast<int64_t>(root->nb[0]),
+  return {root->data, dtype, static_cast<int64_t>(root->nb[2]), static_cast<int64_t>(row_bytes(root->type, heads.head_dim)),
           static_cast<int64_t>(root->nb[1])};
+}
+
+CachePointer make_cache(int32_t layer, Heads heads, int64_t sequences, int64_t capacity) {
+  const adamas_cache_params params{.struct_size = sizeof(adamas_cache_params),
+                                   .layer = layer,
+                                   .kv_heads = static_cast<int32_t>(heads.kv_heads),
+                                   .head_dim = static_cast<int32_t>(heads.head_dim),
+                                   .sequences = sequences,
+                                   .capacity = capacity,
+                                   .rotated = heads.rotated};
+  adamas_cache *cache = nullptr;
+  adamas_cache_create(&config_of(layer), &params, &cache);  // NULL on an error, whose sentence is the last one
+  return CachePointer(cache);
 }
 
 // ALiBi as ggml defines it: a geometric series over the largest power of two of heads, the rest from the one twice as
@@ -64,20 +81,26 @@ enum ggml_status Compute::fail(const ggml_tensor *node, const std::string &why) 
 
 enum ggml_status Compute::set_rows(const ggml_tensor *node) {
   Write w;
-  if (!read_write(node, w)) return fail(node, "not a write into a KV cache that this back end computes");
-  if (!addressable(w.rows) || !addressable(w.indices) || !addressable(node) || node->data != w.cache.root->data)
+  if (!read_write(node, w)) return fail(node, "not a write that this back end computes");
+  if (!addressable(w.rows) || !addressable(w.indices) || !addressable(node) || (w.cache && node->data != w.cache.root->data))
     return fail(node, "a tensor lies outside its memory");
 
   const int64_t count = w.indices->ne[0];
-  for (int64_t i = 0; i < count; ++i)
-    if (const int64_t to = index_at(w.indices, i); to < 0 || to >= node->ne[1])
-      return fail(node, "row " + std::to_string(to) + " of a cache of " + std::to_string(node->ne[1]));
+  for (int64_t c = 0; c < w.indices->ne[2]; ++c)
+    for (int64_t b = 0; b < w.indices->ne[1]; ++b)
+      for (int64_t i = 0; i < count; ++i)
+        if (const int64_t to = index_at(w.indices, i, b, c); to < 0 || to >= node->ne[1])
+          return fail(node, "row " + std::to_string(to) + " of " + std::to_string(node->ne[1]));
 
-  adamas_dtype dtype;
-  dtype_of(node->type, dtype);
-  for (int64_t i = 0; i < count; ++i)
-    store_row(reinterpret_cast<const float *>(static_cast<const char *>(w.rows->data) + static_cast<size_t>(i) * w.rows->nb[1]),
-              static_cast<char *>(node->data) + static_cast<size_t>(index_at(w.indices, i)) * node->nb[1], dtype, node->ne[0]);
+  const ggml_from_float_t store = store_function(node->type);
+  for (int64_t c = 0; c < w.rows->ne[3]; ++c)
+    for (int64_t b = 0; b < w.rows->ne[2]; ++b)
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t to = index_at(w.indices, i, b % w.indices->ne[1], c % w.indices->ne[2]);
+        store(reinterpret_cast<const float *>(at(static_cast<const char *>(w.rows->data), w.rows, i, b, c)),
+              at(static_cast<char *>(node->data), node, to, b, c), node->ne[0]);
+      }
+  if (!w.cache) return GGML_STATUS_SUCCESS;
   if (w.cache.keys) wrote(w.cache, this);
   Codes *codes = written_codes(w);
   if (!codes) return GGML_STATUS_SUCCESS;  // the first sparse step encodes what it sees
@@ -135,16 +158,10 @@ Compute::Codes *Compute::codes_for(const CacheTensor &of, Heads heads) {
     }
     return &codes;
   }
-  const adamas_cache_params params{.struct_size = sizeof(adamas_cache_params),
-                                   .layer = of.layer,
-                                   .kv_heads = static_cast<int32_t>(heads.kv_heads),
-                                   .head_dim = static_cast<int32_t>(heads.head_dim),
-                                   .sequences = of.streams(),
-                                   .capacity = of.capacity()};
-  adamas_cache *cache = nullptr;
   codes.cache.reset();
-  if (adamas_cache_create(&config_of(of.layer), &params, &cache) != ADAMAS_OK) return nullptr;
-  codes = {std::unique_ptr<adamas_cache, CacheDeleter>(cache), rows_of(of, heads), root->type, heads, of.capacity(), of.streams(),
+  CachePointer cache = make_cache(of.layer, heads, of.streams(), of.capacity());
+  if (!cache) return nullptr;
+  codes = {std::move(cache), rows_of(of, heads), root->type, heads, of.capacity(), of.streams(),
            of.layer, changes};
   return &codes;
 }
@@ -163,12 +180,12 @@ adamas_plan *Compute::plan_for(const Attention &a) {
     known->head_dim = a.head_dim;
   }
   Plan &p = *known;
-  if (p.plan && p.tokens >= a.cache.capacity() && p.threads >= threads) return p.plan.get();
+  if (p.plan && p.tokens >= a.capacity() && p.threads >= threads) return p.plan.get();
   const adamas_plan_params params{.struct_size = sizeof(adamas_plan_params),
                                   .q_heads = static_cast<int32_t>(a.q_heads),
                                   .kv_heads = static_cast<int32_t>(a.kv_heads),
                                   .head_dim = static_cast<int32_t>(a.head_dim),
-                                  .max_tokens = std::max(p.tokens, a.cache.capacity()),
+                                  .max_tokens = std::max(p.tokens, a.capacity()),
                                   .max_threads = std::max(p.threads, threads)};
   adamas_plan *plan = nullptr;
   p.plan.reset();
@@ -184,12 +201,20 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   if (const Reason reason = read_attention(node, a); reason != Reason::none) return fail(node, sentence(reason));
   for (const ggml_tensor *t : {a.q, a.k, a.v, a.mask, a.sinks, a.out, a.cache.root})
     if (t && !addressable(t)) return fail(node, "a tensor lies outside its memory");
-  if (static_cast<char *>(a.k->data) != static_cast<char *>(a.cache.root->data) + a.k->view_offs)
+  if (a.cache && static_cast<char *>(a.k->data) != static_cast<char *>(a.cache.root->data) + a.k->view_offs)
     return fail(node, "K is not where its cache says");
 
   settle();
-  const Codes *codes = codes_for(a.cache, {a.head_dim, a.kv_heads});
-  adamas_cache *cache = codes ? codes->cache.get() : nullptr;
+  Heads heads{a.head_dim, a.kv_heads};
+  adamas_cache *cache = nullptr;
+  CachePointer empty;  // exact attention over what is no cache looks at no codes
+  if (a.cache) {
+    if (const std::optional<Heads> known = heads_of(a.cache)) heads.rotated = known->rotated;
+    if (const Codes *codes = codes_for(a.cache, heads)) cache = codes->cache.get();
+  } else {
+    empty = make_cache(a.cache.layer, heads, a.batch, a.n_kv);
+    cache = empty.get();
+  }
   adamas_plan *plan = cache ? plan_for(a) : nullptr;
   if (!plan) return fail(node, adamas_last_error());
 
@@ -218,7 +243,8 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   p.q_stride_batch = stride(a.q->nb[3]);
   p.q_stride_row = stride(a.q->nb[1]);
   p.q_stride_head = stride(a.q->nb[2]);
-  p.k = {a.cache.root->data, k_dtype, stride(a.cache.root->nb[2]), stride(a.k->nb[2]), stride(a.k->nb[1])};
+  p.k = {a.cache ? a.cache.root->data : a.k->data, k_dtype, stride(a.cache ? a.cache.root->nb[2] : a.k->nb[3]), stride(a.k->nb[2]),
+         stride(a.k->nb[1])};
   p.v = {reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(a.v->data) - static_cast<uintptr_t>(v_stream * a.first_stream)),
          v_dtype, v_stream, stride(a.v->nb[2]), stride(a.v->nb[1])};
   p.out = static_cast<float *>(a.out->data);
@@ -245,7 +271,7 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   }
   p.stats = &stats;
   if (adamas_step(plan, cache, &p) != ADAMAS_OK) return fail(node, adamas_last_error());
-  note_step(stats, a.cache.layer, static_cast<int32_t>(a.q_heads));
+  note_step(stats, a.cache.layer, static_cast<int32_t>(a.q_heads), heads.rotated);
   observe({a.cache.layer, static_cast<int32_t>(a.q_heads), static_cast<int32_t>(a.kv_heads), static_cast<int32_t>(a.head_dim),
            plan, &p, &stats});
 

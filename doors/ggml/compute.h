@@ -14,6 +14,7 @@ namespace adamas_ggml {
 struct CacheDeleter {
   void operator()(adamas_cache *cache) const { adamas_cache_destroy(cache); }
 };
+using CachePointer = std::unique_ptr<adamas_cache, CacheDeleter>;
 struct PlanDeleter {
   void operator()(adamas_plan *plan) const { adamas_plan_destroy(plan); }
 };
@@ -28,7 +29,7 @@ class Compute {
 
  private:
   struct Codes {  // of one K tensor, for as long as it looks the same
-    std::unique_ptr<adamas_cache, CacheDeleter> cache;
+    CachePointer cache;
     adamas_rows keys;
     enum ggml_type type;
     Heads heads;

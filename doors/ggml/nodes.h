@@ -15,6 +15,7 @@ enum class Reason {
   flash_off,
   not_a_cache,
   types,
+  no_stores,
   head_dim,
   layout,
   dense_layer,
@@ -40,29 +41,39 @@ struct CacheTensor {
 // The cache that `tensor` is, or is a view of.
 CacheTensor cache_of(const ggml_tensor *tensor);
 
-// How a row of a cache divides.
+// How a row of a cache divides, and what the engine rotates before it stores it: ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES.
 struct Heads {
-  int64_t head_dim, kv_heads;
+  int64_t head_dim, kv_heads, rotated = 0;
   bool operator==(const Heads &) const = default;
 };
+
+// The policy `full` is exact: it needs no codes and so follows no writes. With it K may be any tensor, and SET_ROWS may write anywhere.
 
 // FLASH_ATTN_EXT: q [batch, q_heads, rows, head_dim], k and v [batch, kv_heads, n_kv, head_dim],
 // mask [batch or 1, 1, rows or more, n_kv], out [batch, rows, q_heads, head_dim].
 struct Attention {
   const ggml_tensor *q, *k, *v, *mask, *sinks, *out;
-  CacheTensor cache;
+  CacheTensor cache;     // none: K is any tensor
   int64_t batch, rows, q_heads, kv_heads, head_dim, n_kv;
   int64_t first_stream;  // of the K cache; batch streams follow each other
   float scale, max_bias, softcap;
+
+  int64_t capacity() const { return cache ? cache.capacity() : n_kv; }
 };
 Reason read_attention(const ggml_tensor *node, Attention &attention);
 
-// SET_ROWS of f32 rows into a cache: cache[indices[i]] = rows[i].
+// SET_ROWS of f32 rows: out[c, b, indices[c % ., b % ., i]] = rows[c, b, i]. A cache has b = c = 0.
 struct Write {
   const ggml_tensor *rows, *indices, *out;
-  CacheTensor cache;
+  CacheTensor cache;  // none: out is any tensor
 };
 bool read_write(const ggml_tensor *node, Write &write);
+
+// The engine multiplies what it quantises by a Hadamard matrix first; these rows are what came out of that.
+bool rotated(const ggml_tensor *rows);
+
+// Bytes of so many elements that lie side by side; 0: not a type that we read.
+size_t row_bytes(enum ggml_type type, int64_t elements);
 
 // All that the tensor's shape and strides address lies in memory that the host's processor can reach.
 bool addressable(const ggml_tensor *tensor);

@@ -17,6 +17,7 @@ struct Totals {
   std::mutex mutex;
   std::array<int64_t, static_cast<size_t>(Reason::count)> left{};
   int64_t steps = 0, sparse_rows = 0, dense_rows = 0, blocks_encoded = 0, stale_rows = 0, forgotten = 0;
+  int64_t rotated_keys = 0, rotated_values = 0;  // steps whose rows the engine had rotated
   double tokens_selected = 0, tokens_visible = 0, tokens_sketched = 0, seconds = 0;  // tokens of one query head, over the sparse rows
   struct Heads {  // query heads of sparse rows
     int64_t sparse = 0, guarded = 0, widened = 0, reranked = 0;
@@ -71,6 +72,9 @@ void print() {
   std::fprintf(out, "  %-34s %12lld\n", "blocks encoded", static_cast<long long>(t.blocks_encoded));
   std::fprintf(out, "  %-34s %12lld   %lld caches encoded anew after a change\n", "stale rows found", static_cast<long long>(t.stale_rows),
                static_cast<long long>(t.forgotten));
+  if (t.rotated_keys + t.rotated_values > 0)
+    std::fprintf(out, "  %-34s %12lld   of keys, %lld of values: coded as the engine rotated them\n", "steps of rotated rows",
+                 static_cast<long long>(t.rotated_keys), static_cast<long long>(t.rotated_values));
   std::fprintf(out, "  %-34s %12.3f\n", "seconds in this back end", t.seconds);
   if (heads.sparse > 0 && heads.mass == heads.mass) print_layers(out, t);  // NaN: the policy estimates nothing
   for (size_t i = 0; i < t.left.size(); ++i)
@@ -80,12 +84,13 @@ void print() {
   std::fprintf(out,
                "adamas: stats {\"steps\":%lld,\"sparse_rows\":%lld,\"dense_rows\":%lld,\"tokens_selected\":%.0f,"
                "\"tokens_visible\":%.0f,\"tokens_sketched\":%.0f,\"blocks_encoded\":%lld,\"stale_rows\":%lld,\"seconds\":%.6f,\"heads_sparse\":%lld,\"heads_guarded\":%lld,"
-               "\"heads_widened\":%lld,\"heads_reranked\":%lld}\n",
+               "\"heads_widened\":%lld,\"heads_reranked\":%lld,\"rotated_keys\":%lld,\"rotated_values\":%lld}\n",
                static_cast<long long>(t.steps), static_cast<long long>(t.sparse_rows), static_cast<long long>(t.dense_rows),
                t.tokens_selected, t.tokens_visible, t.tokens_sketched, static_cast<long long>(t.blocks_encoded),
                static_cast<long long>(t.stale_rows), t.seconds, static_cast<long long>(heads.sparse),
                static_cast<long long>(heads.guarded), static_cast<long long>(heads.widened),
-               static_cast<long long>(heads.reranked));
+               static_cast<long long>(heads.reranked), static_cast<long long>(t.rotated_keys),
+               static_cast<long long>(t.rotated_values));
   std::fflush(out);
 }
 
@@ -101,7 +106,7 @@ void note_left(Reason reason) {
   if (first) say(surprising(reason) ? GGML_LOG_LEVEL_WARN : GGML_LOG_LEVEL_INFO, sentence(reason));
 }
 
-void note_step(const adamas_step_stats &step, int32_t layer, int32_t q_heads) {
+void note_step(const adamas_step_stats &step, int32_t layer, int32_t q_heads, int64_t rotated) {
   Totals &t = totals();
   const std::lock_guard lock(t.mutex);
   t.steps += 1;
@@ -109,6 +114,8 @@ void note_step(const adamas_step_stats &step, int32_t layer, int32_t q_heads) {
   t.dense_rows += step.rows_dense;
   t.blocks_encoded += step.blocks_encoded;
   t.stale_rows += step.rows_stale;
+  t.rotated_keys += (rotated & ADAMAS_ROTATED_KEYS) != 0;
+  t.rotated_values += (rotated & ADAMAS_ROTATED_VALUES) != 0;
   if (step.rows_sparse > 0) {
     t.heads[layer].add({step.heads_sparse, step.heads_guarded, step.heads_widened, step.heads_reranked, step.mass});
     t.tokens_sketched += static_cast<double>(step.tokens_sketched) / q_heads;

@@ -21,6 +21,7 @@ struct Known {
   int64_t n_kv = 0;              // cells in view of the graph that is being built, or of the one before
   bool served = false;           // its attention is of a kind that we compute, with these heads
   Heads heads{};
+  bool rotated = false;          // the rows that the engine writes come out of its rotation
   bool grew = false;             // a graph over less than the whole capacity was seen
   bool writes_followed = false;  // SET_ROWS of the graph that is being built is ours
   uint64_t changes = 1;
@@ -128,14 +129,18 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
   Attention a;
   Reason reason = read_attention(node, a);
   if (reason != Reason::none) return note_left(reason), false;
+  if (!a.cache) return long_enough(0, a.n_kv) || (note_left(Reason::short_context), false);
   Known *k = know(w, a.cache);
   if (!k) return false;
   if (a.cache.layer < config().dense_layers) return note_left(Reason::dense_layer), false;
   k->served = true;
-  k->heads = {a.head_dim, a.kv_heads};
+  k->heads = {a.head_dim, a.kv_heads, k->rotated ? ADAMAS_ROTATED_KEYS : 0};
   if (const CacheTensor values = cache_of(a.v); values && !values.keys)
-    if (Known *v = know(w, values)) v->keys = a.cache.root->data;
-  k = know(w, a.cache);  // the line above may have moved it
+    if (Known *v = know(w, values)) {
+      v->keys = a.cache.root->data;
+      k = know(w, a.cache);  // the line above may have moved it
+      if (v->rotated) k->heads.rotated |= ADAMAS_ROTATED_VALUES;
+    }
   if (dry_run(*k, a.cache.root, a.n_kv)) return false;
   k->n_kv = a.n_kv;
   if (!long_enough(a.cache.layer, a.n_kv)) return note_left(Reason::short_context), false;
@@ -151,9 +156,10 @@ bool claims_write(Watch &w, const ggml_tensor *node) {
   Write write;
   const bool readable = read_write(node, write);
   const CacheTensor cache = cache_of(node);
-  if (!cache) return false;
+  if (!cache) return readable;
   Known *known = know(w, cache);
   if (!known) return false;
+  known->rotated = rotated(write.rows);
   if (cache.keys) {
     known->writes_followed = readable && known->served && known->n_kv > 0 &&
                              (long_enough(cache.layer, known->n_kv) || write.rows->ne[1] >= encoded_rows);

@@ -25,7 +25,7 @@ bool claims(const ggml_tensor *node);
 // Batches of so many rows are encoded when they are written; the rows of fewer by the step that first looks at them.
 inline constexpr int64_t encoded_rows = ADAMAS_BLOCK_TOKENS;
 
-// How a row of this cache of keys divides, once an attention over it was seen that we could compute.
+// How a row of this cache of keys divides and what of it is rotated, once an attention over it was seen that we could compute.
 std::optional<Heads> heads_of(const CacheTensor &cache);
 // The data of the keys that an attention reads together with these values; NULL: none was seen.
 const void *keys_beside(const CacheTensor &values);

@@ -48,7 +48,24 @@ typedef enum adamas_status {
   ADAMAS_INTERNAL = 5          /* a fault of ours, caught at the boundary */
 } adamas_status;
 
-typedef enum adamas_dtype { ADAMAS_F32 = 0, ADAMAS_F16 = 1, ADAMAS_BF16 = 2 } adamas_dtype;
+/* Element types. K and V may be any, q and masks one of the first three. The quantised ones are llama.cpp's: a row is blocks of 32
+ * elements, packed, so head_dim has to be a multiple of 32. With an f16 `scale`, and an f16 `min` where there is one, element i of a block is
+ *   q8_0            int8 i times scale
+ *   q5_0, q5_1      5 bits: nibble i, and bit i of a u32 above it; (bits - 16) times scale, or bits times scale + min
+ *   q4_0, q4_1      4 bits: nibble i; (bits - 8) times scale, or bits times scale + min
+ *   iq4_nl          4 bits: nibble i; table[bits] times scale, with 16 levels from -127 to 113 that lie closer around 0
+ * in the order scale, min, u32, quants. Nibble i is the lower half of byte i, and from i = 16 on the upper half of byte i - 16. */
+typedef enum adamas_dtype {
+  ADAMAS_F32 = 0,
+  ADAMAS_F16 = 1,
+  ADAMAS_BF16 = 2,
+  ADAMAS_Q8_0 = 3,  /* 34 bytes a block of 32 elements */
+  ADAMAS_Q5_0 = 4,  /* 22 */
+  ADAMAS_Q5_1 = 5,  /* 24 */
+  ADAMAS_Q4_0 = 6,  /* 18 */
+  ADAMAS_Q4_1 = 7,  /* 20 */
+  ADAMAS_IQ4_NL = 8 /* 18 */
+} adamas_dtype;
 
 typedef enum adamas_policy {
   ADAMAS_POLICY_ADAMAS = 0,    /* the top tokens by estimated score, per query head */
@@ -142,9 +159,18 @@ ADAMAS_API adamas_status adamas_device_force(const char *name);
 ADAMAS_API int32_t adamas_head_dim_count(void);
 ADAMAS_API int32_t adamas_head_dim(int32_t index);
 
+/* The types that K and V may have, "f32", "f16", ...: dtype from 0 to adamas_dtype_count() - 1. */
+ADAMAS_API int32_t adamas_dtype_count(void);
+ADAMAS_API const char *adamas_dtype_name(int32_t dtype);
+
 /* ---- cache: the codes of one layer ------------------------------------------------------------------- */
 
 typedef struct adamas_cache adamas_cache;
+
+/* What the caller has multiplied by an orthonormal Hadamard matrix already, as llama.cpp does before it quantises: the keys and with them
+ * every query, the values and with them what a step gives. Their codes are made of the rows as they are. */
+#define ADAMAS_ROTATED_KEYS 1
+#define ADAMAS_ROTATED_VALUES 2
 
 typedef struct adamas_cache_params {
   uint32_t struct_size; /* sizeof(adamas_cache_params) */
@@ -153,6 +179,7 @@ typedef struct adamas_cache_params {
   int32_t head_dim;
   int64_t sequences;    /* independent sequences, 1 or more */
   int64_t capacity;     /* tokens of each sequence, at most 2^31 - 1 */
+  int64_t rotated;      /* ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES; 0: neither */
 } adamas_cache_params;
 
 /* K or V of every sequence, [sequences, kv_heads, tokens, head_dim]. The memory stays the caller's. */
@@ -254,7 +281,7 @@ typedef struct adamas_step_params {
   const int64_t *sequences; /* [batch]; NULL: 0, 1, 2, ... */
   const int64_t *lengths;   /* [batch] tokens in view; NULL: as many as were appended */
   int32_t causal;           /* 1: row r sees tokens [0, length - rows + r]; 0: [0, length) */
-  int32_t q_dtype;          /* adamas_dtype */
+  int32_t q_dtype;          /* adamas_dtype, not a quantised one */
   const void *q;            /* [batch, rows, q_heads, head_dim] */
   int64_t q_stride_batch, q_stride_row, q_stride_head;
   adamas_rows k;            /* [sequences, kv_heads, tokens, head_dim] */

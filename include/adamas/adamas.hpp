@@ -420,6 +420,7 @@ struct CacheParams {
   std::int32_t head_dim = 0;
   std::int64_t sequences = 1;
   std::int64_t capacity = 0;  // tokens of each sequence
+  std::int64_t rotated = 0;   // ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES: the caller has done so
 };
 
 // Tokens [first, first + count) of a sequence.
@@ -438,7 +439,8 @@ class Cache {
                                             .kv_heads = params.kv_heads,
                                             .head_dim = params.head_dim,
                                             .sequences = params.sequences,
-                                            .capacity = params.capacity};
+                                            .capacity = params.capacity,
+                                            .rotated = params.rotated};
     adamas_cache* cache = nullptr;
     detail::check(adamas_cache_create(&native_config, &native_params, &cache));
     cache_.reset(cache);
@@ -655,6 +657,13 @@ inline std::vector<std::int32_t> head_dims() {
   std::vector<std::int32_t> dims;
   for (std::int32_t i = 0; i < adamas_head_dim_count(); ++i) dims.push_back(adamas_head_dim(i));
   return dims;
+}
+
+// The types that K and V may have, by their adamas_dtype.
+inline std::vector<std::string> dtypes() {
+  std::vector<std::string> names;
+  for (std::int32_t i = 0; i < adamas_dtype_count(); ++i) names.emplace_back(adamas_dtype_name(i));
+  return names;
 }
 
 inline std::vector<adamas_setting> settings() {

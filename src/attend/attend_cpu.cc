@@ -62,7 +62,7 @@ enum class Reads { list, list_fetched, range };
 // Asks for the rows that are needed next, which the machine cannot guess: rows of a list lie anywhere, and rows of a range lie
 // kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end is harmless).
 HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, int count, Reads reads) {
-  const int64_t k_bytes = a.head_dim * size_of(a.k.dtype), v_bytes = a.head_dim * size_of(a.v.dtype);
+  const int64_t k_bytes = row_bytes(a.k.dtype, a.head_dim), v_bytes = row_bytes(a.v.dtype, a.head_dim);
   constexpr int ahead = 12;
   if (reads == Reads::list_fetched) return;
   for (int i = 0; i < 4; i++) {
@@ -92,7 +92,7 @@ void Products(const Attention& a, const float* const* queries, const int32_t* to
     for (int h = 0; h < H; h++)
       for (int i = 0; i < 4; i++) sums[h][i] = hn::Zero(d);
     for (int i = 0; i < a.head_dim; i += lanes) {
-      const auto x0 = load(d, k0 + i), x1 = load(d, k1 + i), x2 = load(d, k2 + i), x3 = load(d, k3 + i);
+      const auto x0 = load(d, k0, i), x1 = load(d, k1, i), x2 = load(d, k2, i), x3 = load(d, k3, i);
       for (int h = 0; h < H; h++) {
         const auto q = hn::LoadU(d, queries[h] + i);
         sums[h][0] = hn::MulAdd(q, x0, sums[h][0]);
@@ -156,9 +156,9 @@ HWY_INLINE void AddValues(const Attention& a, const int32_t* tokens, int count, 
   for (int h = 0; h < H; h++)
     for (int p = 0; p < P; p++) out[h][p] = hn::LoadU(d, states[h].out + start + p * lanes);
   for (int t = 0; t < count; t++) {
-    const T* v = row_of<T>(a.v, tokens[t]) + start;
+    const T* v = row_of<T>(a.v, tokens[t]);
     Floats x[P];
-    for (int p = 0; p < P; p++) x[p] = load(d, v + p * lanes);
+    for (int p = 0; p < P; p++) x[p] = load(d, v, start + p * lanes);
     for (int h = 0; h < H; h++) {
       const auto weight = hn::Set(d, weights[h][t]);
       for (int p = 0; p < P; p++) out[h][p] = hn::MulAdd(weight, x[p], out[h][p]);
@@ -245,7 +245,7 @@ void AttendRange(const Attention& a, const float* const* queries, const float* s
 // Calls visit(tokens of a tile, padded; where in the list it begins; how many), when the rows of the tile after it are on their way.
 template <class Visit>
 HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* tokens, int64_t count, Visit&& visit) {
-  const int64_t bytes = head_dim * size_of(rows.dtype);
+  const int64_t bytes = row_bytes(rows.dtype, head_dim);
   int64_t fetched = 0;
   const auto fetch = [&](int64_t until) {
     for (; fetched < std::min(until, count); fetched++) PrefetchRow(rows, tokens[fetched], bytes);

@@ -107,7 +107,7 @@ TEST_P(SketchTest, AddsLevelsAndMeansOfTheCodes) {
     for (int64_t b = 0; b < blocks; b++) {
       Rows block = rows.view();
       block.data += b * block_tokens * block.stride;
-      encode_block(block, head_dim, ~uint64_t{0} >> (b == 4 ? 20 : 0), b == 0, Coding::by_block, values.block(b), scratch.data());
+      encode_block(block, head_dim, ~uint64_t{0} >> (b == 4 ? 20 : 0), b == 0, Coding::by_block, true, values.block(b), scratch.data());
     }
     for (int count : {0, 1, 3, 64, 200}) {
       std::vector<int32_t> chosen(count), all(blocks);

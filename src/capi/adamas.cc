@@ -92,13 +92,21 @@ Status check_stride(int64_t stride, int64_t count, const char* name) {
                  " is past any address");
 }
 
-Status check_dtype(int32_t dtype, const char* name) {
-  return is_dtype(dtype) ? Status{} : invalid(std::string(name) + ": dtype " + std::to_string(dtype) + "; there are f32 (0), f16 (1), bf16 (2)");
+// Of the first `count` dtypes.
+Status check_dtype(int32_t dtype, int32_t count, const char* name) {
+  if (dtype >= 0 && dtype < count) return {};
+  std::string list;
+  for (int32_t i = 0; i < count; i++) list += (i == 0 ? "" : ", ") + std::string(dtype_names[i]) + " (" + std::to_string(i) + ")";
+  return invalid(std::string(name) + ": dtype " + std::to_string(dtype) + "; there are " + list);
 }
+constexpr int32_t plain_dtypes = ADAMAS_BF16 + 1;  // not quantised
 
 Status check_rows(const adamas_rows& rows, const adamas_cache_params& cache, const char* name) {
   ADAMAS_TRY(check_pointer(rows.data, name));
-  ADAMAS_TRY(check_dtype(rows.dtype, name));
+  ADAMAS_TRY(check_dtype(rows.dtype, dtype_count, name));
+  if (is_quantised(rows.dtype) && cache.head_dim % quantised_block != 0)
+    return unsupported(std::string(name) + ": head_dim " + std::to_string(cache.head_dim) + " in " + dtype_names[rows.dtype] +
+                       ", whose rows are blocks of 32 elements: head_dim has to be a multiple of 32");
   ADAMAS_TRY(check_stride(rows.stride_sequence, cache.sequences, name));
   ADAMAS_TRY(check_stride(rows.stride_head, cache.kv_heads, name));
   return check_stride(rows.stride_token, cache.capacity, name);
@@ -132,7 +140,7 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
       return out_of_range("length " + std::to_string(length) + " of batch entry " + std::to_string(b) +
                           "; its range is 0 to " + std::to_string(most) + ", the capacity of plan and cache");
   }
-  ADAMAS_TRY(check_dtype(p.q_dtype, "q"));
+  ADAMAS_TRY(check_dtype(p.q_dtype, plain_dtypes, "q"));
   ADAMAS_TRY(check_pointer(p.q, "q"));
   ADAMAS_TRY(check_stride(p.q_stride_batch, p.batch, "q_stride_batch"));
   ADAMAS_TRY(check_stride(p.q_stride_row, p.rows, "q_stride_row"));
@@ -146,7 +154,7 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
   if (!(p.scale >= 0 && p.scale < std::numeric_limits<float>::infinity())) return invalid("scale is negative or not finite");
   if (!(p.softcap >= 0 && p.softcap < std::numeric_limits<float>::infinity())) return invalid("softcap is negative or not finite");
   if (p.mask != nullptr) {
-    ADAMAS_TRY(check_dtype(p.mask_dtype, "mask"));
+    ADAMAS_TRY(check_dtype(p.mask_dtype, plain_dtypes, "mask"));
     ADAMAS_TRY(check_stride(p.mask_stride_batch, p.batch, "mask_stride_batch"));
     ADAMAS_TRY(check_stride(p.mask_stride_row, p.rows, "mask_stride_row"));
   }
@@ -269,6 +277,10 @@ int32_t adamas_head_dim(int32_t index) {
   return index >= 0 && index < adamas_head_dim_count() ? head_dims[index] : 0;
 }
 
+int32_t adamas_dtype_count(void) { return dtype_count; }
+
+const char* adamas_dtype_name(int32_t dtype) { return is_dtype(dtype) ? dtype_names[dtype] : ""; }
+
 adamas_status adamas_cache_create(const adamas_config* config, const adamas_cache_params* params, adamas_cache** cache) {
   return guarded("adamas_cache_create", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
@@ -281,6 +293,7 @@ adamas_status adamas_cache_create(const adamas_config* config, const adamas_cach
     ADAMAS_TRY(check_head_dim(params->head_dim));
     ADAMAS_TRY(check_range(params->sequences, 1, max_tokens, "sequences"));
     ADAMAS_TRY(check_range(params->capacity, 1, max_tokens, "capacity"));
+    ADAMAS_TRY(check_range(params->rotated, 0, ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES, "rotated"));
     *cache = new adamas_cache{Cache(*config, *params), make_array<float>(block_tokens * params->head_dim)};
     return {};
   });

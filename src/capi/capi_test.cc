@@ -29,7 +29,7 @@ struct Objects {
   Objects(const Objects&) = delete;
   Objects() {
     config = config_of({{"min_context", "0"}});
-    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256};
+    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256, 0};
     plan_params = {sizeof plan_params, 4, 2, 64, 256, 2};
     EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
     EXPECT_EQ(adamas_plan_create(&config, &plan_params, &plan), ADAMAS_OK);
@@ -257,8 +257,22 @@ TEST(BadInput, ShapesThatAreNotServedSayWhichAre) {
     expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "softcap");
   }
   adamas_step_params p = o.p;
-  p.k.dtype = 9;
-  expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "dtype");
+  for (int32_t dtype : {-1, adamas_dtype_count(), INT32_MAX}) {
+    p.k.dtype = dtype;
+    expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "f32 (0), f16 (1), bf16 (2), q8_0 (3)");
+  }
+  p = o.p;
+  p.q_dtype = ADAMAS_Q8_0;
+  expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "q: dtype 3; there are f32 (0), f16 (1), bf16 (2)");
+  p = o.p;
+  p.mask = o.memory.data();
+  p.mask_dtype = ADAMAS_Q4_0;
+  expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "mask: dtype 6");
+  for (int64_t rotated : {-1, 4, INT32_MAX}) {
+    adamas_cache_params c = o.cache_params;
+    c.rotated = rotated;
+    expect_sentence(adamas_cache_create(&o.config, &c, &cache), ADAMAS_INVALID_ARGUMENT, "rotated");
+  }
   expect_sentence(adamas_device_force("SSE9"), ADAMAS_INVALID_ARGUMENT, "SSE9");
   int64_t count = 0;
   ASSERT_EQ(adamas_step(o.plan, o.cache, &o.p), ADAMAS_OK) << adamas_last_error();
@@ -266,6 +280,23 @@ TEST(BadInput, ShapesThatAreNotServedSayWhichAre) {
   expect_sentence(adamas_selection(o.plan, 0, &one, 1, &count), ADAMAS_OUT_OF_RANGE, "room");
   EXPECT_EQ(count, 128);
   expect_sentence(adamas_selection(o.plan, 4, &one, 1, &count), ADAMAS_INVALID_ARGUMENT, "q_head");
+}
+
+TEST(BadInput, QuantisedRowsNeedWholeBlocks) {
+  Objects o;
+  adamas_cache_params c = o.cache_params;
+  c.head_dim = 80;
+  adamas_cache* cache = nullptr;
+  ASSERT_EQ(adamas_cache_create(&o.config, &c, &cache), ADAMAS_OK);
+  adamas_rows rows = o.rows;
+  for (int32_t dtype = ADAMAS_Q8_0; dtype < adamas_dtype_count(); dtype++) {
+    rows.dtype = dtype;
+    expect_sentence(adamas_append(cache, 0, 0, 1, &rows, nullptr), ADAMAS_UNSUPPORTED,
+                    "head_dim 80 in " + std::string(adamas_dtype_name(dtype)));
+  }
+  adamas_cache_destroy(cache);
+  EXPECT_STREQ(adamas_dtype_name(-1), "");
+  EXPECT_STREQ(adamas_dtype_name(adamas_dtype_count()), "");
 }
 
 TEST(BadInput, MoreMemoryThanThereIsIsAStatus) {

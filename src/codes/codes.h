@@ -35,13 +35,14 @@ constexpr uint64_t rows_that_count(uint64_t live, bool first_block) {
 }
 
 // Encodes the live rows of one block; the codes of other rows, and of keys their hashes, become 0.
-// rows: [64, head_dim] of the block, only live ones are read. scratch: [64, head_dim] floats.
-void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, const Block& block,
+// rows: [64, head_dim] of the block, only live ones are read; rotate: false when they have been rotated already.
+// scratch: [64, head_dim] floats.
+void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate, const Block& block,
                   float* scratch);
 
 // How many of the `count` rows named by `tokens` no longer have the hash that their codes were made from.
 //
-// The hash of a row's bytes: sum of its 32-bit words, each times an odd constant of its place, modulo 2^32. One word that
+// The hash of a row's bytes: sum of its 32-bit words (half a word at the end is filled up with zeros), each times an odd constant of its place, modulo 2^32. One word that
 // changed always changes the sum; any other change goes unseen with a chance of 2^-32.
 int64_t count_stale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count);
 

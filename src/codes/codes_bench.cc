@@ -24,7 +24,7 @@ void BM_encode_block(benchmark::State& state) {
   int64_t b = 0;
   for (auto _ : state) {
     const Rows rows{reinterpret_cast<const std::byte*>(keys.data() + b * block_tokens * head_dim), DType::f16, head_dim * 2};
-    encode_block(rows, head_dim, ~uint64_t{0}, false, Coding::by_block, to.codes.block(b), scratch.data());
+    encode_block(rows, head_dim, ~uint64_t{0}, false, Coding::by_block, true, to.codes.block(b), scratch.data());
     b = (b + 1) % blocks;
   }
   bench::rates(state, block_tokens, block_tokens * head_dim * 2 + int64_t(to.layout.block_bytes()));

@@ -18,17 +18,16 @@ HWY_BEFORE_NAMESPACE();
 namespace adamas {
 namespace HWY_NAMESPACE {
 
-// Loads a row as f32, NaN as 0 and large values cut, and rotates it.
+// Loads a row as f32, NaN as 0 and large values cut.
 template <class T>
-void LoadRotated(const T* row, int head_dim, float* HWY_RESTRICT out) {
+void LoadRow(const T* row, int head_dim, float* HWY_RESTRICT out) {
   const F32 d;
   const auto limit = hn::Set(d, largest_key);
   for (int i = 0; i < head_dim; i += static_cast<int>(hn::Lanes(d))) {
-    const auto x = load(d, row + i);
+    const auto x = load(d, row, i);
     const auto number = hn::IfThenElseZero(hn::Eq(x, x), x);
     hn::StoreU(hn::Min(hn::Max(number, hn::Neg(limit)), limit), d, out + i);
   }
-  rotate_row(out, head_dim);
 }
 
 // Mean of the counted rows into int16 and one scale; `centre` becomes what is stored, read back.
@@ -108,17 +107,26 @@ void Pack(const float* r, int head_dim, float threshold, int token, const Block&
 }
 
 HWY_INLINE uint32_t HashRow(const std::byte* row, int64_t bytes) {
-  const hn::CappedTag<uint32_t, 8> d;  // a row of 16-bit elements has at least 32 words, always a multiple of 8
+  const hn::CappedTag<uint32_t, 8> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   auto sum = hn::Zero(d);
-  for (int64_t i = 0; i < bytes / 4; i += lanes) {
-    const auto words = hn::LoadU(d, reinterpret_cast<const uint32_t*>(row) + i);
-    sum = hn::Add(sum, hn::Mul(words, hn::LoadU(d, hash_constants.data() + i)));
+  const auto add = [&](const void* words, int64_t first, int64_t count) HWY_ATTR {
+    for (int64_t i = 0; i < count; i += lanes)
+      sum = hn::Add(sum, hn::Mul(hn::LoadU(d, static_cast<const uint32_t*>(words) + i), hn::LoadU(d, hash_constants.data() + first + i)));
+  };
+  // Rows of 16-bit and 32-bit elements are whole pieces of 8 words; what is left of a quantised row is filled up with zeros.
+  constexpr int64_t piece = 32;
+  const int64_t whole = bytes / piece * piece;
+  add(row, 0, whole / 4);
+  if (whole < bytes) {
+    uint32_t rest[piece / 4] = {};
+    std::memcpy(rest, row + whole, bytes - whole);
+    add(rest, whole / 4, piece / 4);
   }
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
-void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, const Block& block,
+void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate, const Block& block,
                  float* x) {
   if (~live != 0) {
     std::memset(block.high, 0, block.layout.code_words() * sizeof(uint32_t));
@@ -126,8 +134,9 @@ void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block
   }
   with_dtype(rows.dtype, [&]<class T>(T) {
     for_each_bit(live, [&](int t) {
-      LoadRotated(reinterpret_cast<const T*>(rows.row(t)), head_dim, x + t * head_dim);
-      if (block.hash != nullptr) block.hash[t] = HashRow(rows.row(t), head_dim * size_of(rows.dtype));
+      LoadRow(reinterpret_cast<const T*>(rows.row(t)), head_dim, x + t * head_dim);
+      if (rotate) rotate_row(x + t * head_dim, head_dim);
+      if (block.hash != nullptr) block.hash[t] = HashRow(rows.row(t), row_bytes(rows.dtype, head_dim));
     });
   });
   float threshold = paper_threshold;
@@ -146,7 +155,7 @@ void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block
 }
 
 int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
-  const int64_t bytes = head_dim * size_of(rows.dtype);
+  const int64_t bytes = row_bytes(rows.dtype, head_dim);
   constexpr int64_t ahead = 8;  // rows fetched before they are hashed: they lie far apart
   int64_t stale = 0;
   for (int64_t i = 0; i < count; i++) {
@@ -172,9 +181,9 @@ namespace adamas {
 HWY_EXPORT(EncodeBlock);
 HWY_EXPORT(CountStale);
 
-void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, const Block& block,
+void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate, const Block& block,
                   float* scratch) {
-  HWY_DYNAMIC_DISPATCH(EncodeBlock)(rows, head_dim, live, first_block, coding, block, scratch);
+  HWY_DYNAMIC_DISPATCH(EncodeBlock)(rows, head_dim, live, first_block, coding, rotate, block, scratch);
 }
 
 int64_t count_stale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {

@@ -25,7 +25,7 @@ inline float tame(float x) {
   return std::clamp(x, -largest_key, largest_key);
 }
 
-inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding) {
+inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotated = false) {
   BlockCodes out;
   out.code.assign(block_tokens * head_dim, 0);
   out.centre.assign(head_dim, 0);
@@ -34,11 +34,11 @@ inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bo
   std::vector<float> x(block_tokens * head_dim);
   for_each_bit(live, [&](int t) {
     for (int d = 0; d < head_dim; d++) x[t * head_dim + d] = tame(load_f32(rows.row(t), rows.dtype, d));
-    rotate(&x[t * head_dim], head_dim);
-    const std::byte* bytes = rows.row(t);
-    for (int64_t i = 0; i < head_dim * size_of(rows.dtype) / 4; i++) {
-      uint32_t word;
-      std::memcpy(&word, bytes + 4 * i, 4);
+    if (!rotated) rotate(&x[t * head_dim], head_dim);
+    const int64_t bytes = row_bytes(rows.dtype, head_dim);
+    for (int64_t i = 0; 4 * i < bytes; i++) {
+      uint32_t word = 0;
+      std::memcpy(&word, rows.row(t) + 4 * i, std::min<int64_t>(4, bytes - 4 * i));
       out.hash[t] += word * hash_constants[i];
     }
   });

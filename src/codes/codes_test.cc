@@ -31,15 +31,16 @@ struct OneBlock {
   float centre_scale = -1, sigma = -1;
 };
 
-void encode(OneBlock& to, const Rows& rows, uint64_t live, bool first, Coding coding = Coding::by_block) {
+void encode(OneBlock& to, const Rows& rows, uint64_t live, bool first, Coding coding = Coding::by_block, bool rotated = false) {
   std::vector<float> scratch(block_tokens * to.layout.head_dim);
-  encode_block(rows, to.layout.head_dim, live, first, coding, to.block(), scratch.data());
+  encode_block(rows, to.layout.head_dim, live, first, coding, !rotated, to.block(), scratch.data());
 }
 
-void expect_reference(const Rows& rows, int head_dim, uint64_t live, bool first, Coding coding, Coded coded = Coded::keys) {
-  const ref::BlockCodes expected = ref::encode_block(rows, head_dim, live, first, coding);
+void expect_reference(const Rows& rows, int head_dim, uint64_t live, bool first, Coding coding, Coded coded = Coded::keys,
+                      bool rotated = false) {
+  const ref::BlockCodes expected = ref::encode_block(rows, head_dim, live, first, coding, rotated);
   OneBlock got(head_dim, coded);
-  encode(got, rows, live, first, coding);
+  encode(got, rows, live, first, coding, rotated);
   const Block block = got.block();
   EXPECT_EQ(*block.centre_scale, expected.centre_scale);
   EXPECT_EQ(*block.sigma, expected.sigma);
@@ -63,15 +64,16 @@ TEST_P(CodesTest, EqualTheReference) {
     for (DType dtype : testing::dtypes)
       for (uint64_t live : live_sets)
         for (bool first : {false, true}) {
+          if (!testing::fits(dtype, head_dim)) continue;
           SCOPED_TRACE(::testing::Message() << "head_dim " << head_dim << ", dtype " << int(dtype) << ", live " << std::hex
                                             << live << ", first " << first);
           Matrix rows(block_tokens, head_dim, dtype, dtype == DType::f32 ? 12 : 6);
-          rows.fill_normal(random, 3);
-          for (int d = 0; d < head_dim; d++)
-            for (int t = 0; t < block_tokens; t++) rows.set(t, d, rows.at(t, d) + float(d % 7) * 20);
+          std::normal_distribution<float> normal(0, 3);
+          rows.fill([&](int64_t, int d) { return normal(random) + float(d % 7) * 20; });
           expect_reference(rows.view(), head_dim, live, first, Coding::by_block);
           expect_reference(rows.view(), head_dim, live, first, Coding::paper);
           expect_reference(rows.view(), head_dim, live, first, Coding::by_block, Coded::values);
+          expect_reference(rows.view(), head_dim, live, first, Coding::by_block, Coded::keys, true);
         }
 }
 
@@ -113,20 +115,44 @@ TEST_P(CodesTest, DoNotDependOnRowsThatAreNotLive) {
 
 TEST_P(CodesTest, ASingleChangedBitChangesTheHash) {
   std::mt19937 random(4);
-  Matrix rows(block_tokens, 96, DType::f16);
-  rows.fill_normal(random);
-  OneBlock made(96);
-  encode(made, rows.view(), ~uint64_t{0}, false);
-  const Codes codes = made.codes();
-  std::vector<int32_t> all(block_tokens);
-  for (int t = 0; t < block_tokens; t++) all[t] = t;
-  EXPECT_EQ(count_stale(rows.view(), 96, codes, all.data(), block_tokens), 0);
-  for (int t : {0, 17, 63}) {
-    auto* byte = const_cast<std::byte*>(rows.view().row(t)) + 2 * t % 192;
-    *byte ^= std::byte{0x10};
-    EXPECT_EQ(count_stale(rows.view(), 96, codes, all.data(), block_tokens), 1) << "token " << t;
-    EXPECT_EQ(count_stale(rows.view(), 96, codes, &t, 1), 1);
-    *byte ^= std::byte{0x10};
+  for (DType dtype : testing::dtypes) {
+    Matrix rows(block_tokens, 96, dtype);
+    rows.fill_normal(random);
+    OneBlock made(96);
+    encode(made, rows.view(), ~uint64_t{0}, false);
+    const Codes codes = made.codes();
+    std::vector<int32_t> all(block_tokens);
+    for (int t = 0; t < block_tokens; t++) all[t] = t;
+    EXPECT_EQ(count_stale(rows.view(), 96, codes, all.data(), block_tokens), 0);
+    const int64_t bytes = row_bytes(dtype, 96);
+    for (int32_t t : {0, 17, 63})
+      for (int64_t at : {2 * t % bytes, bytes - 1}) {
+        auto* byte = const_cast<std::byte*>(rows.view().row(t)) + at;
+        *byte ^= std::byte{0x10};
+        EXPECT_EQ(count_stale(rows.view(), 96, codes, all.data(), block_tokens), 1) << "dtype " << int(dtype) << ", token " << t;
+        EXPECT_EQ(count_stale(rows.view(), 96, codes, &t, 1), 1);
+        *byte ^= std::byte{0x10};
+      }
+  }
+}
+
+// A caller that rotates its rows itself gets the codes of the rows as they were before.
+TEST_P(CodesTest, OfRotatedRowsAreThoseOfTheRows) {
+  std::mt19937 random(6);
+  for (int head_dim : head_dims) {
+    Matrix rows(block_tokens, head_dim, DType::f32), turned(block_tokens, head_dim, DType::f32);
+    rows.fill_normal(random, 2);
+    for (int t = 0; t < block_tokens; t++) {
+      std::vector<float> row(head_dim);
+      for (int d = 0; d < head_dim; d++) row[d] = rows.at(t, d);
+      rotate(row.data(), head_dim);
+      for (int d = 0; d < head_dim; d++) turned.set(t, d, row[d]);
+    }
+    OneBlock ours(head_dim, Coded::values), callers(head_dim, Coded::values);  // no hashes: the bytes differ
+    encode(ours, rows.view(), ~uint64_t{0}, true);
+    encode(callers, turned.view(), ~uint64_t{0}, true, Coding::by_block, true);
+    EXPECT_EQ(ours.bytes(), callers.bytes());
+    EXPECT_EQ(ours.sigma, callers.sigma);
   }
 }
 

@@ -22,7 +22,7 @@ struct Encoded {
     for (int64_t b = 0; b < blocks; b++) {
       Rows of_block = rows;
       of_block.data += b * block_tokens * rows.stride;
-      encode_block(of_block, head_dim, ~uint64_t{0}, b == 0, coding, codes.block(b), scratch.data());
+      encode_block(of_block, head_dim, ~uint64_t{0}, b == 0, coding, true, codes.block(b), scratch.data());
     }
   }
   struct alignas(64) Line { std::byte bytes[64]; };

@@ -106,7 +106,8 @@ void Cache::encode(Coded kind, const adamas_rows& view, int64_t sequence, int64_
                            bounds + params.head_dim);
   }
   const Codes codes = keys ? this->codes(sequence, kv_head) : values(sequence, kv_head);
-  encode_block(rows, params.head_dim, coded, block == 0, keys ? coding_of(config) : Coding::by_block, codes.block(block), scratch);
+  encode_block(rows, params.head_dim, coded, block == 0, keys ? coding_of(config) : Coding::by_block, !rotated(kind), codes.block(block),
+               scratch);
 }
 
 Codes Cache::codes(int64_t sequence, int kv_head) const { return keys_.codes(head(sequence, kv_head)); }

@@ -42,6 +42,8 @@ class Cache {
   Codes codes(int64_t sequence, int kv_head) const;   // of keys
   Codes values(int64_t sequence, int kv_head) const;  // of values, when has_values
   bool has_values() const { return all_marks_ != keys_mark; }
+  // The caller's rows are rotated, and with them its queries (keys) or what it is given (values).
+  bool rotated(Coded coded) const { return params.rotated & (coded == Coded::keys ? ADAMAS_ROTATED_KEYS : ADAMAS_ROTATED_VALUES); }
   const float* quest_bounds(int64_t sequence, int kv_head) const;  // [pages, 2, head_dim]
 
   int64_t length(int64_t sequence) const { return lengths_[sequence]; }

@@ -49,7 +49,7 @@ void look(Row& row) {
     uint64_t bits = bits_between(0, in_block);
     float* bias = plan.bias.get() + first;
     if (mask != nullptr) {
-      const Sight seen = in_block == block_tokens ? sight(mask + first * size_of(dtype), dtype) : Sight::some;
+      const Sight seen = in_block == block_tokens ? sight(mask + row_bytes(dtype, first), dtype) : Sight::some;
       if (seen == Sight::none) bits = 0;
       if (seen == Sight::all) std::fill_n(bias, block_tokens, 0.0f);
       if (seen == Sight::some) {

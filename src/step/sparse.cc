@@ -45,7 +45,7 @@ void prepare(Row& row, int h) {
     const float x = row.q(h)[d];
     y[d] = std::isnan(x) ? 0.0f : std::clamp(x, -largest_key, largest_key);
   }
-  rotate(y, row.head_dim());
+  if (!row.cache.rotated(Coded::keys)) rotate(y, row.head_dim());
   const float threshold = coding_of(plan.config) == Coding::paper ? paper_threshold : 0.0f;
   prepare_query(y, row.head_dim(), row.estimator(), threshold, plan.queries[h]);
   HeadReport& head = plan.heads[h];

@@ -43,11 +43,11 @@ ADAMAS_ON_EVERY_DEVICE(StepTest);
 // K or V of some sequences in an odd layout: [sequences, tokens, kv_heads, head_dim] with gaps.
 struct Cached {
   Cached(int64_t sequences, int64_t tokens, int kv_heads, int head_dim, DType dtype)
-      : head_dim(head_dim), dtype(dtype), stride_head(head_dim * size_of(dtype) + 4),
+      : head_dim(head_dim), dtype(dtype), stride_head(row_bytes(dtype, head_dim) + 4),
         stride_token(kv_heads * stride_head + 8), stride_sequence(tokens * stride_token),
         bytes(size_t(sequences * stride_sequence)) {}
   void set(int64_t s, int64_t t, int g, int d, float x) {
-    testing::store(bytes.data() + s * stride_sequence + t * stride_token + g * stride_head + d * size_of(dtype), dtype, x);
+    testing::store(bytes.data() + s * stride_sequence + t * stride_token + g * stride_head, dtype, d, x);
   }
   adamas_rows view() const { return {bytes.data(), int32_t(dtype), stride_sequence, stride_head, stride_token}; }
   int head_dim;
@@ -71,6 +71,7 @@ struct Shape {
   DType k_dtype = DType::f16, v_dtype = DType::f16;
   Settings settings = {{"min_context", "0"}};
   int threads = 2;
+  int64_t rotated = 0;
 };
 
 // A cache, a plan, random rows and a query for them.
@@ -80,7 +81,7 @@ struct Fixture {
         v(s.sequences, s.tokens, s.kv_heads, s.head_dim, s.v_dtype), random(11) {
     EXPECT_OK(adamas_config_init(&config));
     for (auto [name, value] : s.settings) EXPECT_OK(adamas_config_set(&config, name, value));
-    const adamas_cache_params cache_params{sizeof cache_params, 0, s.kv_heads, s.head_dim, s.sequences, s.tokens};
+    const adamas_cache_params cache_params{sizeof cache_params, 0, s.kv_heads, s.head_dim, s.sequences, s.tokens, s.rotated};
     EXPECT_OK(adamas_cache_create(&config, &cache_params, &cache));
     const adamas_plan_params plan_params{sizeof plan_params, s.q_heads, s.kv_heads, s.head_dim, s.tokens, s.threads};
     EXPECT_OK(adamas_plan_create(&config, &plan_params, &plan));
@@ -235,6 +236,60 @@ TEST_P(StepTest, SelectsWhatTheReferencesSelectAndAttendsToThat) {
       }
 }
 
+TEST_P(StepTest, TakesKAndVOfEveryDtype) {
+  for (int i = 0; i < dtype_count; i++) {
+    const DType k_dtype = testing::dtypes[i], v_dtype = testing::dtypes[(i + 4) % dtype_count];
+    SCOPED_TRACE(::testing::Message() << "K " << dtype_names[i] << ", V " << dtype_names[int(v_dtype)]);
+    Fixture f({.tokens = 520, .head_dim = 96, .k_dtype = k_dtype, .v_dtype = v_dtype, .settings = one_tier({{"budget", "100"}})});
+    f.append_all();
+    adamas_step_params p = f.params(1, 1);
+    p.verify = 1;
+    p.verify_rows = 520;
+    ASSERT_OK_STEP(f, p);
+    EXPECT_EQ(f.stats.rows_sparse, 1);
+    EXPECT_EQ(f.stats.rows_stale, 0);
+    for (int h = 0; h < f.setup.q_heads; h++)
+      ASSERT_EQ(f.selection(h), reference_selection(f, h, 520, Estimator::dot, 100, 4)) << "head " << h;
+    f.expect_attention(p, 0, 0, 0, [&](int h) { return f.selection(h); });
+  }
+}
+
+// Keys and queries, or values and outputs, that the caller rotated: the same selection, and what codes add is rotated as well.
+TEST_P(StepTest, RotatedRowsGiveTheSameStepRotated) {
+  for (int64_t rotated : {ADAMAS_ROTATED_KEYS, ADAMAS_ROTATED_VALUES, ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES}) {
+    Shape shape{.tokens = 900, .k_dtype = DType::f32, .v_dtype = DType::f32,
+                .settings = {{"min_context", "0"}, {"budget", "64"}, {"sketch", "200"}, {"rerank", "0"}}};
+    Fixture plain(shape);
+    shape.rotated = rotated;
+    Fixture turned(shape);
+    const auto rotate_rows = [](Cached& rows, int kv_heads) {
+      for (int64_t t = 0; t < rows.stride_sequence / rows.stride_token; t++)
+        for (int g = 0; g < kv_heads; g++) {
+          std::vector<float> row(rows.head_dim);
+          std::byte* at = rows.bytes.data() + t * rows.stride_token + g * rows.stride_head;
+          std::memcpy(row.data(), at, rows.head_dim * sizeof(float));
+          rotate(row.data(), rows.head_dim);
+          std::memcpy(at, row.data(), rows.head_dim * sizeof(float));
+        }
+    };
+    const auto rotate_heads = [&](std::vector<float>& heads) {
+      for (size_t i = 0; i < heads.size(); i += shape.head_dim) rotate(heads.data() + i, shape.head_dim);
+    };
+    if (rotated & ADAMAS_ROTATED_KEYS) rotate_rows(turned.k, shape.kv_heads);
+    if (rotated & ADAMAS_ROTATED_VALUES) rotate_rows(turned.v, shape.kv_heads);
+    plain.append_all();
+    turned.append_all();
+    adamas_step_params p = plain.params(1, 1), q = turned.params(1, 1);
+    if (rotated & ADAMAS_ROTATED_KEYS) rotate_heads(turned.q);
+    ASSERT_OK_STEP(plain, p);
+    ASSERT_OK_STEP(turned, q);
+    EXPECT_GT(turned.stats.tokens_sketched, 0);
+    if (rotated & ADAMAS_ROTATED_VALUES) rotate_heads(plain.out);
+    for (int h = 0; h < shape.q_heads; h++) EXPECT_EQ(plain.selection(h), turned.selection(h)) << "head " << h;
+    for (size_t i = 0; i < plain.out.size(); i++) ASSERT_NEAR(plain.out[i], turned.out[i], 1e-4) << "rotated " << rotated << ", " << i;
+  }
+}
+
 TEST_P(StepTest, WithABudgetOfTheContextIsDense) {
   for (const char* policy : {"adamas", "full", "quest", "streaming", "oracle"})
     for (int64_t tokens : {1, 3, 4, 5, 63, 64, 65, 127, 500}) {
@@ -283,16 +338,16 @@ TEST_P(StepTest, BatchesOfDifferentLengthsAndManyRowsSelectForThemselves) {
 }
 
 TEST_P(StepTest, TakesMaskSlopesSoftcapAndSinkLogits) {
-  for (DType dtype : testing::dtypes) {
+  for (DType dtype : testing::plain_dtypes) {
     Fixture f({.tokens = 640, .settings = one_tier({{"budget", "80"}, {"recent", "10"}})});
     f.append_all();
-    std::vector<std::byte> mask(640 * size_of(dtype));
+    std::vector<std::byte> mask(row_bytes(dtype, 640));
     f.bias.assign(640, 0);
     std::vector<int32_t> shown;
     for (int t = 0; t < 640; t++) {
       const bool hidden = t < 130 || t % 3 == 0 || (t >= 256 && t < 320);
       f.bias[t] = hidden ? -INFINITY : float(t - 640) / 64;
-      testing::store(mask.data() + t * size_of(dtype), dtype, f.bias[t]);
+      testing::store(mask.data(), dtype, t, f.bias[t]);
       f.bias[t] = load_f32(mask.data(), dtype, t);
       if (!hidden) shown.push_back(t);
     }

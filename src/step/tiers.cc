@@ -202,7 +202,7 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   const Codes values = row.cache.values(row.sequence, h / row.group());
   add_means(values, row.head_dim(), plan.active.get(), means, row.active, state.out);
   add_levels(values, row.head_dim(), room.listed.get(), room.listed_weights.get(), count, state.out);
-  rotate(state.out, row.head_dim());
+  if (!row.cache.rotated(Coded::values)) rotate(state.out, row.head_dim());
   row.states(h)->merge(state, row.head_dim());
   return rest;
 }

@@ -1,6 +1,7 @@
-// Nodes given to the back end directly, no model needed: graphs TOOLS LIBRARY compare|refuse.
+// Nodes given to the back end directly, no model needed: graphs TOOLS LIBRARY compare|refuse|alone.
 //   compare  attention and writes equal those of the engine's CPU back end, for every option that we claim
 //   refuse   nodes of wrong types, shapes, strides or sources give GGML_STATUS_FAILED, and nothing worse
+//   alone    the same where no CPU back end is registered, whose functions store rows
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,7 +12,6 @@
 
 #include "ggml-backend-impl.h"
 #include "ggml.h"
-#include "store_rows.h"
 #include "symbol.h"
 
 namespace {
@@ -32,6 +32,10 @@ struct Ggml {
   decltype(ggml_flash_attn_ext_add_sinks) *add_sinks = SYMBOL(base, ggml_flash_attn_ext_add_sinks);
   decltype(ggml_new_graph) *new_graph = SYMBOL(base, ggml_new_graph);
   decltype(ggml_build_forward_expand) *expand = SYMBOL(base, ggml_build_forward_expand);
+  decltype(ggml_quantize_chunk) *convert = SYMBOL(base, ggml_quantize_chunk);
+  decltype(ggml_fp32_to_fp16) *f16_bits = SYMBOL(base, ggml_fp32_to_fp16);
+  decltype(ggml_type_name) *type_name = SYMBOL(base, ggml_type_name);
+  decltype(ggml_row_size) *row_size = SYMBOL(base, ggml_row_size);
   decltype(ggml_nbytes) *nbytes = SYMBOL(base, ggml_nbytes);
   decltype(ggml_tensor_overhead) *overhead = SYMBOL(base, ggml_tensor_overhead);
   decltype(ggml_graph_overhead) *graph_overhead = SYMBOL(base, ggml_graph_overhead);
@@ -58,7 +62,7 @@ ggml_backend_t start(const Ggml &g, const Library &library) {
 struct Shape {
   const char *name;
   int64_t head_dim, q_heads, kv_heads, rows = 1, n_kv = 256, capacity = 320, streams = 1, first_stream = 0, batch = 1;
-  ggml_type type = GGML_TYPE_F16;
+  ggml_type k_type = GGML_TYPE_F16, v_type = GGML_TYPE_F16;
   float max_bias = 0, softcap = 0;
   bool sinks = false, masked = true, hidden_row = false;
 };
@@ -74,8 +78,8 @@ struct Case {
 
   Case(const Ggml &g, const Shape &s, uint32_t seed) : g(g) {
     context = g.init({64 * g.overhead() + g.graph_overhead(), nullptr, true});
-    k_root = g.tensor(context, s.type, s.head_dim * s.kv_heads, s.capacity, s.streams, 1);
-    v_root = g.tensor(context, s.type, s.head_dim * s.kv_heads, s.capacity, s.streams, 1);
+    k_root = g.tensor(context, s.k_type, s.head_dim * s.kv_heads, s.capacity, s.streams, 1);
+    v_root = g.tensor(context, s.v_type, s.head_dim * s.kv_heads, s.capacity, s.streams, 1);
     g.set_name(k_root, "cache_k_l0");
     g.set_name(v_root, "cache_v_l0");
     q = g.tensor(context, GGML_TYPE_F32, s.head_dim, s.q_heads, s.rows, s.batch);
@@ -89,8 +93,8 @@ struct Case {
     write_k = g.set_rows(context, g.reshape(context, k_root, k_root->ne[0], s.capacity * s.streams), k_rows, indices);
     write_v = g.set_rows(context, g.reshape(context, v_root, v_root->ne[0], s.capacity * s.streams), v_rows, indices);
     const auto in_view = [&](ggml_tensor *root) {
-      ggml_tensor *view = g.view(context, root, s.head_dim, s.kv_heads, s.n_kv, s.batch, root->nb[1] / static_cast<size_t>(s.kv_heads),
-                                 root->nb[1], root->nb[2], root->nb[2] * static_cast<size_t>(s.first_stream));
+      ggml_tensor *view = g.view(context, root, s.head_dim, s.kv_heads, s.n_kv, s.batch, g.row_size(root->type, s.head_dim), root->nb[1],
+                                 root->nb[2], root->nb[2] * static_cast<size_t>(s.first_stream));
       return g.permute(context, view, 0, 2, 1, 3);
     };
     attention = g.attention(context, g.permute(context, q, 0, 2, 1, 3), in_view(k_root), in_view(v_root), mask,
@@ -107,9 +111,8 @@ struct Case {
       for (int64_t ne : t->ne) count *= ne;
       std::vector<float> values(static_cast<size_t>(count));
       for (float &value : values) value = normal(random);
-      const adamas_dtype dtype = t->type == GGML_TYPE_F16 ? ADAMAS_F16 : t->type == GGML_TYPE_BF16 ? ADAMAS_BF16 : ADAMAS_F32;
       std::vector<unsigned char> bytes(g.nbytes(t));
-      adamas_ggml::store_row(values.data(), bytes.data(), dtype, count);
+      g.convert(t->type, values.data(), bytes.data(), 0, count / t->ne[0], t->ne[0], nullptr);
       g.set(t, bytes.data(), 0, bytes.size());
     };
     for (ggml_tensor *t : {k_root, v_root, q, k_rows, v_rows}) fill(t);
@@ -133,7 +136,7 @@ struct Case {
         for (int64_t t = 0; t < s.n_kv; ++t) {
           const bool hide = (s.hidden_row && i == 0) || t > s.n_kv - 2 - i % 4 || t % 7 == 3;
           const float distance = s.max_bias > 0 ? static_cast<float>(t - s.n_kv) : 0.0f;
-          values[i * s.n_kv + t] = adamas_ggml::f16_bits(hide ? -std::numeric_limits<float>::infinity() : distance);
+          values[i * s.n_kv + t] = g.f16_bits(hide ? -std::numeric_limits<float>::infinity() : distance);
         }
     }
   }
@@ -155,8 +158,13 @@ void compare(const Ggml &g, ggml_backend_t ours, ggml_backend_t theirs) {
   std::vector<Shape> shapes;
   for (int64_t head_dim : {64, 80, 96, 112, 128, 192, 256})
     shapes.push_back({.name = "head_dim", .head_dim = head_dim, .q_heads = 6, .kv_heads = 2});
-  shapes.push_back({.name = "bf16", .head_dim = 64, .q_heads = 4, .kv_heads = 4, .type = GGML_TYPE_BF16});
-  shapes.push_back({.name = "f32", .head_dim = 64, .q_heads = 4, .kv_heads = 1, .type = GGML_TYPE_F32});
+  shapes.push_back({.name = "bf16", .head_dim = 64, .q_heads = 4, .kv_heads = 4, .k_type = GGML_TYPE_BF16, .v_type = GGML_TYPE_BF16});
+  shapes.push_back({.name = "f32", .head_dim = 64, .q_heads = 4, .kv_heads = 1, .k_type = GGML_TYPE_F32, .v_type = GGML_TYPE_F32});
+  const ggml_type quantised[] = {GGML_TYPE_Q8_0, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL};
+  for (ggml_type type : quantised) {
+    shapes.push_back({.name = g.type_name(type), .head_dim = 96, .q_heads = 6, .kv_heads = 2, .rows = 2, .k_type = type, .v_type = type});
+    shapes.push_back({.name = "values", .head_dim = 64, .q_heads = 4, .kv_heads = 2, .v_type = type});
+  }
   shapes.push_back({.name = "5 rows", .head_dim = 64, .q_heads = 9, .kv_heads = 3, .rows = 5});
   shapes.push_back({.name = "3 streams of 5, 4 rows", .head_dim = 64, .q_heads = 6, .kv_heads = 2, .rows = 4, .streams = 5, .first_stream = 1, .batch = 3});
   shapes.push_back({.name = "last stream", .head_dim = 128, .q_heads = 4, .kv_heads = 2, .streams = 3, .first_stream = 2});
@@ -201,6 +209,7 @@ void refuse(const Ggml &g, ggml_backend_t ours) {
       {"V missing", [](Case &c) { c.attention->src[2] = nullptr; }},
       {"q f16", [](Case &c) { c.attention->src[0]->type = GGML_TYPE_F16; }},
       {"K q8_0", [](Case &c) { c.attention->src[1]->type = GGML_TYPE_Q8_0; }},
+      {"a q2_0 cache", [](Case &c) { c.k_root->type = c.attention->src[1]->type = GGML_TYPE_Q2_0; }},
       {"V of another head_dim", [](Case &c) { c.attention->src[2]->ne[0] = 32; }},
       {"head_dim 65", [](Case &c) { for (int i = 0; i < 3; ++i) c.attention->src[i]->ne[0] = 65; }},
       {"K without data", [](Case &c) { c.attention->src[1]->data = nullptr; }},
@@ -250,12 +259,17 @@ int main(int count, char **arguments) {
   if (count != 4) return 2;
   const std::string folder = arguments[1];
   const Ggml g(folder);
-  const Library cpu(folder + "/libggml-cpu.so"), backend(arguments[2]);
+  const Library cpu(folder + "/libggml-cpu.so"), registry(folder + "/libggml.so"), backend(arguments[2]);
   SYMBOL(g.base, ggml_log_set)([](ggml_log_level, const char *, void *) {}, nullptr);
+  const bool alone = std::strcmp(arguments[3], "alone") == 0;
+  if (!alone) SYMBOL(registry, ggml_backend_load)((folder + "/libggml-cpu.so").c_str());  // as every engine does before it loads us
   ggml_backend_t ours = start(g, backend), theirs = start(g, cpu);
   if (!ours || !theirs) return 1;
   if (std::strcmp(arguments[3], "compare") == 0)
     compare(g, ours, theirs);
+  else if (alone)
+    check(g.compute(ours, Case(g, {.name = "", .head_dim = 64, .q_heads = 4, .kv_heads = 2}, 3).graph) == GGML_STATUS_FAILED,
+          "nothing is computed without the engine's own way to store rows");
   else
     refuse(g, ours);
   ours->iface.free(ours);

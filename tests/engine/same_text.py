@@ -43,5 +43,3 @@ check(0 < layers["steps"] <= 64 * 2, "ADAMAS_DENSE_LAYERS=28 of 30 leaves 28 lay
 few = text_file("few.txt", 300)
 off = complete(few, "-fa", "off", tokens=4, budget=16, min_context=0)
 check(off.code == 0 and off["steps"] == 0 and "-fa on" in off.err, "-fa off: plain, and the way out is said")
-quantised = complete(few, "-ctk", "q8_0", tokens=4, budget=16, min_context=0)
-check(quantised.code == 0 and quantised["steps"] == 0 and "-ctk f16" in quantised.err, "a q8_0 cache: plain, and said why")

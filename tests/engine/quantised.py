@@ -1,0 +1,38 @@
+"""Quantised KV caches, K and V of any type: the engine rotates the rows that it quantises, and its queries, which only the nodes of its
+graph tell. Our dense steps write the same text as the plain engine; sparse ones read what was stored and know what was rotated."""
+
+from pathlib import Path
+
+from engine import MODEL, TEXT, check, complete, need, text_file
+
+need(MODEL, TEXT)
+prompt = text_file("quantised.txt", 1000)  # about 480 tokens with the refrain, which makes certain what follows
+prompt.write_text(prompt.read_text() + "\nThe wind goes toward the south, and turns about to the north." * 8 + "\n")
+steps = 15 * 30  # after the prompt: 16 tokens, 30 layers
+
+
+def answer(k, v, *arguments, **settings):
+    return complete(prompt, "-ctk", k, "-ctv", v, *arguments, tokens=16, context=1024, **settings)
+
+
+def check_sparse(sparse, k, v):
+    check(sparse.code == 0 and sparse["sparse_rows"] >= steps, f"K {k}, V {v}: every step was sparse")
+    check(sparse["tokens_selected"] == 128 * sparse["sparse_rows"] and sparse["stale_rows"] == 0, "... of 128 tokens, with no stale row")
+    turned = (sparse["rotated_keys"], sparse["rotated_values"])
+    check(turned == tuple(sparse["steps"] if kind != "f16" else 0 for kind in (k, v)), "... and what the engine rotated is known")
+
+
+for k, v in (("q5_0", "q5_0"), ("q4_0", "q4_0"), ("iq4_nl", "iq4_nl"), ("q5_1", "f16"), ("f16", "q4_1")):
+    check_sparse(answer(k, v, budget=128, min_context=256), k, v)
+
+Path("prompt.cache").unlink(missing_ok=True)
+cached = ("q8_0", "q8_0", "--prompt-cache", "prompt.cache")
+answer(*cached, backend=False)
+plain = answer(*cached, "--prompt-cache-ro", backend=False)
+full = answer(*cached, "--prompt-cache-ro", policy="full", min_context=256)
+check(full["dense_rows"] >= steps and full.out == plain.out and len(plain.out) > 20, "policy full, q8_0: our dense steps give the same text")
+dense = answer(*cached, "--prompt-cache-ro", budget=1000000, min_context=256)
+check(dense["steps"] == 0 and dense.out == plain.out, "budget above the context, q8_0: attention is left to the engine")
+sparse = answer(*cached, "--prompt-cache-ro", budget=128, min_context=256)
+check_sparse(sparse, "q8_0", "q8_0")
+check(sparse.out == plain.out, "... and wrote the same text, from a restored cache")
