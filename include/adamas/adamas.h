@@ -49,7 +49,7 @@ typedef enum adamas_status {
 } adamas_status;
 
 /* Element types. K and V may be any, q and masks one of the first three. The quantised ones are llama.cpp's: a row is blocks of 32
- * elements, packed, so head_dim has to be a multiple of 32. With an f16 `scale`, and an f16 `min` where there is one, element i of a block is
+ * elements, packed, so head_dim has to be a multiple of 32. With an f16 `scale`, and an f16 `min` where there is one, element i is
  *   q8_0            int8 i times scale
  *   q5_0, q5_1      5 bits: nibble i, and bit i of a u32 above it; (bits - 16) times scale, or bits times scale + min
  *   q4_0, q4_1      4 bits: nibble i; (bits - 8) times scale, or bits times scale + min

@@ -42,8 +42,8 @@ void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_bloc
 
 // How many of the `count` rows named by `tokens` no longer have the hash that their codes were made from.
 //
-// The hash of a row's bytes: sum of its 32-bit words (half a word at the end is filled up with zeros), each times an odd constant of its place, modulo 2^32. One word that
-// changed always changes the sum; any other change goes unseen with a chance of 2^-32.
+// The hash of a row's bytes: sum of its 32-bit words (half a word at the end is filled up with zeros), each times an odd constant of
+// its place, modulo 2^32. One word that changed always changes the sum; any other change goes unseen with a chance of 2^-32.
 int64_t count_stale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count);
 
 }  // namespace adamas

@@ -64,7 +64,7 @@ alignas(16) inline constexpr int8_t iq4_nl_levels[16] = {-127, -104, -83, -65, -
 
 // Calls visit with a value of the element type, or of the block type: with_dtype(dtype, [&]<class T>(T) { ... }).
 template <class Visit>
-constexpr decltype(auto) with_dtype(DType dtype, Visit&& visit) {
+decltype(auto) with_dtype(DType dtype, Visit&& visit) {
   switch (dtype) {
     case DType::f16: return visit(hwy::float16_t{});
     case DType::bf16: return visit(hwy::bfloat16_t{});
@@ -78,10 +78,11 @@ constexpr decltype(auto) with_dtype(DType dtype, Visit&& visit) {
   }
 }
 
-// Of a row of so many elements: whole blocks.
+// Of a row of so many elements: whole blocks. No switch, because kernels ask for it with every four tokens.
+inline constexpr uint8_t unit_bytes[] = {4, 2, 2, sizeof(Q8_0), sizeof(Q5_0), sizeof(Q5_1), sizeof(Q4_0), sizeof(Q4_1), sizeof(Iq4Nl)};
+static_assert(std::size(unit_bytes) == dtype_count);
 constexpr int64_t row_bytes(DType dtype, int64_t elements) {
-  const int64_t units = is_quantised(int32_t(dtype)) ? elements / quantised_block : elements;
-  return with_dtype(dtype, [&]<class T>(T) { return units * int64_t(sizeof(T)); });
+  return (is_quantised(int32_t(dtype)) ? elements / quantised_block : elements) * unit_bytes[int32_t(dtype)];
 }
 
 inline float f32_from_f16_bits(uint16_t bits) {
