@@ -58,7 +58,12 @@ struct Listed {
 Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
                    float* changes, int32_t* listed, float* weights);
 
-// out [head_dim] += sum of weights[i] times the levels of tokens[i], [count].
+// out [head_dim] += sum of weights[i] times the levels of tokens[i], [count]. fetch_levels asks the memory for these codes: they lie far
+// apart, and the second cache holds those of all tokens that a head lists.
+inline void fetch_levels(const Codes& values, const int32_t* tokens, int64_t count) {
+  const int64_t words = 2 * chunks(values.layout.head_dim);
+  for (int64_t i = 0; i < count; i++) __builtin_prefetch(values.words + tokens[i] * words, 0, 2);
+}
 void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out);
 // out [head_dim] += sum of weights[i] times the mean of blocks[i], [count].
 void add_means(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float* out);

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "codes/codes.h"
-#include "hwy/cache_control.h"
 #include "select/select.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -179,12 +178,10 @@ HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* to
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const auto words_of = [&](int64_t token) { return values.words + token * 2 * chunks(head_dim); };  // [chunks, 2]: high, low
-  constexpr int64_t ahead = 48;
   Floats sums[P];
   for (int p = 0; p < P; p++) sums[p] = hn::Zero(d);
   float total = 0;
   for (int64_t i = 0; i < count; i++) {
-    if (i + ahead < count) hwy::Prefetch(words_of(tokens[i + ahead]));
     const uint32_t* words = words_of(tokens[i]);
     const float step = weights[i] * level_sigmas * values.sigma[tokens[i] / block_tokens];
     const auto two = hn::Set(d, 2 * step), four = hn::Set(d, 4 * step);

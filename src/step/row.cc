@@ -43,15 +43,15 @@ void look(Row& row) {
   const std::byte* mask =
       p.mask != nullptr ? at(p.mask, row.batch * p.mask_stride_batch + row.row * p.mask_stride_row) : nullptr;
   const auto dtype = static_cast<DType>(p.mask_dtype);
+  const auto block_sight = [&](int64_t b) { return sight(mask + row_bytes(dtype, b * block_tokens), dtype); };
   for (int64_t b = 0; b < blocks_of(row.tokens); b++) {
     const int64_t first = b * block_tokens;
     const int in_block = int(std::min<int64_t>(block_tokens, row.tokens - first));
     uint64_t bits = bits_between(0, in_block);
     float* bias = plan.bias.get() + first;
     if (mask != nullptr) {
-      const Sight seen = in_block == block_tokens ? sight(mask + row_bytes(dtype, first), dtype) : Sight::some;
+      const Sight seen = in_block == block_tokens ? block_sight(b) : Sight::some;
       if (seen == Sight::none) bits = 0;
-      if (seen == Sight::all) std::fill_n(bias, block_tokens, 0.0f);
       if (seen == Sight::some) {
         bits = 0;
         for (int t = 0; t < in_block; t++) {
@@ -69,6 +69,9 @@ void look(Row& row) {
     row.visible += std::popcount(bits);
     if (bits != 0) plan.active[row.active++] = int32_t(b);
   }
+  if (mask != nullptr && row.biased)  // rare: else nobody reads the zeros
+    for (int64_t b = 0; b < row.tokens / block_tokens; b++)
+      if (block_sight(b) == Sight::all) std::fill_n(plan.bias.get() + b * block_tokens, block_tokens, 0.0f);
   row.whole = row.active == blocks_of(row.tokens);
 }
 

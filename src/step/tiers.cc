@@ -200,6 +200,7 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   SoftmaxState state{picked.max, float(added), room.out.get()};
   std::fill_n(state.out, row.head_dim(), 0.0f);
   const Codes values = row.cache.values(row.sequence, h / row.group());
+  fetch_levels(values, room.listed.get(), count);  // while the means are added
   add_means(values, row.head_dim(), plan.active.get(), means, row.active, state.out);
   add_levels(values, row.head_dim(), room.listed.get(), room.listed_weights.get(), count, state.out);
   if (!row.cache.rotated(Coded::values)) rotate(state.out, row.head_dim());
@@ -244,6 +245,7 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
     score_exactly(row, h, picked, room);
     room.clock.lap(&Times::exact);
     choose_exactly(row, h, picked, budget, room);
+    fetch_rows(row.attention(g).v, row.head_dim(), row.selected(h), head.selected);  // while the hashes are checked
     room.clock.lap(&Times::select);
     if (row.p.verify != 0) stale += row.count_stale(g, row.selected(h), head.selected);
     room.clock.lap(&Times::check);
