@@ -86,14 +86,26 @@ float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
   const int lanes = static_cast<int>(hn::Lanes(d));
   const Weights of(e);
   auto total = hn::Zero(d);
+  // In nearly every block all scores are estimates.
+  const auto all_estimates = [&](const int16_t* of_block) HWY_ATTR {
+    const hn::CappedTag<int16_t, 32> d_wide;
+    const auto below_all = hn::Set(d_wide, static_cast<int16_t>(hidden_score + 1));
+    auto lowest = hn::Set(d_wide, always_score);
+    for (int t = 0; t < block_tokens; t += static_cast<int>(hn::Lanes(d_wide)))  // one more wraps always round, to below hidden
+      lowest = hn::Min(lowest, hn::Add(hn::LoadU(d_wide, of_block + t), hn::Set(d_wide, int16_t{1})));
+    return hn::AllTrue(d_wide, hn::Gt(lowest, below_all));
+  };
   for (int64_t b = 0; b < blocks; b++, scores += block_tokens) {
     // Four sums, whose chains of operations run side by side; four vectors of 16 are a block.
     Floats sums[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
-    for (int t = 0; t < block_tokens; t += 4 * lanes)
-      for (int i = 0; i < 4; i++) {
-        const auto s = hn::PromoteTo(di, hn::LoadU(d16, scores + t + i * lanes));
-        sums[i] = hn::Add(sums[i], hn::IfThenElseZero(AreEstimates(d, s), of.OfEstimates(s)));
-      }
+    const auto add_up = [&](auto weights_of) HWY_ATTR {
+      for (int t = 0; t < block_tokens; t += 4 * lanes)
+        for (int i = 0; i < 4; i++) sums[i] = hn::Add(sums[i], weights_of(hn::PromoteTo(di, hn::LoadU(d16, scores + t + i * lanes))));
+    };
+    if (all_estimates(scores))
+      add_up([&](auto s) HWY_ATTR { return of.OfEstimates(s); });
+    else
+      add_up([&](auto s) HWY_ATTR { return hn::IfThenElseZero(AreEstimates(d, s), of.OfEstimates(s)); });
     const auto sum = hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]));
     total = hn::Add(total, sum);
     weights[b] = hn::GetLane(hn::SumOfLanes(d, sum));
@@ -191,7 +203,8 @@ HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* to
       const uint32_t* word = words + dim / chunk_dims * 2;
       const auto high = BitsFrom(d, word, dim % chunk_dims);
       const auto low = BitsFrom(d, word + 1, dim % chunk_dims);
-      sums[p] = hn::Add(sums[p], hn::Add(hn::IfThenElseZero(high, four), hn::IfThenElseZero(low, two)));
+      sums[p] = hn::IfThenElse(high, hn::Add(sums[p], four), sums[p]);
+      sums[p] = hn::IfThenElse(low, hn::Add(sums[p], two), sums[p]);
     }
   }
   for (int p = 0; p < P; p++) {

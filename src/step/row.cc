@@ -72,13 +72,15 @@ void look(Row& row) {
   if (mask != nullptr && row.biased)  // rare: else nobody reads the zeros
     for (int64_t b = 0; b < row.tokens / block_tokens; b++)
       if (block_sight(b) == Sight::all) std::fill_n(plan.bias.get() + b * block_tokens, block_tokens, 0.0f);
-  row.whole = row.active == blocks_of(row.tokens);
+  row.whole = row.active > 0 && plan.active[row.active - 1] == row.active - 1;
 }
 
 void load_query(Row& row, int h) {
   const std::byte* from =
       at(row.p.q, row.batch * row.p.q_stride_batch + row.row * row.p.q_stride_row + h * row.p.q_stride_head);
-  for (int d = 0; d < row.head_dim(); d++) row.q(h)[d] = load_f32(from, static_cast<DType>(row.p.q_dtype), d);
+  with_dtype(static_cast<DType>(row.p.q_dtype), [&]<class T>(T) {
+    for (int d = 0; d < row.head_dim(); d++) row.q(h)[d] = element(reinterpret_cast<const T*>(from), d);
+  });
 }
 
 void finish(Row& row, int h) {
