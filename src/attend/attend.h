@@ -37,9 +37,9 @@ void attend_range(const Attention& a, const float* const* queries, const float* 
 // In two halves, for a choice in between: s_t of the listed tokens for one query, scores: [count], and their largest (-inf when there is
 // none, or none but NaN); then the state with those scores given, which reads V alone.
 float score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores);
-// fetch_rows asks the memory for rows that will be read soon.
 void attend_scored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state);
 
+// Asks the memory for rows that will be read soon.
 inline void fetch_rows(const Rows& rows, int head_dim, const int32_t* tokens, int64_t count) {
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
   for (int64_t i = 0; i < count; i++)

@@ -67,7 +67,7 @@ class Cache {
   }
   void grew(int64_t sequence, int64_t block);  // has new live rows
 
-  // The records of one kind of row.
+  // The codes of one kind of row.
   struct Store {
     BlockLayout layout;
     int64_t blocks = 0;          // of a sequence
