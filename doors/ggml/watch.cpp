@@ -138,7 +138,6 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
   if (const CacheTensor values = cache_of(a.v); values && !values.keys)
     if (Known *v = know(w, values)) {
       v->keys = a.cache.root->data;
-      k = know(w, a.cache);  // the line above may have moved it
       if (v->rotated) k->heads.rotated |= ADAMAS_ROTATED_VALUES;
     }
   if (dry_run(*k, a.cache.root, a.n_kv)) return false;

@@ -51,11 +51,6 @@ HWY_INLINE void SumLanesOfFour(Floats a, Floats b, Floats c, Floats e, float* ou
 #endif
 }
 
-// To the second cache: the rows of a tile and the next are more lines than the first one can wait for.
-HWY_INLINE void PrefetchRow(const Rows& rows, int64_t token, int64_t bytes) {
-  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(rows.row(token) + line, 0, 2);
-}
-
 // Whose rows a tile reads: of a list, of a list whose rows were asked for already, or of a range.
 enum class Reads { list, list_fetched, range };
 
@@ -67,11 +62,11 @@ HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, 
   if (reads == Reads::list_fetched) return;
   for (int i = 0; i < 4; i++) {
     if (reads == Reads::list) {
-      PrefetchRow(a.v, tokens[t + i], v_bytes);
-      if (t + ahead < count) PrefetchRow(a.k, tokens[t + ahead + i], k_bytes);
+      fetch_row(a.v, tokens[t + i], v_bytes);
+      if (t + ahead < count) fetch_row(a.k, tokens[t + ahead + i], k_bytes);
     } else {
-      PrefetchRow(a.v, int64_t{tokens[t + i]} + attend_tile, v_bytes);
-      PrefetchRow(a.k, int64_t{tokens[t + i]} + attend_tile, k_bytes);
+      fetch_row(a.v, int64_t{tokens[t + i]} + attend_tile, v_bytes);
+      fetch_row(a.k, int64_t{tokens[t + i]} + attend_tile, k_bytes);
     }
   }
 }
@@ -248,7 +243,7 @@ HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* token
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
   int64_t fetched = 0;
   const auto fetch = [&](int64_t until) {
-    for (; fetched < std::min(until, count); fetched++) PrefetchRow(rows, tokens[fetched], bytes);
+    for (; fetched < std::min(until, count); fetched++) fetch_row(rows, tokens[fetched], bytes);
   };
   fetch(attend_tile);
   for (int64_t first = 0; first < count; first += attend_tile) {

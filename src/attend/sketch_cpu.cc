@@ -66,23 +66,23 @@ struct Weights {
     if (capped) y = hn::Sub(hn::Mul(hn::Tanh(d, hn::Mul(y, inverse_cap)), cap), max);
     return FastExp2(d, y);
   }
-  HWY_INLINE Floats operator()(const int16_t* scores) const {
-    const F32 d;
-    const auto s = hn::PromoteTo(hn::RebindToSigned<F32>(), hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
-    return hn::IfThenElseZero(AreEstimates(d, s), OfEstimates(s));
+  HWY_INLINE Floats operator()(hn::Vec<hn::RebindToSigned<F32>> scores) const {
+    return hn::IfThenElseZero(AreEstimates(F32(), scores), OfEstimates(scores));
   }
 };
+
+HWY_INLINE hn::Vec<hn::RebindToSigned<F32>> LoadScores(const int16_t* scores) {
+  return hn::PromoteTo(hn::RebindToSigned<F32>(), hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
+}
 
 void Weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights) {
   const F32 d;
   const Weights of(e);
-  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) hn::StoreU(of(scores + i), d, weights + i);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) hn::StoreU(of(LoadScores(scores + i)), d, weights + i);
 }
 
 float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
   const F32 d;
-  const hn::RebindToSigned<F32> di;
-  const hn::Rebind<int16_t, F32> d16;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const Weights of(e);
   auto total = hn::Zero(d);
@@ -100,12 +100,12 @@ float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
     Floats sums[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
     const auto add_up = [&](auto weights_of) HWY_ATTR {
       for (int t = 0; t < block_tokens; t += 4 * lanes)
-        for (int i = 0; i < 4; i++) sums[i] = hn::Add(sums[i], weights_of(hn::PromoteTo(di, hn::LoadU(d16, scores + t + i * lanes))));
+        for (int i = 0; i < 4; i++) sums[i] = hn::Add(sums[i], weights_of(LoadScores(scores + t + i * lanes)));
     };
     if (all_estimates(scores))
       add_up([&](auto s) HWY_ATTR { return of.OfEstimates(s); });
     else
-      add_up([&](auto s) HWY_ATTR { return hn::IfThenElseZero(AreEstimates(d, s), of.OfEstimates(s)); });
+      add_up(of);
     const auto sum = hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]));
     total = hn::Add(total, sum);
     weights[b] = hn::GetLane(hn::SumOfLanes(d, sum));
@@ -158,11 +158,10 @@ void RankExact(const float* scores, float max, int64_t count, int16_t* ranks) {
 
 KnownSums SumKnown(const int16_t* scores, const float* estimated, const float* exact, int64_t count) {
   const F32 d;
-  const hn::RebindToSigned<F32> di;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   auto sum_estimated = hn::Zero(d), sum_exact = hn::Zero(d);
   for (int64_t i = 0; i < count; i += lanes) {
-    auto known = AreEstimates(d, hn::PromoteTo(di, hn::LoadU(hn::Rebind<int16_t, F32>(), scores + i)));
+    auto known = AreEstimates(d, LoadScores(scores + i));
     if (i + lanes > count) known = hn::And(known, hn::FirstN(d, static_cast<size_t>(count - i)));
     sum_estimated = hn::Add(sum_estimated, hn::IfThenElseZero(known, hn::LoadU(d, estimated + i)));
     sum_exact = hn::Add(sum_exact, hn::IfThenElseZero(known, hn::LoadU(d, exact + i)));

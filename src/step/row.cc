@@ -72,7 +72,6 @@ void look(Row& row) {
   if (mask != nullptr && row.biased)  // rare: else nobody reads the zeros
     for (int64_t b = 0; b < row.tokens / block_tokens; b++)
       if (block_sight(b) == Sight::all) std::fill_n(plan.bias.get() + b * block_tokens, block_tokens, 0.0f);
-  row.whole = row.active > 0 && plan.active[row.active - 1] == row.active - 1;
 }
 
 void load_query(Row& row, int h) {

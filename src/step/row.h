@@ -28,7 +28,6 @@ struct Row {
   int64_t mixed = 0;        // active blocks whose codes are also of rows that this row does not see
   int64_t special = 0;      // active blocks with tokens that are hidden or must be attended to
   bool biased = false;      // some visible token has a bias other than 0
-  bool whole = false;       // active blocks are the first ones, none left out: scores lie token after token
 
   int head_dim() const { return plan.params.head_dim; }
   int group() const { return plan.params.q_heads / plan.params.kv_heads; }
@@ -59,6 +58,8 @@ struct Row {
     while (count > 0 && is_fresh(tokens[count - 1])) count--;
     return adamas::count_stale(rows_of(p.k, sequence, kv_head), head_dim(), cache.codes(sequence, kv_head), tokens, count);
   }
+  // Active blocks are the first ones, none left out: scores lie token after token.
+  bool whole() const { return active > 0 && plan.active[active - 1] == active - 1; }
   // Scores lie active block after active block: the tokens at `count` positions.
   void tokens_at(const int32_t* positions, int64_t count, int32_t* tokens) const {
     for (int64_t i = 0; i < count; i++)

@@ -89,7 +89,7 @@ Picked pick(Row& row, int h, int64_t budget, int64_t sketch, int16_t bound, Head
     for (int64_t i = 0; i < picked.all; i++) room.estimated[i] = scores[positions[i]];
   }
   picked.tokens = positions;
-  if (!row.whole) {
+  if (!row.whole()) {
     row.tokens_at(positions, picked.all, room.tokens.get());
     picked.tokens = room.tokens.get();
   }

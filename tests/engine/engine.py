@@ -14,6 +14,8 @@ MODEL = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = MODELS / "kjv.txt"
 THREADS = str(min(os.cpu_count() or 1, 8))
 
+REFRAIN = "\nThe wind goes toward the south, and turns about to the north."  # after some of these a model goes on with it
+
 SKIPPED = 77  # ctest shows the test as skipped, not as passed
 
 
@@ -62,10 +64,10 @@ def run(tool, *arguments, backend=True, **settings):
     return Run(done)
 
 
-def text_file(name, characters, start=0):
+def text_file(name, characters, start=0, ending=""):
     """A piece of the King James text in the working directory of the test."""
     path = Path(name)
-    path.write_text(TEXT.read_text()[start:start + characters])
+    path.write_text(TEXT.read_text()[start:start + characters] + ending)
     return path
 
 

@@ -6,16 +6,15 @@ import re
 import subprocess
 import sys
 
-from engine import BACKEND, TOOLS
+from engine import BACKEND, TOOLS, environment
 
 OPERATIONS = ("FLASH_ATTN_EXT", "SET_ROWS")
-environment = {k: v for k, v in os.environ.items() if not k.startswith("ADAMAS_")}
-environment.update(GGML_BACKEND_PATH=BACKEND, ADAMAS_POLICY="full", ADAMAS_MIN_CONTEXT="0")
+exact = environment(policy="full", min_context=0) | {"GGML_BACKEND_PATH": BACKEND}
 command = [os.environ["ADAMAS_OPS"], "test", "-b", "Adamas", "-o", ",".join(OPERATIONS)]
 for pattern in sys.argv[1:2]:
     command += ["-p", pattern]
 # In the tools' folder the engine finds its CPU back end.
-tests = subprocess.Popen(command, env=environment, cwd=TOOLS, stdout=subprocess.PIPE, text=True)
+tests = subprocess.Popen(command, env=exact, cwd=TOOLS, stdout=subprocess.PIPE, text=True)
 
 counts = {operation: {"ran": 0, "declined": 0, "failed": 0} for operation in OPERATIONS}
 for line in tests.stdout:

@@ -3,11 +3,10 @@ graph tell. Our dense steps write the same text as the plain engine; sparse ones
 
 from pathlib import Path
 
-from engine import MODEL, TEXT, check, complete, need, text_file
+from engine import MODEL, REFRAIN, TEXT, check, complete, need, text_file
 
 need(MODEL, TEXT)
-prompt = text_file("quantised.txt", 1000)  # about 480 tokens with the refrain, which makes certain what follows
-prompt.write_text(prompt.read_text() + "\nThe wind goes toward the south, and turns about to the north." * 8 + "\n")
+prompt = text_file("quantised.txt", 1000, ending=REFRAIN * 8 + "\n")  # about 480 tokens; the refrain makes certain what follows
 steps = 15 * 30  # after the prompt: 16 tokens, 30 layers
 
 

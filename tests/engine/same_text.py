@@ -3,13 +3,12 @@
 
 from pathlib import Path
 
-from engine import MODEL, TEXT, check, complete, need, text_file
+from engine import MODEL, REFRAIN, TEXT, check, complete, need, text_file
 
 need(MODEL, TEXT)
 # About 1,100 tokens that end in a refrain: what follows is certain, so that no tie between two words decides (the engine adds
 # values up in f16 and we in f32, which moves logits by some thousandths).
-prompt = text_file("same_text.txt", 3600)
-prompt.write_text(prompt.read_text() + "\nThe wind goes toward the south, and turns about to the north." * 8 + "\n")
+prompt = text_file("same_text.txt", 3600, ending=REFRAIN * 8 + "\n")
 cached = ("--prompt-cache", "prompt.cache", "--prompt-cache-ro")  # read once, by the plain engine
 Path("prompt.cache").unlink(missing_ok=True)
 complete(prompt, *cached[:2], tokens=1, backend=False)
