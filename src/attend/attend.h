@@ -39,11 +39,7 @@ void attend_range(const Attention& a, const float* const* queries, const float* 
 float score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores);
 void attend_scored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state);
 
-// Asks the memory for rows that will be read soon. To the second cache: those of a tile and the next are more lines than the first one
-// can wait for.
-inline void fetch_row(const Rows& rows, int64_t token, int64_t bytes) {
-  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(rows.row(token) + line, 0, 2);
-}
+// Asks the memory for the rows of tokens [count].
 inline void fetch_rows(const Rows& rows, int head_dim, const int32_t* tokens, int64_t count) {
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
   for (int64_t i = 0; i < count; i++) fetch_row(rows, tokens[i], bytes);

@@ -9,46 +9,18 @@
 #include "hwy/foreach_target.h"
 
 #include "core/load-inl.h"
+#include "core/sum-inl.h"
 #include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace adamas {
 namespace HWY_NAMESPACE {
 
-using Floats = hn::Vec<F32>;
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 template <class T>
 HWY_INLINE const T* row_of(const Rows& rows, int64_t token) {
   return reinterpret_cast<const T*>(rows.row(token));
-}
-
-// The sums of the lanes of four vectors, to out[0..3]: pairs of lanes are added while the four are interleaved, so that each
-// 128-bit block holds four partial sums; then the blocks are added.
-HWY_INLINE void SumLanesOfFour(Floats a, Floats b, Floats c, Floats e, float* out) {
-  const F32 d;
-#if HWY_TARGET == HWY_SCALAR
-  (void)d;
-  out[0] = hn::GetLane(a);
-  out[1] = hn::GetLane(b);
-  out[2] = hn::GetLane(c);
-  out[3] = hn::GetLane(e);
-#else
-  const hn::RepartitionToWide<F32> pairs;
-  const auto ab = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
-  const auto ce = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
-  const auto sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, ce)),
-                            hn::BitCast(d, hn::InterleaveUpper(pairs, ab, ce)));
-  const auto fold = [&](auto self, auto tag, auto v) HWY_ATTR -> void {
-    if constexpr (hn::MaxLanes(tag) == 4) {
-      hn::StoreU(v, tag, out);
-    } else {
-      const hn::Half<decltype(tag)> half;
-      self(self, half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
-    }
-  };
-  fold(fold, d, sums);
-#endif
 }
 
 // Whose rows a tile reads: of a list, of a list whose rows were asked for already, or of a range.

@@ -31,9 +31,10 @@ struct Estimated {
   float max;       // the exponents' reference: the highest estimate
 };
 
-// exp(s^_t - max) of scores [count]; 0 where hidden or always, which are no estimates. count: a multiple of 64.
+// exp(s^_t - max) of scores [count] within one percent, none of them far above max; 0 where hidden or always, which are no estimates.
+// count: a multiple of 64.
 void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights);
-// Their sums over blocks of 64: scores [blocks, 64], weights [blocks]. Returns the sum of all.
+// The sums of the same weights over blocks of 64: scores [blocks, 64], none of them always; weights [blocks]. Returns the sum of all.
 float weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights);
 
 // exp(score - max) of scores that were computed exactly, to the same five digits, and their ranks for select(): in thousandths below

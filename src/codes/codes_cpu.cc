@@ -156,13 +156,12 @@ void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block
 
 int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
-  constexpr int64_t ahead = 8;  // rows fetched before they are hashed: they lie far apart
+  constexpr int64_t ahead = 16;  // rows fetched before they are hashed: they lie far apart
   int64_t stale = 0;
   for (int64_t i = 0; i < count; i++) {
     if (i + ahead < count) {
-      const std::byte* next = rows.row(tokens[i + ahead]);
-      for (int64_t line = 0; line < bytes; line += 64) hwy::Prefetch(next + line);
-      hwy::Prefetch(codes.block(tokens[i + ahead] / block_tokens).hash + tokens[i + ahead] % block_tokens);
+      fetch_row(rows, tokens[i + ahead], bytes);
+      __builtin_prefetch(codes.block(tokens[i + ahead] / block_tokens).hash + tokens[i + ahead] % block_tokens, 0, 2);
     }
     const int64_t token = tokens[i];
     const uint32_t made_from = codes.block(token / block_tokens).hash[token % block_tokens];

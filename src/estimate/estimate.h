@@ -35,6 +35,9 @@ inline constexpr float distance_weight = 0.79f;
 inline constexpr int distance_scale = 32;
 inline constexpr double mean_distance = 1.047;
 
+// Added and taken off again it rounds half to even: it leaves no bits for a fraction.
+inline constexpr double round_shift = 0x1.8p52;
+
 enum class Estimator { dot, manhattan };
 
 // A query head's query, ready to be scored against codes.

@@ -4,15 +4,16 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 #include "codes/codes.h"
-#include "hwy/cache_control.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "estimate/estimate_cpu.cc"
 #include "hwy/foreach_target.h"
 
-#include "core/load-inl.h"
+#include "core/sum-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 #if HWY_TARGET == HWY_AVX3_DL
@@ -47,42 +48,67 @@ HWY_INLINE Sums DotQuad(Sums sum, Words codes, Sums query) {
 #endif
 }
 
+// Scores are made a vector at a time, of whose tokens the sums fill two.
+using I16 = hn::CappedTag<int16_t, 32>;
+using Scores = hn::Vec<I16>;
+#if HWY_TARGET == HWY_SCALAR
+constexpr int parts = 1;
+HWY_INLINE Scores Narrow(const Sums (&sums)[parts]) { return hn::DemoteTo(I16(), sums[0]); }
+#else
+constexpr int parts = 2;
+HWY_INLINE Scores Narrow(const Sums (&sums)[parts]) {
+  const hn::Half<I16> half;
+  return hn::Combine(I16(), hn::DemoteTo(half, sums[1]), hn::DemoteTo(half, sums[0]));
+}
+#endif
+
 // I of one vector of tokens, for each head, from two bit planes. Bytes of both planes are zipped into 2-bit fields: `even`
 // holds the codes of bits 0, 2, 4, 6 of every byte and `odd` those of bits 1, 3, 5, 7; field j of a word's four bytes is then
-// four codes in four bytes, ready for one DotQuad.
+// four codes in four bytes, ready for one DotQuad. Each four bytes of a query serve both parts.
 template <int H>
 struct Dot {
   static HWY_INLINE void Inner(const Query* const* queries, int head_dim, const uint32_t* high, const uint32_t* low,
-                               Sums (&inner)[H]) {
+                               Scores (&inner)[H]) {
     const U32 du;
     const I32 di;
+    const I16 d16;
+    const int lanes = static_cast<int>(hn::Lanes(du));
     const auto evens = hn::Set(du, 0x55555555u);
     const auto field = hn::Set(du, 0x03030303u);
-    for (int h = 0; h < H; h++) inner[h] = hn::Zero(di);
+    Sums sums[H][parts];
+    for (int h = 0; h < H; h++)
+      for (int p = 0; p < parts; p++) sums[h][p] = hn::Zero(di);
     for (int c = 0; c < chunks(head_dim); c++) {
-      const auto hi = hn::Load(du, high + c * block_tokens);
-      const auto lo = hn::Load(du, low + c * block_tokens);
-      const auto even = hn::Or(hn::ShiftLeft<1>(hn::And(hi, evens)), hn::And(lo, evens));
-      const auto odd = hn::Or(hn::AndNot(evens, hi), hn::And(hn::ShiftRight<1>(lo), evens));
-      const auto step = [&](Words codes, int j) HWY_ATTR {
+      Words even[parts], odd[parts];
+      for (int p = 0; p < parts; p++) {
+        const auto hi = hn::Load(du, high + c * block_tokens + p * lanes);
+        const auto lo = hn::Load(du, low + c * block_tokens + p * lanes);
+        even[p] = hn::OrAnd(hn::AndNot(evens, hn::Add(hi, hi)), lo, evens);
+        odd[p] = hn::OrAnd(hn::AndNot(evens, hi), hn::ShiftRight<1>(lo), evens);
+      }
+      const auto step = [&](int j, auto codes_of) HWY_ATTR {
+        Words codes[parts];
+        for (int p = 0; p < parts; p++) codes[p] = hn::And(codes_of(p), field);
         for (int h = 0; h < H; h++) {
           int32_t four;
           std::memcpy(&four, queries[h]->q8 + c * chunk_dims + 4 * j, sizeof four);
-          inner[h] = DotQuad(inner[h], codes, hn::Set(di, four));
+          for (int p = 0; p < parts; p++) sums[h][p] = DotQuad(sums[h][p], codes[p], hn::Set(di, four));
         }
       };
-      step(hn::And(even, field), 0);
-      step(hn::And(odd, field), 1);
-      step(hn::And(hn::ShiftRight<2>(even), field), 2);
-      step(hn::And(hn::ShiftRight<2>(odd), field), 3);
-      step(hn::And(hn::ShiftRight<4>(even), field), 4);
-      step(hn::And(hn::ShiftRight<4>(odd), field), 5);
-      step(hn::And(hn::ShiftRight<6>(even), field), 6);
-      step(hn::And(hn::ShiftRight<6>(odd), field), 7);
+      step(0, [&](int p) HWY_ATTR { return even[p]; });
+      step(1, [&](int p) HWY_ATTR { return odd[p]; });
+      step(2, [&](int p) HWY_ATTR { return hn::ShiftRight<2>(even[p]); });
+      step(3, [&](int p) HWY_ATTR { return hn::ShiftRight<2>(odd[p]); });
+      step(4, [&](int p) HWY_ATTR { return hn::ShiftRight<4>(even[p]); });
+      step(5, [&](int p) HWY_ATTR { return hn::ShiftRight<4>(odd[p]); });
+      step(6, [&](int p) HWY_ATTR { return hn::ShiftRight<6>(even[p]); });
+      step(7, [&](int p) HWY_ATTR { return hn::ShiftRight<6>(odd[p]); });
     }
     // level = 2 code - 3
-    for (int h = 0; h < H; h++)
-      inner[h] = hn::Sub(hn::Add(inner[h], inner[h]), hn::Set(di, 3 * queries[h]->q8_sum));
+    for (int h = 0; h < H; h++) {
+      const auto sum = Narrow(sums[h]);
+      inner[h] = hn::Sub(hn::Add(sum, sum), hn::Set(d16, static_cast<int16_t>(3 * queries[h]->q8_sum)));
+    }
   }
 };
 
@@ -91,52 +117,49 @@ struct Dot {
 template <int H>
 struct Manhattan {
   static HWY_INLINE void Inner(const Query* const* queries, int head_dim, const uint32_t* high, const uint32_t* low,
-                               Sums (&inner)[H]) {
+                               Scores (&inner)[H]) {
     const U32 du;
     const I32 di;
-    Words distance[H];
-    for (int h = 0; h < H; h++) distance[h] = hn::Zero(du);
-    for (int c = 0; c < chunks(head_dim); c++) {
-      const auto hi = hn::Load(du, high + c * block_tokens);
-      const auto lo = hn::Load(du, low + c * block_tokens);
-      const auto any = hn::Or(hi, lo);
-      const auto all = hn::And(hi, lo);
-      for (int h = 0; h < H; h++) {
-        const uint32_t query_high = queries[h]->high[c], query_low = queries[h]->low[c];
-        const auto first = hn::PopulationCount(hn::Xor(any, hn::Set(du, query_high | query_low)));
-        const auto second = hn::PopulationCount(hn::Xor(hi, hn::Set(du, query_high)));
-        const auto third = hn::PopulationCount(hn::Xor(all, hn::Set(du, query_high & query_low)));
-        distance[h] = hn::Add(distance[h], hn::Add(first, hn::Add(second, third)));
+    const I16 d16;
+    const int lanes = static_cast<int>(hn::Lanes(du));
+    Sums distance[H][parts];
+    for (int h = 0; h < H; h++)
+      for (int p = 0; p < parts; p++) distance[h][p] = hn::Zero(di);
+    for (int c = 0; c < chunks(head_dim); c++)
+      for (int p = 0; p < parts; p++) {
+        const auto hi = hn::Load(du, high + c * block_tokens + p * lanes);
+        const auto lo = hn::Load(du, low + c * block_tokens + p * lanes);
+        const auto any = hn::Or(hi, lo);
+        const auto all = hn::And(hi, lo);
+        for (int h = 0; h < H; h++) {
+          const uint32_t query_high = queries[h]->high[c], query_low = queries[h]->low[c];
+          const auto first = hn::PopulationCount(hn::Xor(any, hn::Set(du, query_high | query_low)));
+          const auto second = hn::PopulationCount(hn::Xor(hi, hn::Set(du, query_high)));
+          const auto third = hn::PopulationCount(hn::Xor(all, hn::Set(du, query_high & query_low)));
+          distance[h][p] = hn::Add(distance[h][p], hn::BitCast(di, hn::Add(first, hn::Add(second, third))));
+        }
       }
-    }
-    const auto mean = hn::Set(di, static_cast<int32_t>(std::nearbyint(mean_distance * distance_scale * head_dim)));
-    for (int h = 0; h < H; h++) inner[h] = hn::Sub(mean, hn::ShiftLeft<5>(hn::BitCast(di, distance[h])));
+    const auto mean = hn::Set(d16, static_cast<int16_t>(std::nearbyint(mean_distance * distance_scale * head_dim)));
+    for (int h = 0; h < H; h++) inner[h] = hn::Sub(mean, hn::ShiftLeft<5>(Narrow(distance[h])));
   }
 };
 
 template <template <int> class Inner, int H>
 void ScanHeads(const Query* const* queries, int head_dim, const Codes& codes, const int32_t* blocks, int64_t count,
                const int16_t* weights, const int16_t* const* offsets, int16_t* const* scores) {
-  const I32 di;
-  const hn::Rebind<int16_t, I32> d16;
-  const int lanes = static_cast<int>(hn::Lanes(di));
-  const auto half = hn::Set(di, 1 << 14);
+  const I16 d16;
+  const int lanes = static_cast<int>(hn::Lanes(d16));
+  const size_t code_words = codes.layout.code_words();
   for (int64_t i = 0; i < count; i++) {
     const Block block = codes.block(blocks[i]);
-    const auto weight = hn::Set(di, weights[i]);
-    if (i + 2 < count) {
-      const auto* next = reinterpret_cast<const std::byte*>(codes.block(blocks[i + 2]).high);
-      for (size_t line = 0; line < codes.layout.code_bytes(); line += 64) hwy::Prefetch(next + line);
-    }
-    // Four vectors unrolled: the chains of dependent dot products of one vector would leave the units idle.
-#pragma GCC unroll 4
+    const auto weight = hn::Set(d16, weights[i]);
     for (int t = 0; t < block_tokens; t += lanes) {
-      Sums inner[H];
+      fetch_ahead(block.high + size_t(t) * code_words / block_tokens, sizeof(uint32_t) * code_words * lanes / block_tokens);
+      Scores inner[H];
       Inner<H>::Inner(queries, head_dim, block.high + t, block.low + t, inner);
       for (int h = 0; h < H; h++) {
-        const auto scaled = hn::ShiftRight<15>(hn::Add(hn::Mul(inner[h], weight), half));
-        const auto score = hn::Add(scaled, hn::Set(di, offsets[h][i]));
-        hn::StoreU(hn::DemoteTo(d16, score), d16, scores[h] + i * block_tokens + t);
+        const auto score = hn::Add(hn::MulFixedPoint15(inner[h], weight), hn::Set(d16, offsets[h][i]));
+        hn::StoreU(score, d16, scores[h] + i * block_tokens + t);
       }
     }
   }
@@ -162,38 +185,83 @@ void Scan(const Query* const* queries, int heads, int head_dim, Estimator estima
     ScanAny<Manhattan>(queries, heads, head_dim, codes, blocks, count, weights, offsets, scores);
 }
 
-// q16 . mu of one block, exact. A pair of products is at most 2 * 32767^2 < 2^31; pairs are widened before they are added.
-int64_t CentreProduct(const int16_t* q16, const int16_t* centre, int head_dim) {
+// q16 . mu of the given blocks, exact, times the scales. A pair of products is at most 2 * 32767^2 < 2^31; its upper and its lower 16 bits
+// are added apart, each to less than 2^24, so that f32 holds every sum.
+void CentreProducts(const Query& query, int head_dim, const Codes& codes, const int32_t* blocks, int64_t count, double* centres) {
+  const double scale = static_cast<double>(query.largest) / 32767.0;
+  const auto centre_of = [&](double product, int32_t block) { return product * (scale * static_cast<double>(codes.centre_scale[block])); };
 #if HWY_TARGET == HWY_SCALAR
-  int64_t sum = 0;
-  for (int i = 0; i < head_dim; i++) sum += int64_t{q16[i]} * centre[i];
-  return sum;
-#else
-  const hn::CappedTag<int16_t, 16> d;
-  const hn::RepartitionToWide<decltype(d)> d32;
-  const hn::RepartitionToWide<decltype(d32)> d64;
-  const hn::Half<decltype(d32)> half32;
-  auto sum = hn::Zero(d64);
-  for (int i = 0; i < head_dim; i += static_cast<int>(hn::Lanes(d))) {
-    auto rest = hn::Zero(d32);
-    const auto pairs =
-        hn::ReorderWidenMulAccumulate(d32, hn::LoadU(d, q16 + i), hn::LoadU(d, centre + i), hn::Zero(d32), rest);
-    for (const auto v : {pairs, rest}) {
-      sum = hn::Add(sum, hn::PromoteTo(d64, hn::LowerHalf(half32, v)));
-      sum = hn::Add(sum, hn::PromoteTo(d64, hn::UpperHalf(half32, v)));
-    }
+  for (int64_t i = 0; i < count; i++) {
+    int64_t sum = 0;
+    for (int k = 0; k < head_dim; k++) sum += int64_t{query.q16[k]} * codes.block(blocks[i]).centre[k];
+    centres[i] = centre_of(static_cast<double>(sum), blocks[i]);
   }
-  return hn::GetLane(hn::SumOfLanes(d64, sum));
+#else
+  const F32 d;
+  const hn::RebindToSigned<F32> d32;
+  const hn::RepartitionToNarrow<decltype(d32)> d16;
+  for (int64_t i = 0; i < count; i += 4) {
+    Floats upper[4], lower[4];
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; j++) {
+      const int16_t* centre = codes.centre + blocks[std::min(i + j, count - 1)] * int64_t{head_dim};
+      fetch_ahead(centre, codes.layout.centre_bytes());
+      auto up = hn::Zero(d32), low = hn::Zero(d32);
+      // The last vector may reach beyond head_dim, where q16 is 0 and the next centre, or the first hash, is read.
+      for (int k = 0; k < head_dim; k += static_cast<int>(hn::Lanes(d16))) {
+        auto rest = hn::Zero(d32);
+        const auto pairs = hn::ReorderWidenMulAccumulate(d32, hn::LoadU(d16, query.q16 + k), hn::LoadU(d16, centre + k), hn::Zero(d32), rest);
+        for (const auto v : {pairs, rest}) {
+          up = hn::Add(up, hn::ShiftRight<16>(v));
+          low = hn::Add(low, hn::And(v, hn::Set(d32, 0xFFFF)));
+        }
+      }
+      upper[j] = hn::ConvertTo(d, up);
+      lower[j] = hn::ConvertTo(d, low);
+    }
+    float up[4], low[4];
+    SumLanesOfFour(upper[0], upper[1], upper[2], upper[3], up);
+    SumLanesOfFour(lower[0], lower[1], lower[2], lower[3], low);
+    for (int64_t j = 0; j < std::min<int64_t>(4, count - i); j++)
+      centres[i + j] = centre_of(static_cast<double>(up[j]) * 65536.0 + static_cast<double>(low[j]), blocks[i + j]);
+  }
 #endif
 }
 
-void CentreProducts(const Query& query, int head_dim, const Codes& codes, const int32_t* blocks, int64_t count,
-                    double* centres) {
-  const double scale = static_cast<double>(query.largest) / 32767.0;
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t product = CentreProduct(query.q16, codes.block(blocks[i]).centre, head_dim);
-    centres[i] = static_cast<double>(product) * (scale * static_cast<double>(codes.centre_scale[blocks[i]]));
+using F64 = hn::CappedTag<double, 8>;
+
+// The lowest and the highest value.
+std::pair<double, double> RangeOf(const double* values, int64_t count) {
+  const F64 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  double least = values[0], most = values[0];
+  auto lowest = hn::Set(d, values[0]), highest = lowest;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    lowest = hn::Min(lowest, hn::LoadU(d, values + i));
+    highest = hn::Max(highest, hn::LoadU(d, values + i));
   }
+  for (; i < count; i++) {
+    least = std::min(least, values[i]);
+    most = std::max(most, values[i]);
+  }
+  return {std::min(least, hn::GetLane(hn::MinOfLanes(d, lowest))), std::max(most, hn::GetLane(hn::MaxOfLanes(d, highest)))};
+}
+
+// C_b
+void OffsetsOf(const double* centres, int64_t count, double highest, double unit, int16_t* offsets) {
+  const auto some = [&](auto d, int64_t i) HWY_ATTR {
+    const hn::Rebind<int32_t, decltype(d)> d32;
+    const hn::Rebind<int16_t, decltype(d)> d16;
+    const auto units = hn::Div(hn::Sub(hn::LoadU(d, centres + i), hn::Set(d, highest)), hn::Set(d, unit));
+    const auto kept = hn::Max(units, hn::Set(d, static_cast<double>(lowest_centre)));
+    const auto rounded = hn::Sub(hn::Add(kept, hn::Set(d, round_shift)), hn::Set(d, round_shift));
+    hn::StoreU(hn::DemoteTo(d16, hn::DemoteTo(d32, rounded)), d16, offsets + i);
+  };
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(F64()));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) some(F64(), i);
+  for (; i < count; i++) some(hn::CappedTag<double, 1>(), i);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -204,11 +272,8 @@ HWY_AFTER_NAMESPACE();
 namespace adamas {
 namespace {
 
-// Round half to even, for |x| < 2^51, without a call: adding 1.5 * 2^52 leaves no bits for a fraction.
-inline double round_even(double x) {
-  constexpr double shift = 6755399441055744.0;
-  return (x + shift) - shift;
-}
+// Round half to even, for |x| < 2^51, without a call.
+inline double round_even(double x) { return (x + round_shift) - round_shift; }
 
 int exponent_of(float positive) { return static_cast<int>(std::bit_cast<uint32_t>(positive) >> 23) - 127; }
 
@@ -216,6 +281,8 @@ int exponent_of(float positive) { return static_cast<int>(std::bit_cast<uint32_t
 
 HWY_EXPORT(Scan);
 HWY_EXPORT(CentreProducts);
+HWY_EXPORT(RangeOf);
+HWY_EXPORT(OffsetsOf);
 
 void prepare_query(const float* y, int head_dim, Estimator estimator, float threshold, Query& query) {
   float m = 0;
@@ -230,6 +297,7 @@ void prepare_query(const float* y, int head_dim, Estimator estimator, float thre
   const float to8 = m > 0 ? query_levels / m : 0.0f;
   const float to16 = m > 0 ? 32767.0f / m : 0.0f;
   for (int d = 0; d < head_dim; d++) query.q16[d] = static_cast<int16_t>(round_even(y[d] * to16));
+  std::fill(query.q16 + head_dim, std::end(query.q16), int16_t{0});
   if (estimator == Estimator::dot) {
     std::memset(query.q8, 0, sizeof query.q8);
     query.q8_sum = 0;
@@ -279,11 +347,7 @@ void block_weights(const float* sigma, const int32_t* blocks, int64_t count, flo
 void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks,
                    int64_t count, float reference, double* centres, int16_t* offsets) {
   HWY_DYNAMIC_DISPATCH(CentreProducts)(query, head_dim, codes, blocks, count, centres);
-  double lowest = centres[0], highest = centres[0];
-  for (int64_t i = 1; i < count; i++) {
-    lowest = std::min(lowest, centres[i]);
-    highest = std::max(highest, centres[i]);
-  }
+  const auto [lowest, highest] = HWY_DYNAMIC_DISPATCH(RangeOf)(centres, count);
   double unit = estimator == Estimator::dot
                     ? static_cast<double>(query.largest) / query_levels * static_cast<double>(level_sigmas) *
                           static_cast<double>(reference)
@@ -294,9 +358,7 @@ void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes&
   if (!(unit > 0)) unit = 1;
   query.unit = unit;
   query.highest_centre = highest;
-  for (int64_t i = 0; i < count; i++)
-    offsets[i] = static_cast<int16_t>(
-        round_even(std::max(static_cast<double>(lowest_centre), (centres[i] - highest) / unit)));
+  HWY_DYNAMIC_DISPATCH(OffsetsOf)(centres, count, highest, unit, offsets);
 }
 
 void scan(const Query* const* queries, int heads, int head_dim, Estimator estimator, const Codes& codes,

@@ -21,7 +21,7 @@ int64_t select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
 int64_t select_reaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
                         int16_t* selected, int16_t* scratch);
 
-// The highest score that is neither hidden nor always; hidden when there is none.
+// The highest of scores [count]; hidden when all are.
 int16_t highest_score(const int16_t* scores, int64_t count);
 
 }  // namespace adamas

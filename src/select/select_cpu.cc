@@ -145,12 +145,8 @@ int64_t SelectReaching(const int16_t* scores, int64_t count, int16_t bound, int6
 
 int16_t HighestScore(const int16_t* scores, int64_t count) {
   const I16 d;
-  const auto always = hn::Set(d, always_score), hidden = hn::Set(d, hidden_score);
-  auto most = hidden;
-  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) {
-    const auto s = hn::LoadU(d, scores + i);
-    most = hn::Max(most, hn::IfThenElse(hn::Eq(s, always), hidden, s));
-  }
+  auto most = hn::Set(d, hidden_score);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) most = hn::Max(most, hn::LoadU(d, scores + i));
   HWY_ALIGN int16_t lanes[hn::MaxLanes(I16())];
   hn::StoreU(most, d, lanes);
   return *std::max_element(lanes, lanes + hn::Lanes(d));

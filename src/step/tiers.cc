@@ -17,7 +17,8 @@ namespace {
 constexpr float highest_gain = 5;   // a measured factor beyond this is an accident of few tokens
 constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
-// What codes do not say: biases move scores, hidden tokens are out, sinks, recent and fresh ones are in.
+// What codes do not say: biases move scores, hidden tokens are out. So are, until mark_always, those that must be in: sinks, recent and
+// fresh ones, whose scores are no estimates.
 void adjust(Row& row, int h) {
   Plan& plan = row.plan;
   int16_t* scores = row.scores(h);
@@ -32,8 +33,14 @@ void adjust(Row& row, int h) {
   }
   for (int64_t i = 0; i < row.special; i++) {
     const Special& block = plan.special[i];
-    for_each_bit(~block.visible, [&](int t) { scores[block.index * block_tokens + t] = hidden_score; });
-    for_each_bit(block.always, [&](int t) { scores[block.index * block_tokens + t] = always_score; });
+    for_each_bit(~block.visible | block.always, [&](int t) { scores[block.index * block_tokens + t] = hidden_score; });
+  }
+}
+
+void mark_always(Row& row, int h) {
+  for (int64_t i = 0; i < row.special; i++) {
+    const Special& block = row.plan.special[i];
+    for_each_bit(block.always, [&](int t) { row.scores(h)[block.index * block_tokens + t] = always_score; });
   }
 }
 
@@ -159,11 +166,12 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
     return listed;
   };
   Listed listed = take_over(factor);
-  double rest = 0;
+  double parts[4] = {};  // added side by side
   for (int64_t i = 0; i < row.active; i++) {
     means[i] = std::max(0.0f, means[i]);  // of rounding
-    rest += double(means[i]);
+    parts[i % 4] += double(means[i]);
   }
+  const double rest = (parts[0] + parts[1]) + (parts[2] + parts[3]);
   if (!add) return rest;
   double added = rest;
   if (!tail) {
@@ -231,6 +239,7 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
   Weighed weighed{};
   int16_t bound = hidden_score + 1;
   if (rest_wanted) weighed = weigh_all(row, h, room);
+  mark_always(row, h);
   if (sketch > 0 && config.rerank != ADAMAS_RERANK_ON) bound = worthwhile(weighed, head.noise);
   room.clock.lap(&Times::sketch);
   int64_t stale = 0;
