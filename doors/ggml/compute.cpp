@@ -122,7 +122,7 @@ enum ggml_status Compute::set_rows(const ggml_tensor *node) {
 // The codes that a write of keys makes stale, or that a write of values completes: codes of batches are made when the values come.
 // NULL: there are none.
 Compute::Codes *Compute::written_codes(const Write &w) {
-  const bool batch = w.indices->ne[0] >= encoded_rows;
+  const bool batch = w.indices->ne[0] >= prompt_rows;
   if (batch && w.cache.keys) {
     settle();
     const int32_t policy = config_of(w.cache.layer).policy;

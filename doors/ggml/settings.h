@@ -8,10 +8,6 @@
 
 namespace adamas_ggml {
 
-// With ADAMAS_ROWS=decode, a step of at most so many query rows of a sequence counts as decoding: one row a sequence where
-// several share the cells (unified KV), or a handful of drafted tokens. More rows are a prompt.
-inline constexpr int64_t decode_rows = 8;
-
 bool read_settings();  // false: adamas_last_error() has the sentence
 const adamas_config &config();                // of the process
 const adamas_config &config_of(int32_t layer);  // with what the settings file says of that layer

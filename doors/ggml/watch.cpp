@@ -143,7 +143,7 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
   if (dry_run(*k, a.cache.root, a.n_kv)) return false;
   k->n_kv = a.n_kv;
   if (!long_enough(a.cache.layer, a.n_kv)) return note_left(Reason::short_context), false;
-  if (config().rows == ADAMAS_ROWS_DECODE && a.rows > decode_rows) return note_left(Reason::batch), false;
+  if (config().rows == ADAMAS_ROWS_DECODE && a.rows >= prompt_rows) return note_left(Reason::batch), false;
   if (!k->writes_followed) return note_left(Reason::unseen_writes), false;
   return true;
 }
@@ -161,7 +161,7 @@ bool claims_write(Watch &w, const ggml_tensor *node) {
   known->rotated = rotated(write.rows);
   if (cache.keys) {
     known->writes_followed = readable && known->served && known->n_kv > 0 &&
-                             (long_enough(cache.layer, known->n_kv) || write.rows->ne[1] >= encoded_rows);
+                             (long_enough(cache.layer, known->n_kv) || write.rows->ne[1] >= prompt_rows);
     if (!known->writes_followed) ++known->changes;
     return known->writes_followed;
   }

@@ -22,8 +22,10 @@ namespace adamas_ggml {
 // The scheduler's question: do we compute this node? Called for every node of every graph that the engine builds.
 bool claims(const ggml_tensor *node);
 
-// Batches of so many rows are encoded when they are written; the rows of fewer by the step that first looks at them.
-inline constexpr int64_t encoded_rows = ADAMAS_BLOCK_TOKENS;
+// So many rows of a sequence at once are a prompt: encoded when they are written, and read by the engine with ADAMAS_ROWS=decode. Fewer
+// are decoding, one row of each sequence where several share the cells (unified KV), or drafted tokens, or a short prompt on top of a
+// long context: encoded by the step that first looks at them, and sparse.
+inline constexpr int64_t prompt_rows = ADAMAS_BLOCK_TOKENS;
 
 // How a row of this cache of keys divides and what of it is rotated, once an attention over it was seen that we could compute.
 std::optional<Heads> heads_of(const CacheTensor &cache);
