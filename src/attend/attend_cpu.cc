@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "hwy/cache_control.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "attend/attend_cpu.cc"
 #include "hwy/foreach_target.h"

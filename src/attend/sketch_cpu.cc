@@ -250,10 +250,10 @@ HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* to
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const auto words_of = [&](int64_t token) { return values.words + token * 2 * chunks(head_dim); };  // [chunks, 2]: high, low
-  Floats sums[2][P];  // of every other token: an addition waits for the one before it
-  for (int p = 0; p < P; p++) sums[0][p] = sums[1][p] = hn::Zero(d);
+  Floats sums[P];
+  for (int p = 0; p < P; p++) sums[p] = hn::Zero(d);
   float total = 0;
-  const auto add = [&](int64_t i, Floats (&to)[P]) HWY_ATTR {
+  for (int64_t i = 0; i < count; i++) {
     const uint32_t* words = words_of(tokens[i]);
     const float step = weights[i] * level_sigmas * values.sigma[tokens[i] / block_tokens];
     const auto two = hn::Set(d, 2 * step), four = hn::Set(d, 4 * step);
@@ -263,19 +263,13 @@ HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* to
       const uint32_t* word = words + dim / chunk_dims * 2;
       const auto high = BitsFrom(d, word, dim % chunk_dims);
       const auto low = BitsFrom(d, word + 1, dim % chunk_dims);
-      to[p] = hn::IfThenElse(high, hn::Add(to[p], four), to[p]);
-      to[p] = hn::IfThenElse(low, hn::Add(to[p], two), to[p]);
+      sums[p] = hn::IfThenElse(high, hn::Add(sums[p], four), sums[p]);
+      sums[p] = hn::IfThenElse(low, hn::Add(sums[p], two), sums[p]);
     }
-  };
-  int64_t i = 0;
-  for (; i + 2 <= count; i += 2) {
-    add(i, sums[0]);
-    add(i + 1, sums[1]);
   }
-  if (i < count) add(i, sums[0]);
   for (int p = 0; p < P; p++) {
     float* to = out + start + p * lanes;
-    hn::StoreU(hn::Add(hn::LoadU(d, to), hn::Sub(hn::Add(sums[0][p], sums[1][p]), hn::Set(d, total))), d, to);
+    hn::StoreU(hn::Add(hn::LoadU(d, to), hn::Sub(sums[p], hn::Set(d, total))), d, to);
   }
 }
 
@@ -288,8 +282,7 @@ HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const flo
   Floats sums[P];
   for (int p = 0; p < P; p++) sums[p] = hn::LoadU(d, out + start + p * lanes);
   for (int64_t i = 0; i < count; i++) {
-    const int16_t* centre = values.centre + int64_t{blocks[i]} * values.layout.head_dim + start;
-    fetch_ahead(centre, P * lanes * sizeof(int16_t));
+    const int16_t* centre = values.block(blocks[i]).centre + start;
     const auto weight = hn::Set(d, weights[i] * values.centre_scale[blocks[i]]);
     for (int p = 0; p < P; p++) {
       const auto mean = hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d16, centre + p * lanes)));

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "codes/hash_constants.h"
-#include "hwy/cache_control.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "codes/codes_cpu.cc"
@@ -156,7 +155,7 @@ void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block
 
 int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
-  constexpr int64_t ahead = 16;  // rows fetched before they are hashed: they lie far apart
+  constexpr int64_t ahead = 8;  // rows fetched before they are hashed: they lie far apart
   int64_t stale = 0;
   for (int64_t i = 0; i < count; i++) {
     if (i + ahead < count) {
