@@ -13,10 +13,6 @@
 namespace adamas_ggml {
 namespace {
 
-// Rows of every cache whose hashes a step checks beside those that it reads: a whole cache of 8192 in 512 steps. They
-// guard against changes that nobody announced (see watch.h), which is none that we know of.
-constexpr int64_t verify_rows = 16;
-
 // The struct has no padding.
 bool same(const adamas_config &a, const adamas_config &b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
@@ -260,7 +256,8 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
     p.mask_stride_row = stride(a.mask->nb[1]);
   }
   p.verify = 1;
-  p.verify_rows = std::min(verify_rows, a.n_kv);
+  // Against changes that nobody announced (see watch.h), which is none that we know of.
+  p.verify_rows = std::min<int64_t>(ADAMAS_VERIFY_ROWS, a.n_kv);
   p.slopes = a.max_bias > 0 ? slopes_.data() : nullptr;
   p.sink_logits = a.sinks ? static_cast<const float *>(a.sinks->data) : nullptr;
   if (config().stats || observed()) {

@@ -38,6 +38,8 @@ extern "C" {
 
 /* Tokens in a block, the unit of codes: a block's codes are a function of its own rows alone. */
 #define ADAMAS_BLOCK_TOKENS 64
+/* Rows whose hashes a step may check in turn at no cost that shows: 8192 of them in 512 steps. */
+#define ADAMAS_VERIFY_ROWS 16
 
 typedef enum adamas_status {
   ADAMAS_OK = 0,
@@ -86,7 +88,7 @@ typedef enum adamas_preset {
 } adamas_preset;
 
 typedef enum adamas_rows_mode {
-  ADAMAS_ROWS_DECODE = 0, /* doors run decoding steps sparse and leave batches to the engine */
+  ADAMAS_ROWS_DECODE = 0, /* doors leave batches of 64 rows and more, prompts, to the engine */
   ADAMAS_ROWS_ALL = 1     /* every query row of a batch makes its own selection */
 } adamas_rows_mode;
 
@@ -298,7 +300,7 @@ typedef struct adamas_step_params {
   int32_t mask_dtype;
   int32_t verify;           /* 1: check the hashes of the key rows that are read, and `verify_rows` more */
   int64_t mask_stride_batch, mask_stride_row;
-  int64_t verify_rows;      /* rows of a rotating slice, checked beside the selected ones */
+  int64_t verify_rows;      /* rows of a rotating slice, checked beside the selected ones; ADAMAS_VERIFY_ROWS, say */
   const float *slopes;      /* [q_heads] ALiBi: multiplies the mask, or the distance t - (last token in view) when mask is NULL */
   const float *sink_logits; /* [q_heads] one more logit of the softmax, with value 0; NULL: none */
   adamas_step_stats *stats; /* NULL: not wanted */

@@ -37,7 +37,7 @@ void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weig
 // The sums of the same weights over blocks of 64: scores [blocks, 64], none of them always; weights [blocks]. Returns the sum of all.
 float weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights);
 
-// exp(score - max) of scores that were computed exactly, to the same five digits, and their ranks for select(): in thousandths below
+// exp(score - max) of scores that were computed exactly, to five digits, and their ranks for select(): in thousandths below
 // the maximum, 32.767 at most, so that two tokens of one rank weigh the same within 0.1%. NaN is last. count: a multiple of 64.
 void weigh_exact(const float* scores, float max, int64_t count, float* weights);
 void rank_exact(const float* scores, float max, int64_t count, int16_t* ranks);

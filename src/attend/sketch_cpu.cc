@@ -21,8 +21,8 @@ namespace HWY_NAMESPACE {
 
 constexpr float log2_e = 1.44269504f;
 
-// 2^y to 5 digits, for y from -125 to 43, below as -125: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Estimates deserve no more,
-// and this is the loop over all tokens. Adding 1.5 2^23 leaves no bits for a fraction: n stands in the lowest ones.
+// 2^y to 5 digits, for y from -125 to 43, below as -125: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Weights deserve no more.
+// Adding 1.5 2^23 leaves no bits for a fraction: n stands in the lowest ones.
 HWY_INLINE Floats FastExp2(F32 d, Floats y) {
   const hn::RebindToSigned<F32> di;
   const auto shift = hn::Set(d, 12582912.0f);

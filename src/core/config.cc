@@ -70,7 +70,7 @@ const std::vector<Entry>& table() {
       {.shown = {"min_context", "ADAMAS_MIN_CONTEXT", "0 to 2147483647", "tokens in view below which a step is dense"},
        .number = &adamas_config::min_context, .lowest = 0, .highest = max_tokens},
       {.shown = {"rows", "ADAMAS_ROWS", "decode | all",
-                 "decode: only decoding is sparse; all: every query row of a batch selects for itself"},
+                 "decode: 64 query rows and more at once, a prompt, are left dense; all: every row of a batch selects for itself"},
        .choice = &adamas_config::rows, .words = {"decode", "all"}},
       {.shown = {"stats", "ADAMAS_STATS", "0 | 1", "1: a summary at exit"},
        .choice = &adamas_config::stats, .words = {"0", "1"}},

@@ -15,7 +15,7 @@
 namespace cli::kernel {
 namespace {
 
-constexpr std::int64_t verify_rows = 16;  // the back end for llama.cpp checks so many
+constexpr std::int64_t verify_rows = ADAMAS_VERIFY_ROWS;  // as the back end for llama.cpp does
 constexpr double setup_rounds = 8;        // making K, V and codes takes about as long as so many rounds
 
 double round_work(const Place& place) {
