@@ -257,7 +257,7 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   }
   p.verify = 1;
   // Against changes that nobody announced (see watch.h), which is none that we know of.
-  p.verify_rows = std::min<int64_t>(ADAMAS_VERIFY_ROWS, a.n_kv);
+  p.verify_rows = ADAMAS_VERIFY_ROWS;
   p.slopes = a.max_bias > 0 ? slopes_.data() : nullptr;
   p.sink_logits = a.sinks ? static_cast<const float *>(a.sinks->data) : nullptr;
   if (config().stats || observed()) {

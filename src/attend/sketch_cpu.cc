@@ -24,7 +24,7 @@ constexpr float log2_e = 1.44269504f;
 // 2^y to 5 digits, for y from -125 to 43, below as -125: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Weights deserve no more.
 // Adding 1.5 2^23 leaves no bits for a fraction: n stands in the lowest ones.
 HWY_INLINE Floats FastExp2(F32 d, Floats y) {
-  const hn::RebindToSigned<F32> di;
+  const I32 di;
   const auto shift = hn::Set(d, 12582912.0f);
   y = hn::Max(y, hn::Set(d, -125.0f));
   const auto shifted = hn::Add(y, shift);
@@ -38,8 +38,8 @@ HWY_INLINE Floats FastExp2(F32 d, Floats y) {
 }
 
 // The lanes whose scores are estimates.
-HWY_INLINE hn::Mask<F32> AreEstimates(F32 d, hn::Vec<hn::RebindToSigned<F32>> scores) {
-  const hn::RebindToSigned<F32> di;
+HWY_INLINE hn::Mask<F32> AreEstimates(F32 d, hn::Vec<I32> scores) {
+  const I32 di;
   return hn::RebindMask(d, hn::And(hn::Gt(scores, hn::Set(di, hidden_score)), hn::Lt(scores, hn::Set(di, always_score))));
 }
 
@@ -60,7 +60,7 @@ struct Weights {
     max = hn::Set(d, e.max * log2_e);
   }
 
-  HWY_INLINE Floats operator()(hn::Vec<hn::RebindToSigned<F32>> scores) const {
+  HWY_INLINE Floats operator()(hn::Vec<I32> scores) const {
     const F32 d;
     auto y = hn::MulAdd(hn::ConvertTo(d, scores), unit, shift);
     if (capped) y = hn::Sub(hn::Mul(hn::Tanh(d, hn::Mul(y, inverse_cap)), cap), max);
@@ -68,8 +68,8 @@ struct Weights {
   }
 };
 
-HWY_INLINE hn::Vec<hn::RebindToSigned<F32>> LoadScores(const int16_t* scores) {
-  return hn::PromoteTo(hn::RebindToSigned<F32>(), hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
+HWY_INLINE hn::Vec<I32> LoadScores(const int16_t* scores) {
+  return hn::PromoteTo(I32(), hn::LoadU(hn::Rebind<int16_t, F32>(), scores));
 }
 
 #if HWY_TARGET != HWY_SCALAR
@@ -77,22 +77,22 @@ HWY_INLINE hn::Vec<hn::RebindToSigned<F32>> LoadScores(const int16_t* scores) {
 // the reference is the float's exponent and mantissa, and 2^f = 1 + f - 0.343 f (1 - f) bends the mantissa. This is the one loop over
 // all tokens that every query head has to itself, and a vector holds twice as many of them.
 struct SmallWeights {
-  using I16 = hn::CappedTag<int16_t, 32>;
   using U16 = hn::RebindToUnsigned<I16>;
-  static constexpr int one = 127 << 7;  // the upper half of 1.0f
-  static constexpr int below_zero = 256;
+  static constexpr int one = 127 << 7;       // the upper half of 1.0f
+  static constexpr int below_zero = 256;     // taken off at last, saturated: what lies below zero is zero
 
+  bool fits = false;  // else scores are too fine or too coarse, or a softcap bends them
   int16_t reference = 0, lowest = 0, step = 0, at_reference = 0;
   int bits = 0;
-  bool fits = false;  // what the scores mean; else they need floats
 
   explicit SmallWeights(const Estimated& e) {
-    const double steps = e.unit * static_cast<double>(log2_e) * 128;                 // of a score
+    const double steps = e.unit * static_cast<double>(log2_e) * 128;  // of a score
     const double middle = std::nearbyint((static_cast<double>(e.max) - e.highest) / e.unit);  // the score that weighs about 1
     fits = e.softcap == 0 && steps >= 0.25 && steps <= 64 && std::abs(middle) <= 32767;
     if (!fits) return;
     reference = static_cast<int16_t>(middle);
-    lowest = static_cast<int16_t>(-std::min(32767.0, std::ceil((one + 48) / steps)));  // weighs nothing
+    // Weighs nothing, 48 steps being more than the rest below rounds to; and 2^bits <= 2 steps, so it shifts to 2 (one + 48 + 64) at most.
+    lowest = static_cast<int16_t>(-std::min(32767.0, std::ceil((one + 48) / steps)));
     while (std::nearbyint(std::ldexp(steps, 15 - bits)) > 32767) bits++;
     step = static_cast<int16_t>(std::nearbyint(std::ldexp(steps, 15 - bits)));
     const double rest = (e.highest + e.unit * middle - static_cast<double>(e.max)) / e.unit * steps;
@@ -116,9 +116,9 @@ void Weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weig
   const F32 d;
 #if HWY_TARGET != HWY_SCALAR
   if (const SmallWeights small(e); small.fits) {  // as WeighBlocks does, bit for bit
-    const SmallWeights::I16 d16;
+    const I16 d16;
     const hn::RebindToUnsigned<F32> du;
-    HWY_ALIGN uint16_t halves[hn::MaxLanes(SmallWeights::I16())];
+    HWY_ALIGN uint16_t halves[hn::MaxLanes(I16())];
     const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), lanes16 = static_cast<int64_t>(hn::Lanes(d16));
     for (int64_t i = 0; i < count; i += lanes16) {
       hn::Store(small(hn::LoadU(d16, scores + i)), SmallWeights::U16(), halves);
@@ -152,7 +152,7 @@ float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
 #if HWY_TARGET != HWY_SCALAR
   if (const SmallWeights small(e); small.fits) {
     four_at_a_time([&](const int16_t* of_block) HWY_ATTR {
-      const SmallWeights::I16 d16;
+      const I16 d16;
       const hn::RebindToUnsigned<F32> du;
       auto even = hn::Zero(d), odd = hn::Zero(d);
       for (int t = 0; t < block_tokens; t += static_cast<int>(hn::Lanes(d16))) {
@@ -177,7 +177,7 @@ float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
 Listed ListOthers(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
                   float* changes, int32_t* listed, float* weights) {
   const F32 d;
-  const hn::RebindToSigned<F32> di;
+  const I32 di;
   const hn::Rebind<uint8_t, F32> d8;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   auto sum = hn::Zero(d);
@@ -276,7 +276,7 @@ HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* to
 template <int P>
 HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const float* weights, int64_t count, int start, float* out) {
   const F32 d;
-  const hn::RebindToSigned<F32> di;
+  const I32 di;
   const hn::Rebind<int16_t, F32> d16;
   const int lanes = static_cast<int>(hn::Lanes(d));
   Floats sums[P];

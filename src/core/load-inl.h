@@ -18,6 +18,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Every head_dim is a multiple of 16, so no vector of floats is wider: loops over a row have no remainder.
 using F32 = hn::CappedTag<float, 16>;
 
+using I32 = hn::RebindToSigned<F32>;
+using I16 = hn::CappedTag<int16_t, 32>;  // scores
+
 using F16Bits = hn::Vec<hn::Rebind<uint16_t, F32>>;
 
 HWY_INLINE hn::Vec<F32> from_f16(F32 d, F16Bits bits) {
@@ -47,7 +50,6 @@ HWY_INLINE hn::Vec<F32> load(F32 d, const hwy::float16_t* row, int i) {
 }
 
 // The quantised types. A vector has at most 16 elements, so it lies within one half of one block.
-using I32 = hn::RebindToSigned<F32>;
 
 HWY_INLINE hn::Vec<F32> scale(F32 d, const F16Bytes& from) {
   return from_f16(d, hn::Set(hn::Rebind<uint16_t, F32>(), bits_at<uint16_t>(from)));

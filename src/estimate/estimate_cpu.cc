@@ -23,7 +23,6 @@ namespace adamas {
 namespace HWY_NAMESPACE {
 
 using U32 = hn::CappedTag<uint32_t, 16>;
-using I32 = hn::CappedTag<int32_t, 16>;
 using Words = hn::Vec<U32>;
 using Sums = hn::Vec<I32>;
 
@@ -49,7 +48,6 @@ HWY_INLINE Sums DotQuad(Sums sum, Words codes, Sums query) {
 }
 
 // Scores are made a vector at a time, of whose tokens the sums fill two.
-using I16 = hn::CappedTag<int16_t, 32>;
 using Scores = hn::Vec<I16>;
 #if HWY_TARGET == HWY_SCALAR
 constexpr int parts = 1;
@@ -198,13 +196,13 @@ void CentreProducts(const Query& query, int head_dim, const Codes& codes, const 
   }
 #else
   const F32 d;
-  const hn::RebindToSigned<F32> d32;
-  const hn::RepartitionToNarrow<decltype(d32)> d16;
+  const I32 d32;
+  const I16 d16;
   for (int64_t i = 0; i < count; i += 4) {
     Floats upper[4], lower[4];
 #pragma GCC unroll 4
     for (int64_t j = 0; j < 4; j++) {
-      const int16_t* centre = codes.centre + blocks[std::min(i + j, count - 1)] * int64_t{head_dim};
+      const int16_t* centre = codes.block(blocks[std::min(i + j, count - 1)]).centre;
       fetch_ahead(centre, codes.layout.centre_bytes());
       auto up = hn::Zero(d32), low = hn::Zero(d32);
       // The last vector may reach beyond head_dim, where q16 is 0 and the next centre, or the first hash, is read.

@@ -8,14 +8,11 @@
 #define HWY_TARGET_INCLUDE "select/select_cpu.cc"
 #include "hwy/foreach_target.h"
 
-#include "hwy/highway.h"
+#include "core/load-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace adamas {
 namespace HWY_NAMESPACE {
-
-namespace hn = hwy::HWY_NAMESPACE;
-using I16 = hn::CappedTag<int16_t, 32>;
 
 int64_t CountAbove(const int16_t* scores, int64_t count, int16_t bound) {
   const I16 d;
@@ -70,10 +67,7 @@ int64_t Maxima(const int16_t* scores, int64_t count, int64_t rows, int16_t* maxi
   return written;
 }
 
-// Positions are 32-bit, so what keeps them works on vectors of so many scores.
-using I32 = hn::CappedTag<int32_t, 16>;
-
-// The scores at or above the bound, in order, with their positions. Both arrays have room for count: a whole vector is written
+// The scores at or above the bound, in order, with their positions, which are 32-bit: half as many to a vector. Both arrays have room for count: a whole vector is written
 // at the place of its first entry, which is never beyond the vector's own.
 int64_t Gather(const int16_t* scores, int64_t count, int16_t bound, int32_t* positions, int16_t* gathered) {
   const I16 d;

@@ -15,7 +15,6 @@
 namespace cli::kernel {
 namespace {
 
-constexpr std::int64_t verify_rows = ADAMAS_VERIFY_ROWS;  // as the back end for llama.cpp does
 constexpr double setup_rounds = 8;        // making K, V and codes takes about as long as so many rounds
 
 double round_work(const Place& place) {
@@ -58,7 +57,7 @@ class Ours {
                                                        .lengths = {&tokens, 1},
                                                        .threads = threads_,
                                                        .verify = true,
-                                                       .verify_rows = verify_rows,
+                                                       .verify_rows = ADAMAS_VERIFY_ROWS,  // as the back end for llama.cpp does
                                                        .times = &times});
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (!first) note(seconds, times, stats, tokens);
@@ -69,7 +68,7 @@ class Ours {
  private:
   void note(double seconds, const adamas_step_times& times, const adamas_step_stats& stats, std::int64_t tokens) {
     measured_.seconds.push_back(seconds);
-    const StageBytes bytes = bytes_of({shape_, setting_.config.native(), tokens, verify_rows, stats});
+    const StageBytes bytes = bytes_of({shape_, setting_.config.native(), tokens, ADAMAS_VERIFY_ROWS, stats});
     for (std::size_t i = 0; i < stages.size(); i++) {
       measured_.stage_seconds[i].push_back(static_cast<double>(times.*stages[i].time) / 1e9 / threads_);
       measured_.bytes[i] += bytes[i];
