@@ -63,7 +63,7 @@ void BM_add_means(benchmark::State& state) {
   int64_t first = 0;
   for (auto _ : state) {
     std::iota(blocks.begin(), blocks.end(), int32_t(first));
-    add_means(values.codes(), head_dim, blocks.data(), weights.data(), 128, out.data());
+    add_means(values.codes(), head_dim, blocks.data(), weights.data(), 128, 1, out.data());
     first = (first + 128) % (values.blocks - 128);
   }
   bench::rates(state, 128, 128 * head_dim * 2);

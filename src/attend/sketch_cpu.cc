@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "codes/codes.h"
 #include "select/select.h"
@@ -21,7 +22,7 @@ namespace HWY_NAMESPACE {
 
 constexpr float log2_e = 1.44269504f;
 
-// 2^y to 5 digits, for y from -125 to 43, below as -125: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Weights deserve no more.
+// 2^y to 5 digits, for y from -125 to 100, below as -125: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Weights deserve no more.
 // Adding 1.5 2^23 leaves no bits for a fraction: n stands in the lowest ones.
 HWY_INLINE Floats FastExp2(F32 d, Floats y) {
   const I32 di;
@@ -73,13 +74,14 @@ HWY_INLINE hn::Vec<I32> LoadScores(const int16_t* scores) {
 }
 
 #if HWY_TARGET != HWY_SCALAR
-// The same in 16 bits, within one percent: the upper half of a float. A score counts so many 128ths of an octave, its distance from
-// the reference is the float's exponent and mantissa, and 2^f = 1 + f - 0.343 f (1 - f) bends the mantissa. This is the one loop over
-// all tokens that every query head has to itself, and a vector holds twice as many of them.
+// The same in 16 bits, within four percent: the upper half of a float. A score counts so many 128ths of an octave, and its distance from
+// the reference is the float's exponent and mantissa: 2^(n + f) is read as 2^n (1 + f), less 0.043 octaves, which stands in the middle
+// of its errors. This is the one loop over all tokens that every query head has to itself, and a vector holds twice as many of them.
 struct SmallWeights {
   using U16 = hn::RebindToUnsigned<I16>;
   static constexpr int one = 127 << 7;       // the upper half of 1.0f
   static constexpr int below_zero = 256;     // taken off at last, saturated: what lies below zero is zero
+  static constexpr double middle_of_errors = 0.043 * 128;
 
   bool fits = false;  // else scores are too fine or too coarse, or a softcap bends them
   int16_t reference = 0, lowest = 0, step = 0, at_reference = 0;
@@ -91,12 +93,13 @@ struct SmallWeights {
     fits = e.softcap == 0 && steps >= 0.25 && steps <= 64 && std::abs(middle) <= 32767;
     if (!fits) return;
     reference = static_cast<int16_t>(middle);
-    // Weighs nothing, 48 steps being more than the rest below rounds to; and 2^bits <= 2 steps, so it shifts to 2 (one + 48 + 64) at most.
+    // Weighs nothing, 48 steps being more than the rest below rounds to. As 2^bits <= 2 steps, it shifts to 2 (one + 48 + 64) at most, and
+    // 64 above the reference, some 11820 steps, to 23640.
     lowest = static_cast<int16_t>(-std::min(32767.0, std::ceil((one + 48) / steps)));
     while (std::nearbyint(std::ldexp(steps, 15 - bits)) > 32767) bits++;
     step = static_cast<int16_t>(std::nearbyint(std::ldexp(steps, 15 - bits)));
     const double rest = (e.highest + e.unit * middle - static_cast<double>(e.max)) / e.unit * steps;
-    at_reference = static_cast<int16_t>(one + below_zero + std::nearbyint(rest));
+    at_reference = static_cast<int16_t>(one + below_zero + std::nearbyint(rest - middle_of_errors));
   }
 
   HWY_INLINE hn::Vec<U16> operator()(hn::Vec<I16> scores) const {
@@ -104,10 +107,7 @@ struct SmallWeights {
     const U16 du;
     const auto distance = hn::Max(hn::SaturatedSub(scores, hn::Set(d, reference)), hn::Set(d, lowest));
     const auto octaves = hn::MulFixedPoint15(hn::ShiftLeftSame(distance, bits), hn::Set(d, step));
-    const auto half = hn::SaturatedSub(hn::BitCast(du, hn::Add(octaves, hn::Set(d, at_reference))), hn::Set(du, below_zero));
-    const auto f = hn::And(hn::BitCast(d, half), hn::Set(d, 127));
-    const auto bend = hn::MulFixedPoint15(hn::Mul(f, hn::Sub(hn::Set(d, 128), f)), hn::Set(d, 88));
-    return hn::BitCast(du, hn::Sub(hn::BitCast(d, half), bend));
+    return hn::SaturatedSub(hn::BitCast(du, hn::Add(octaves, hn::Set(d, at_reference))), hn::Set(du, below_zero));
   }
 };
 #endif
@@ -174,8 +174,8 @@ float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
   return hn::GetLane(hn::SumOfLanes(d, total));
 }
 
-Listed ListOthers(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
-                  float* changes, int32_t* listed, float* weights) {
+Listed ListOthers(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, float least,
+                  int64_t count, float* changes, int32_t* listed, float* weights) {
   const F32 d;
   const I32 di;
   const hn::Rebind<uint8_t, F32> d8;
@@ -193,11 +193,44 @@ Listed ListOthers(const uint8_t* selected, const int32_t* tokens, const float* e
     const auto weight = hn::IfThenElseZero(hn::RebindMask(d, others), hn::LoadU(d, exact + i));
     sum = hn::Add(sum, weight);
     hn::StoreU(hn::NegMulAdd(own, hn::LoadU(d, estimated + i), weight), d, changes + i);
-    hn::StoreU(hn::Compress(hn::LoadU(di, tokens + i), others), di, listed + written);
-    hn::StoreU(hn::Compress(weight, hn::RebindMask(d, others)), d, weights + written);
-    written += static_cast<int64_t>(hn::CountTrue(di, others));
+    const auto worth = hn::And(hn::RebindMask(d, others), hn::Ge(weight, hn::Set(d, least)));
+    hn::StoreU(hn::Compress(hn::LoadU(di, tokens + i), hn::RebindMask(di, worth)), di, listed + written);
+    hn::StoreU(hn::Compress(weight, worth), d, weights + written);
+    written += static_cast<int64_t>(hn::CountTrue(d, worth));
   }
   return {written, hn::GetLane(hn::SumOfLanes(d, sum))};
+}
+
+// Sums that fell below zero by rounding are zero. Returns the sum of all.
+float Settle(float* sums, int64_t count) {
+  const F32 d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto total = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += lanes) {
+    auto sum = hn::Max(hn::LoadU(d, sums + i), hn::Zero(d));
+    if (i + lanes > count) sum = hn::IfThenElseZero(hn::FirstN(d, static_cast<size_t>(count - i)), sum);
+    hn::StoreU(sum, d, sums + i);
+    total = hn::Add(total, sum);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, total));
+}
+
+Kept KeepLarge(const int32_t* blocks, int64_t count, float least, float* sums, int32_t* kept) {
+  const F32 d;
+  const I32 di;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto total = hn::Zero(d);
+  int64_t written = 0;
+  for (int64_t i = 0; i < count; i += lanes) {
+    const auto sum = hn::LoadU(d, sums + i);
+    auto large = hn::Gt(sum, hn::Set(d, least));
+    if (i + lanes > count) large = hn::And(large, hn::FirstN(d, static_cast<size_t>(count - i)));
+    total = hn::Add(total, hn::IfThenElseZero(large, sum));
+    hn::StoreU(hn::Compress(hn::LoadU(di, blocks + i), hn::RebindMask(di, large)), di, kept + written);
+    hn::StoreU(hn::Compress(sum, large), d, sums + written);
+    written += static_cast<int64_t>(hn::CountTrue(d, large));
+  }
+  return {written, hn::GetLane(hn::SumOfLanes(d, total))};
 }
 
 void WeighExact(const float* scores, float max, int64_t count, float* weights) {
@@ -220,14 +253,37 @@ void RankExact(const float* scores, float max, int64_t count, int16_t* ranks) {
 KnownSums SumKnown(const int16_t* scores, const float* estimated, const float* exact, int64_t count) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto sum_estimated = hn::Zero(d), sum_exact = hn::Zero(d);
-  for (int64_t i = 0; i < count; i += lanes) {
-    auto known = AreEstimates(d, LoadScores(scores + i));
-    if (i + lanes > count) known = hn::And(known, hn::FirstN(d, static_cast<size_t>(count - i)));
-    sum_estimated = hn::Add(sum_estimated, hn::IfThenElseZero(known, hn::LoadU(d, estimated + i)));
-    sum_exact = hn::Add(sum_exact, hn::IfThenElseZero(known, hn::LoadU(d, exact + i)));
+  const auto infinite = hn::Set(d, std::numeric_limits<float>::infinity());
+  auto least = infinite, sum_estimated = hn::Zero(d), sum_exact = hn::Zero(d), all_exact = hn::Zero(d);
+  // visit(estimated weights, exact ones, whose estimate is known, what lies within count)
+  const auto for_each_vector = [&](auto visit) HWY_ATTR {
+    for (int64_t i = 0; i < count; i += lanes) {
+      const auto within = hn::FirstN(d, static_cast<size_t>(std::min(lanes, count - i)));
+      visit(hn::LoadU(d, estimated + i), hn::LoadU(d, exact + i), hn::And(AreEstimates(d, LoadScores(scores + i)), within), within);
+    }
+  };
+  for_each_vector([&](auto weight, auto weight_exact, auto known, auto within) HWY_ATTR {
+    least = hn::Min(least, hn::IfThenElse(known, weight, infinite));
+    sum_estimated = hn::Add(sum_estimated, hn::IfThenElseZero(known, weight));
+    sum_exact = hn::Add(sum_exact, hn::IfThenElseZero(known, weight_exact));
+    all_exact = hn::Add(all_exact, hn::IfThenElseZero(within, weight_exact));
+  });
+  const auto sum_of = [&](Floats v) HWY_ATTR { return hn::GetLane(hn::SumOfLanes(d, v)); };
+  KnownSums sums{sum_of(sum_estimated), sum_of(sum_exact), sum_of(sum_estimated), sum_of(all_exact)};
+  const auto most = hn::Set(d, 2 * hn::GetLane(hn::MinOfLanes(d, least)));
+  int64_t tokens = 0;
+  sum_estimated = sum_exact = hn::Zero(d);
+  for_each_vector([&](auto weight, auto weight_exact, auto known, auto) HWY_ATTR {
+    const auto low = hn::And(known, hn::Le(weight, most));
+    tokens += static_cast<int64_t>(hn::CountTrue(d, low));
+    sum_estimated = hn::Add(sum_estimated, hn::IfThenElseZero(low, weight));
+    sum_exact = hn::Add(sum_exact, hn::IfThenElseZero(low, weight_exact));
+  });
+  if (tokens >= enough_known) {
+    sums.low_estimated = sum_of(sum_estimated);
+    sums.low_exact = sum_of(sum_exact);
   }
-  return {hn::GetLane(hn::SumOfLanes(d, sum_estimated)), hn::GetLane(hn::SumOfLanes(d, sum_exact))};
+  return sums;
 }
 
 // The lanes whose bits are set, of 32 bits from bit `first` on.
@@ -274,7 +330,8 @@ HWY_INLINE void AddLevelsOf(const Codes& values, int head_dim, const int32_t* to
 }
 
 template <int P>
-HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const float* weights, int64_t count, int start, float* out) {
+HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const float* weights, int64_t count, float gain, int start,
+                            float* out) {
   const F32 d;
   const I32 di;
   const hn::Rebind<int16_t, F32> d16;
@@ -283,7 +340,7 @@ HWY_INLINE void AddMeansOf(const Codes& values, const int32_t* blocks, const flo
   for (int p = 0; p < P; p++) sums[p] = hn::LoadU(d, out + start + p * lanes);
   for (int64_t i = 0; i < count; i++) {
     const int16_t* centre = values.block(blocks[i]).centre + start;
-    const auto weight = hn::Set(d, weights[i] * values.centre_scale[blocks[i]]);
+    const auto weight = hn::Set(d, gain * weights[i] * values.centre_scale[blocks[i]]);
     for (int p = 0; p < P; p++) {
       const auto mean = hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d16, centre + p * lanes)));
       sums[p] = hn::MulAdd(weight, mean, sums[p]);
@@ -300,11 +357,11 @@ void AddLevels(const Codes& values, int head_dim, const int32_t* tokens, const f
   for (; start < head_dim; start += lanes) AddLevelsOf<1>(values, head_dim, tokens, weights, count, start, out);
 }
 
-void AddMeans(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float* out) {
+void AddMeans(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float gain, float* out) {
   const int lanes = static_cast<int>(hn::Lanes(F32()));
   int start = 0;
-  for (; start + 4 * lanes <= head_dim; start += 4 * lanes) AddMeansOf<4>(values, blocks, weights, count, start, out);
-  for (; start < head_dim; start += lanes) AddMeansOf<1>(values, blocks, weights, count, start, out);
+  for (; start + 4 * lanes <= head_dim; start += 4 * lanes) AddMeansOf<4>(values, blocks, weights, count, gain, start, out);
+  for (; start < head_dim; start += lanes) AddMeansOf<1>(values, blocks, weights, count, gain, start, out);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -320,6 +377,8 @@ HWY_EXPORT(WeighExact);
 HWY_EXPORT(RankExact);
 HWY_EXPORT(SumKnown);
 HWY_EXPORT(ListOthers);
+HWY_EXPORT(Settle);
+HWY_EXPORT(KeepLarge);
 HWY_EXPORT(AddLevels);
 HWY_EXPORT(AddMeans);
 
@@ -331,9 +390,9 @@ float weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, fl
   return HWY_DYNAMIC_DISPATCH(WeighBlocks)(e, scores, blocks, weights);
 }
 
-Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
-                   float* changes, int32_t* listed, float* weights) {
-  return HWY_DYNAMIC_DISPATCH(ListOthers)(selected, tokens, estimated, exact, gain, count, changes, listed, weights);
+Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, float least,
+                   int64_t count, float* changes, int32_t* listed, float* weights) {
+  return HWY_DYNAMIC_DISPATCH(ListOthers)(selected, tokens, estimated, exact, gain, least, count, changes, listed, weights);
 }
 
 void weigh_exact(const float* scores, float max, int64_t count, float* weights) {
@@ -348,12 +407,18 @@ KnownSums sum_known(const int16_t* scores, const float* estimated, const float* 
   return HWY_DYNAMIC_DISPATCH(SumKnown)(scores, estimated, exact, count);
 }
 
+float settle(float* sums, int64_t count) { return HWY_DYNAMIC_DISPATCH(Settle)(sums, count); }
+
+Kept keep_large(const int32_t* blocks, int64_t count, float least, float* sums, int32_t* kept) {
+  return HWY_DYNAMIC_DISPATCH(KeepLarge)(blocks, count, least, sums, kept);
+}
+
 void add_levels(const Codes& values, int head_dim, const int32_t* tokens, const float* weights, int64_t count, float* out) {
   HWY_DYNAMIC_DISPATCH(AddLevels)(values, head_dim, tokens, weights, count, out);
 }
 
-void add_means(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float* out) {
-  HWY_DYNAMIC_DISPATCH(AddMeans)(values, head_dim, blocks, weights, count, out);
+void add_means(const Codes& values, int head_dim, const int32_t* blocks, const float* weights, int64_t count, float gain, float* out) {
+  HWY_DYNAMIC_DISPATCH(AddMeans)(values, head_dim, blocks, weights, count, gain, out);
 }
 
 }  // namespace adamas

@@ -19,8 +19,8 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
   for (int16_t& s : scores) s = int16_t(score(random));
   for (size_t i = 0; i < scores.size(); i += 7) scores[i] = hidden_score;
   for (size_t i = 3; i < scores.size(); i += 100) scores[i] = always_score;  // stands for no estimate
-  // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates a little above the maximum.
-  for (const Estimated& e : {Estimated{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, 60}}) {
+  // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates a little and far above the reference.
+  for (const Estimated& e : {Estimated{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, 60}, {1e-3, 47, 0, 0}}) {
     std::vector<float> weights(scores.size()), blocks(9);
     weigh(e, scores.data(), int64_t(scores.size()), weights.data());
     std::vector<int16_t> estimates = scores;
@@ -31,7 +31,7 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
       double sum = 0;
       for (int t = 0; t < 64; t++) {
         const double expected = ref::weight(e, scores[b * 64 + t]);
-        ASSERT_NEAR(weights[b * 64 + t], expected, 1e-2 * expected + 1e-33) << "score " << scores[b * 64 + t];
+        ASSERT_NEAR(weights[b * 64 + t], expected, 4e-2 * expected + 1e-33) << "score " << scores[b * 64 + t];
         sum += double(weights[b * 64 + t]);
       }
       ASSERT_NEAR(blocks[b], sum, 1e-5 * sum + 1e-33);
@@ -44,18 +44,29 @@ TEST_P(SketchTest, WeighsAsTheReferenceDoes) {
 }
 
 TEST_P(SketchTest, SumsTheWeightsOfTokensWithAnEstimate) {
-  std::vector<int16_t> scores(128, 5);
-  std::vector<float> estimated(128), exact(128);
-  double sum = 0, exact_sum = 0;
-  for (int i = 0; i < 128; i++) {
-    scores[i] = i % 5 == 0 ? hidden_score : i % 7 == 0 ? always_score : int16_t(i);
-    estimated[i] = 1.0f / float(i + 1);
-    exact[i] = float(i);
-    if (i < 77 && i % 5 != 0 && i % 7 != 0) sum += double(estimated[i]), exact_sum += double(exact[i]);
+  for (int enough : {int(enough_known) - 1, int(enough_known)}) {  // tokens that weigh at most twice the least
+    std::vector<int16_t> scores(128, 5);
+    std::vector<float> estimated(128), exact(128);
+    double low = 0, low_exact = 0, all = 0, known_exact = 0, all_exact = 0;
+    int lows = 0;
+    for (int i = 0; i < 128; i++) {
+      scores[i] = i % 5 == 0 ? hidden_score : i % 7 == 0 ? always_score : int16_t(i);
+      const bool known = i < 77 && scores[i] != hidden_score && scores[i] != always_score;
+      const bool is_low = known && lows < enough;
+      estimated[i] = is_low ? 0.5f + float(i) / 1000 : !known ? 0.001f : 2.0f + float(i);
+      exact[i] = float(i);
+      lows += is_low;
+      if (is_low) low += double(estimated[i]), low_exact += double(exact[i]);
+      if (known) all += double(estimated[i]), known_exact += double(exact[i]);
+      if (i < 77) all_exact += double(exact[i]);
+    }
+    const KnownSums sums = sum_known(scores.data(), estimated.data(), exact.data(), 77);
+    const bool few = enough < enough_known;
+    EXPECT_NEAR(sums.low_estimated, few ? all : low, 1e-3);
+    EXPECT_NEAR(sums.low_exact, few ? known_exact : low_exact, 1e-3);
+    EXPECT_NEAR(sums.all_estimated, all, 1e-3);
+    EXPECT_NEAR(sums.all_exact, all_exact, 1e-3);
   }
-  const KnownSums sums = sum_known(scores.data(), estimated.data(), exact.data(), 77);
-  EXPECT_NEAR(sums.estimated, sum, 1e-5);
-  EXPECT_NEAR(sums.exact, exact_sum, 1e-3);
 }
 
 TEST_P(SketchTest, ListsTheTokensThatWereNotSelected) {
@@ -67,18 +78,46 @@ TEST_P(SketchTest, ListsTheTokensThatWereNotSelected) {
     std::vector<float> changes(room), weights(room);
     const std::vector<float> estimated = testing::normal_vector(random, room), exact = testing::normal_vector(random, room);
     for (int i = 0; i < count; i++) selected[i] = random() % 3 == 0, tokens[i] = 5 * i;
-    const Listed others = list_others(selected.data(), tokens.data(), estimated.data(), exact.data(), 0.5f, count, changes.data(), listed.data(), weights.data());
+    const float least = -0.3f;
+    const Listed others = list_others(selected.data(), tokens.data(), estimated.data(), exact.data(), 0.5f, least, count, changes.data(), listed.data(), weights.data());
     int64_t n = 0;
     double sum = 0;
     for (int i = 0; i < count; i++) {
       ASSERT_NEAR(changes[i], (selected[i] ? 0 : exact[i]) - 0.5f * estimated[i], 1e-6);
       if (selected[i]) continue;
+      sum += double(exact[i]);
+      if (exact[i] < least) continue;
       ASSERT_EQ(listed[n], tokens[i]);
       ASSERT_EQ(weights[n++], exact[i]);
-      sum += double(exact[i]);
     }
     EXPECT_EQ(others.count, n);
     EXPECT_NEAR(others.sum, sum, 1e-4);
+  }
+}
+
+TEST_P(SketchTest, SettlesSumsAndKeepsTheLargeOnes) {
+  std::mt19937 random(4);
+  for (int count : {1, 15, 16, 17, 255}) {
+    std::vector<float> sums = testing::normal_vector(random, (count + 15) / 16 * 16), expected(sums.begin(), sums.begin() + count);
+    std::vector<int32_t> blocks(sums.size()), kept(sums.size());
+    double total = 0, large = 0;
+    for (int i = 0; i < count; i++) {
+      blocks[i] = 3 * i;
+      expected[i] = std::max(0.0f, expected[i]);
+      total += double(expected[i]);
+    }
+    EXPECT_NEAR(settle(sums.data(), count), total, 1e-3);
+    for (int i = 0; i < count; i++) ASSERT_EQ(sums[i], expected[i]);
+    const Kept of = keep_large(blocks.data(), count, 0.5f, sums.data(), kept.data());
+    int64_t n = 0;
+    for (int i = 0; i < count; i++) {
+      if (!(expected[i] > 0.5f)) continue;
+      ASSERT_EQ(kept[n], blocks[i]);
+      ASSERT_EQ(sums[n++], expected[i]);
+      large += double(expected[i]);
+    }
+    EXPECT_EQ(of.count, n);
+    EXPECT_NEAR(of.sum, large, 1e-3);
   }
 }
 
@@ -117,14 +156,14 @@ TEST_P(SketchTest, AddsLevelsAndMeansOfTheCodes) {
       const std::vector<float> weights = testing::normal_vector(random, count + int(blocks));
       std::vector<float> levels(head_dim, 0.5f), means(head_dim, -0.25f);
       add_levels(values, head_dim, chosen.data(), weights.data(), count, levels.data());
-      add_means(values, head_dim, all.data(), weights.data() + count, blocks, means.data());
+      add_means(values, head_dim, all.data(), weights.data() + count, blocks, 1.5f, means.data());
       for (int d = 0; d < head_dim; d++) {
         double level = 0.5, mean = -0.25, size = 1;
         for (int i = 0; i < count; i++) {
           level += double(weights[i]) * ref::level_value(values, chosen[i], d);
           size += std::abs(weights[i]) * 9 * sigma[chosen[i] / 64];  // 4 + 2 + 3 steps
         }
-        for (int64_t b = 0; b < blocks; b++) mean += double(weights[count + b]) * ref::mean_value(values, b, d);
+        for (int64_t b = 0; b < blocks; b++) mean += 1.5 * double(weights[count + b]) * ref::mean_value(values, b, d);
         ASSERT_NEAR(levels[d], level, size * (count + 4) * 0x1p-24) << "head_dim " << head_dim << ", " << count << " tokens, dimension " << d;
         ASSERT_NEAR(means[d], mean, 1e-5) << "head_dim " << head_dim << ", dimension " << d;
       }

@@ -47,6 +47,7 @@ struct alignas(64) Query {
   uint32_t low[max_head_dim / chunk_dims];
   int16_t q16[max_head_dim];   // for centres
   int32_t q8_sum;              // dot: sum of q8
+  int32_t reach;               // |I| is at most this
   float largest;               // m
   float rms;                   // of the rotated query
   double unit;                 // u

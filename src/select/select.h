@@ -10,7 +10,7 @@ namespace adamas {
 
 inline constexpr int16_t hidden_score = -32768;
 inline constexpr int16_t always_score = 32767;
-inline constexpr int64_t select_scratch(int64_t count) { return 3 * count + 256; }  // int16 elements
+inline constexpr int64_t select_scratch(int64_t count) { return 6 * count + 256; }  // int16 elements
 
 // scores: [count], count a multiple of 64. positions: room for min(k, count). Returns how many were selected:
 // min(k, the number of scores that are not hidden). scratch: [select_scratch(count)].

@@ -67,74 +67,92 @@ int64_t Maxima(const int16_t* scores, int64_t count, int64_t rows, int16_t* maxi
   return written;
 }
 
-// The scores at or above the bound, in order, with their positions, which are 32-bit: half as many to a vector. Both arrays have room for count: a whole vector is written
-// at the place of its first entry, which is never beyond the vector's own.
-int64_t Gather(const int16_t* scores, int64_t count, int16_t bound, int32_t* positions, int16_t* gathered) {
+// The positions of the scores at or above the bound, in order. No branch: whether a token reaches it is a coin toss. Positions have 16
+// bits within a segment, as scores have, and 32 afterwards. positions: [count], because a whole vector is written at the place of its
+// first entry, which is never beyond the vector's own; scratch: [count].
+int64_t Gather(const int16_t* scores, int64_t count, int16_t bound, int32_t* positions, int16_t* scratch) {
   const I16 d;
   const I32 d32;
-  const hn::Rebind<int16_t, I32> d16;
+  const hn::RebindToUnsigned<I16> du;
+  const hn::Rebind<uint16_t, I32> du16;
+  constexpr int64_t segment = 65536;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), lanes32 = static_cast<int64_t>(hn::Lanes(d32));
+  auto* in_segment = reinterpret_cast<uint16_t*>(scratch);
   const auto below = hn::Set(d, static_cast<int16_t>(bound - 1));
-  const auto below32 = hn::Set(d32, bound - 1);
-  const auto iota = hn::Iota(d32, 0);
   int64_t written = 0;
-  for (int64_t i = 0; i < count; i += lanes) {
-    if (hn::AllFalse(d, hn::Gt(hn::LoadU(d, scores + i), below))) continue;  // the best tokens stand in groups
-    for (int64_t j = i; j < i + lanes; j += lanes32) {
-      const auto s = hn::PromoteTo(d32, hn::LoadU(d16, scores + j));
-      const auto reached = hn::Gt(s, below32);
-      hn::StoreU(hn::Compress(hn::Add(iota, hn::Set(d32, static_cast<int32_t>(j))), reached), d32, positions + written);
-      hn::StoreU(hn::DemoteTo(d16, hn::Compress(s, reached)), d16, gathered + written);
-      written += static_cast<int64_t>(hn::CountTrue(d32, reached));
+  for (int64_t first = 0; first < count; first += segment) {
+    int64_t reaching = 0;
+    auto position = hn::Iota(du, 0);
+    for (int64_t i = 0; i < std::min(segment, count - first); i += lanes) {
+      const auto reached = hn::Gt(hn::LoadU(d, scores + first + i), below);
+      hn::StoreU(hn::Compress(position, hn::RebindMask(du, reached)), du, in_segment + reaching);
+      reaching += static_cast<int64_t>(hn::CountTrue(d, reached));
+      position = hn::Add(position, hn::Set(du, static_cast<uint16_t>(lanes)));
     }
+    for (int64_t i = 0; i < reaching; i += lanes32) {
+      const auto wide = hn::PromoteTo(d32, hn::LoadU(du16, in_segment + i));
+      hn::StoreU(hn::Add(wide, hn::Set(d32, static_cast<int32_t>(first))), d32, positions + written + i);
+    }
+    written += reaching;
   }
   return written;
 }
 
-// Of gathered scores, in order, the positions of those above kth, and of those equal to it all but the first `ties_to_skip`: moved to
-// the front. Returns how many. No branch: what is kept is a coin toss.
-int64_t Keep(const int16_t* gathered, int32_t* positions, int64_t count, int16_t kth, int64_t ties_to_skip) {
-  int64_t written = 0;
-  for (int64_t i = 0; i < count; i++) {
-    const bool tie = gathered[i] == kth;
-    ties_to_skip -= tie;
+// The positions of the k highest scores, in order; of equal ones the last. positions: [count]. Returns how many.
+int64_t Highest(const int16_t* scores, int64_t count, int64_t k, int32_t* positions, int16_t* scratch) {
+  const int16_t kth = KthLargest(scores, count, k);
+  const int64_t reached = Gather(scores, count, kth, positions, scratch);
+  int64_t to_skip = reached - k, written = 0;
+  if (to_skip <= 0) return reached;
+  for (int64_t i = 0; i < reached; i++) {
+    const bool skipped = scores[positions[i]] == kth && to_skip > 0;
+    to_skip -= skipped;
     positions[written] = positions[i];
-    written += (gathered[i] > kth) | (tie & (ties_to_skip < 0));
+    written += !skipped;
   }
   return written;
 }
 
-// Three steps: a bound that at least k scores reach, from maxima, so that few scores reach it; the scores that do; the exact
-// k-th among them, and of those equal to it the last ones.
+// Of gathered scores and their positions the k highest, moved to the front. Room for count to a multiple of 32; scratch: three times that.
+int64_t Trim(int16_t* gathered, int64_t count, int64_t k, int32_t* positions, int16_t* scratch) {
+  const int64_t padded = (count + 31) / 32 * 32;
+  std::fill(gathered + count, gathered + padded, hidden_score);
+  auto* chosen = reinterpret_cast<int32_t*>(scratch);  // [padded]
+  const int64_t kept = Highest(gathered, padded, k, chosen, scratch + 2 * padded);
+  for (int64_t i = 0; i < kept; i++) {
+    positions[i] = positions[chosen[i]];
+    gathered[i] = gathered[chosen[i]];
+  }
+  return kept;
+}
+
+// Of many scores first those that reach a bound that at least k do, from maxima, and few others.
 int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positions, int16_t* scratch) {
   if (k <= 0 || count <= 0) return 0;
-  int64_t rows = 16;
-  while (rows > 1 && count / rows < 2 * k) rows /= 2;
-  int16_t* maxima = scratch;
-  int16_t bound = hidden_score + 1;
-  if (rows > 1) bound = KthLargest(maxima, Maxima(scores, count, rows, maxima), k);
-
-  auto* candidates = reinterpret_cast<int32_t*>(scratch);  // [count]; the maxima are done with
+  auto* candidates = reinterpret_cast<int32_t*>(scratch);  // [count]
   int16_t* gathered = scratch + 2 * count;                 // [count + 32]
-  const int64_t reached = Gather(scores, count, bound, candidates, gathered);
-  for (int64_t i = reached; i < reached + 32; i++) gathered[i] = hidden_score;
-
-  const int64_t padded = (reached + 31) / 32 * 32;
-  const int16_t kth = KthLargest(gathered, padded, k);
-  const int64_t above = CountAbove(gathered, padded, kth);
-  const int64_t ties = CountAbove(gathered, padded, static_cast<int16_t>(kth - 1)) - above;
-  const int64_t kept = Keep(gathered, candidates, reached, kth, std::max<int64_t>(0, ties - (k - above)));
+  int16_t* rest = gathered + count + 32;                   // [3 count]
+  int64_t rows = 16;  // of vectors, whose maxima are taken: at least twice as many as k
+  while (rows > 1 && count / rows < 2 * k) rows /= 2;
+  int64_t kept;
+  if (rows < 4) {
+    kept = Highest(scores, count, k, candidates, rest);
+  } else {
+    const int16_t bound = KthLargest(gathered, Maxima(scores, count, rows, gathered), k);
+    const int64_t reached = Gather(scores, count, bound, candidates, rest);
+    for (int64_t i = 0; i < reached; i++) gathered[i] = scores[candidates[i]];
+    kept = Trim(gathered, reached, k, candidates, rest);
+  }
   std::copy_n(candidates, kept, positions);
   return kept;
 }
 
 int64_t SelectReaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
                        int16_t* selected, int16_t* scratch) {
-  const int64_t reached = Gather(scores, count, std::max<int16_t>(bound, hidden_score + 1), positions, selected);
-  if (least <= reached && reached <= most) return reached;
-  const int64_t kept = Select(scores, count, reached < least ? least : most, positions, scratch);
+  int64_t kept = Gather(scores, count, std::max<int16_t>(bound, hidden_score + 1), positions, scratch);
+  if (kept < least) kept = Select(scores, count, least, positions, scratch);
   for (int64_t i = 0; i < kept; i++) selected[i] = scores[positions[i]];
-  return kept;
+  return kept > most ? Trim(selected, kept, most, positions, scratch) : kept;
 }
 
 int16_t HighestScore(const int16_t* scores, int64_t count) {

@@ -66,7 +66,7 @@ void look(Row& row) {
       row.biased = true;
     }
     plan.visible[b] = bits;
-    row.visible += std::popcount(bits);
+    row.visible += ~bits == 0 ? block_tokens : std::popcount(bits);  // most blocks are whole
     if (bits != 0) plan.active[row.active++] = int32_t(b);
   }
   if (mask != nullptr && row.biased)  // rare: else nobody reads the zeros

@@ -18,9 +18,10 @@ int64_t encode_changed(Row& row, int threads) {
   const int kv_heads = plan.params.kv_heads;
   int64_t count = 0;
   Clock& first_clock = row.start_clock();
-  for (int64_t b = 0; b < plan.blocks; b++)
+  const int64_t blocks = blocks_of(row.tokens);
+  for (int64_t b = 0; b < blocks; b++)
     if (plan.seen[b] != 0) row.cache.see(row.sequence, b, plan.seen[b]);
-  for (int64_t b = 0; b < plan.blocks; b++)
+  for (int64_t b = 0; b < blocks; b++)
     if (plan.seen[b] != 0 && row.cache.marked(row.sequence, b)) plan.unencoded[count++] = int32_t(b);
   const int kinds = row.cache.has_values() ? 2 : 1;
   const int64_t work = count * kv_heads * kinds;
@@ -42,14 +43,13 @@ int64_t encode_changed(Row& row, int threads) {
 // and fresh ones).
 void find_special(Row& row) {
   Plan& plan = row.plan;
-  row.mixed = row.special = 0;
-  int64_t rank = 0;
+  int64_t rank = 0, mixed = 0, special = 0;
   const int64_t first_recent = row.visible - plan.config.recent;
   for (int64_t i = 0; i < row.active; i++) {
     const int32_t b = plan.active[i];
     const uint64_t visible = plan.visible[b], coded = row.cache.coded(row.sequence, b);
     plan.is_mixed[i] = (coded & ~visible) != 0;
-    row.mixed += plan.is_mixed[i];
+    mixed += plan.is_mixed[i];
     const int64_t next = rank + (~visible == 0 ? block_tokens : std::popcount(visible));  // most blocks are whole
     uint64_t always = visible & ~coded;
     if (rank < plan.config.sinks || next > first_recent)
@@ -57,9 +57,11 @@ void find_special(Row& row) {
         if (r < plan.config.sinks || r >= first_recent) always |= uint64_t{1} << t;
         r++;
       });
-    if (~visible != 0 || always != 0) plan.special[row.special++] = {i, visible, always};
+    if (~visible != 0 || always != 0) plan.special[special++] = {i, visible, always};
     rank = next;
   }
+  row.mixed = mixed;
+  row.special = special;
 }
 
 // The next live rows in turn, `verify_rows` for every row of the step, whose hashes are to be checked: plan.checked.
@@ -249,7 +251,7 @@ void move_times(Plan& plan, Times& total) {
 
 HeadRoom::HeadRoom(int64_t blocks, int head_dim)
     : select(make_array<int16_t>(select_scratch(blocks * block_tokens))), blocks(make_array<float>(blocks)),
-      means(make_array<float>(blocks)), positions(make_array<int32_t>(blocks * block_tokens)),
+      means(make_array<float>(blocks)), kept(make_array<int32_t>(blocks)), positions(make_array<int32_t>(blocks * block_tokens)),
       tokens(make_array<int32_t>(blocks * block_tokens)), estimated(make_array<int16_t>(blocks * block_tokens)),
       weights(make_array<float>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)),
       ranks(make_array<int16_t>(blocks * block_tokens)), chosen(make_array<uint8_t>(blocks * block_tokens)),

@@ -20,6 +20,7 @@ struct HeadRoom {
   Array<int16_t> select;      // select_scratch
   Array<float> blocks;        // [blocks] sums of estimated weights
   Array<float> means;         // [blocks] weights of the mean values
+  Array<int32_t> kept;        // [blocks] those whose mean is added
   Array<int32_t> positions;   // of the tokens that are looked at one by one: candidates, second tier
   Array<int32_t> tokens;      // the same
   Array<int16_t> estimated;   // their scores

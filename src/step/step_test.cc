@@ -734,7 +734,7 @@ struct ReferenceTiers {
   std::vector<double> out;
   double lse, mass;
   std::vector<int32_t> candidates;
-  int64_t looked_at;
+  int64_t listed = 0;  // tokens whose levels are added
 
   ReferenceTiers(Fixture& f, int h, int64_t tokens, Estimator estimator, const std::string& rerank, double noise, int64_t sketch,
                  bool tail, const std::vector<int32_t>& selected) {
@@ -745,7 +745,7 @@ struct ReferenceTiers {
     const Estimated plain{scores.unit / std::sqrt(double(head_dim)), 0, 0, 0};
     double sum = 0;
     for (int16_t s : scores.score) sum += ref::weight(plain, s);
-    looked_at = 0;
+    int64_t looked_at = 0;
     for (int16_t s : scores.score)
       looked_at += s == always_score || ref::weight(plain, s) / sum * std::exp(std::sqrt(noise)) >= worthwhile_share;
     looked_at = rerank == "1" ? budget + sketch : std::clamp(looked_at, budget, budget + sketch);
@@ -754,23 +754,31 @@ struct ReferenceTiers {
     for (int32_t t : candidates) exact.push_back(exact_score(f, h, t));
     const double max = *std::max_element(exact.begin(), exact.end()), scale = 1 / std::sqrt(double(head_dim));
     const Estimated e{scale * scores.unit, scale * scores.highest_centre, 0, float(max)};
-    double known = 0, guessed = 0;
+    std::vector<std::pair<double, double>> known;  // estimated and exact weight, the least first
+    double total = 0;
     for (size_t i = 0; i < candidates.size(); i++) {
-      if (scores.score[candidates[i]] == always_score) continue;
-      known += std::exp(exact[i] - max);
-      guessed += ref::weight(e, scores.score[candidates[i]]);
+      total += std::exp(exact[i] - max);
+      if (scores.score[candidates[i]] != always_score) known.push_back({ref::weight(e, scores.score[candidates[i]]), std::exp(exact[i] - max)});
     }
-    const double gain = std::min(known / guessed, 5.0);
+    std::sort(known.begin(), known.end());
+    auto end = std::find_if(known.begin(), known.end(), [&](const auto& token) { return token.first > 2 * known[0].first; });
+    if (end - known.begin() < enough_known) end = known.end();
+    double low = 0, low_exact = 0;
+    for (auto token = known.begin(); token != end; ++token) low += token->first, low_exact += token->second;
+    const double gain = std::min(low_exact / low, 5.0);
 
     ReferenceCodes values(f, h * f.setup.kv_heads / f.setup.q_heads, tokens, Coded::values);
     std::vector<double> rest(head_dim), read(head_dim);  // rotated; as given
     double rest_sum = 0, read_sum = 0, other_sum = 0;
+    std::vector<double> of_block(blocks_of(tokens));
     const auto add_coded = [&](int64_t t, double weight, bool levels) {
       rest_sum += weight;
-      for (int d = 0; d < head_dim; d++)
-        rest[d] += weight * (ref::mean_value(values.codes(), t / block_tokens, d) +
-                             (levels ? ref::level_value(values.codes(), t, d) : 0));
+      of_block[t / block_tokens] += weight;
+      listed += levels;
+      for (int d = 0; d < head_dim && levels; d++) rest[d] += weight * ref::level_value(values.codes(), t, d);
     };
+    for (int64_t t = 0; t < tokens; t++)
+      if (!std::binary_search(candidates.begin(), candidates.end(), int32_t(t))) total += gain * ref::weight(e, scores.score[t]);
     const Rows v = rows_of(f.v.view(), 0, h * f.setup.kv_heads / f.setup.q_heads);
     for (size_t i = 0; i < candidates.size(); i++) {
       const double weight = std::exp(exact[i] - max);
@@ -779,7 +787,7 @@ struct ReferenceTiers {
         read_sum += weight;
         for (int d = 0; d < head_dim; d++) read[d] += weight * load_f32(v.row(candidates[i]), v.dtype, d);
       } else {
-        add_coded(candidates[i], weight, true);
+        add_coded(candidates[i], weight, !tail || weight >= levels_share * total);
       }
     }
     const auto second = ref::select(scores.score.data(), int64_t(scores.score.size()), looked_at - int64_t(candidates.size()));
@@ -789,6 +797,12 @@ struct ReferenceTiers {
       if (tail || levels) add_coded(t, weight, levels);
       else other_sum += weight;
     }
+    double kept = 0;  // blocks that weigh an eighth of the average and more stand for the others
+    const double least = tail ? rest_sum / double(of_block.size()) / 8 : 0;
+    for (double w : of_block) kept += w > least ? w : 0;
+    for (size_t b = 0; b < of_block.size(); b++)
+      for (int d = 0; d < head_dim && of_block[b] > least; d++)
+        rest[d] += of_block[b] * rest_sum / kept * ref::mean_value(values.codes(), int64_t(b), d);
     std::vector<float> turned(rest.begin(), rest.end());
     rotate(turned.data(), head_dim);
     for (int d = 0; d < head_dim; d++) out.push_back((read[d] + turned[d]) / (read_sum + rest_sum));
@@ -812,12 +826,12 @@ TEST_P(StepTest, ThreeTiersAreWhatTheReferenceSays) {
         p.noise = noise.data();
         ASSERT_OK_STEP(f, p);
         const auto which = std::strcmp(estimator, "dot") == 0 ? Estimator::dot : Estimator::manhattan;
-        int64_t looked_at = 0;
+        int64_t listed = 0;
         for (int h = 0; h < 3; h++) {
           const std::vector<int32_t> selected = f.selection(h);
           ASSERT_EQ(selected.size(), 50u);
           const ReferenceTiers expected(f, h, 1111, which, rerank, double(noise[h]), std::atoi(sketch), *tail == '1', selected);
-          looked_at += expected.looked_at - 50;
+          listed += expected.listed;
           // Selected: candidates, the sinks among them, and no other candidate scores higher (but for the rounding of ranks).
           ASSERT_TRUE(std::includes(expected.candidates.begin(), expected.candidates.end(), selected.begin(), selected.end()));
           double lowest = INFINITY;
@@ -828,14 +842,14 @@ TEST_P(StepTest, ThreeTiersAreWhatTheReferenceSays) {
             if (!std::binary_search(selected.begin(), selected.end(), t)) {
               EXPECT_LE(exact_score(f, h, t), lowest + 2e-3);
             }
-          EXPECT_NEAR(f.lse[h], expected.lse, 2e-3);
-          EXPECT_NEAR(mass[h], expected.mass, 1e-3);
-          for (int d = 0; d < head_dim; d++) ASSERT_NEAR(f.out[h * head_dim + d], expected.out[d], 3e-3) << "dimension " << d;
+          EXPECT_NEAR(f.lse[h], expected.lse, 1e-2);  // which tokens weigh twice the least is a matter of these four percent
+          EXPECT_NEAR(mass[h], expected.mass, 6e-3);
+          for (int d = 0; d < head_dim; d++) ASSERT_NEAR(f.out[h * head_dim + d], expected.out[d], 6e-3) << "dimension " << d;
         }
         EXPECT_EQ(f.stats.heads_sparse, 3);
         EXPECT_EQ(f.stats.heads_reranked, *rerank == '0' ? 0 : 3);
-        const double off = *rerank == '1' ? 0 : 0.01;  // weights are within one percent
-        EXPECT_NEAR(double(f.stats.tokens_sketched), double(looked_at), off * double(looked_at));
+        const double off = *rerank == '1' ? 0 : 0.04;  // weights are within four percent
+        EXPECT_NEAR(double(f.stats.tokens_sketched), double(listed), off * double(listed));
       }
 }
 

@@ -15,6 +15,8 @@ namespace adamas {
 namespace {
 
 constexpr float highest_gain = 5;   // a measured factor beyond this is an accident of few tokens
+constexpr float small_block = 8;   // a block that weighs so many times less than the average one is not read
+constexpr double farthest_weight = 64;  // exponent of an estimate above the reference of all
 constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
 // What codes do not say: biases move scores, hidden tokens are out. So are, until mark_always, those that must be in: sinks, recent and
@@ -44,7 +46,7 @@ void mark_always(Row& row, int h) {
   }
 }
 
-// Estimated weights, relative to the highest: their sums are in room.blocks.
+// Estimated weights: their sums are in room.blocks.
 struct Weighed {
   Estimated e;
   double sum = 0;
@@ -55,9 +57,11 @@ Weighed weigh_all(Row& row, int h, HeadRoom& room) {
   const int64_t tokens = row.active * block_tokens;
   Weighed weighed{{row.scale() * query.unit, row.scale() * query.highest_centre, row.p.softcap, 0}};
   Estimated& e = weighed.e;
-  const int16_t highest = highest_score(row.scores(h), tokens);
-  if (highest != hidden_score) {
-    const double score = e.unit * highest + e.highest;
+  // Relative to the highest centre, unless a float could not hold what stands above it.
+  int16_t reference = 0;
+  if (row.biased || !(e.unit * query.reach < farthest_weight)) reference = highest_score(row.scores(h), tokens);
+  if (reference != hidden_score) {
+    const double score = e.unit * reference + e.highest;
     e.max = float(e.softcap > 0 ? e.softcap * std::tanh(score / e.softcap) : score);
   }
   weighed.sum = double(weigh_blocks(e, row.scores(h), row.active, room.blocks.get()));
@@ -132,13 +136,17 @@ void choose_exactly(Row& row, int h, const Picked& picked, int64_t budget, HeadR
   }
 }
 
-// What turns estimated weights into those of the exact scores, relative to picked.max: the ratio of their sums over the candidates that
-// were picked by their estimate. The weights are in room.weights and room.scores.
-float measured_factor(const Weighed& weighed, const Picked& picked, HeadRoom& room) {
-  const auto [estimated, exact] = sum_known(room.estimated.get(), room.weights.get(), room.scores.get(), picked.candidates);
+// What the tail needs to know of the candidates, whose weights are in room.weights and room.scores.
+struct Measured {
+  float gain;    // turns estimated weights into those of the exact scores, relative to picked.max
+  double total;  // of all weights
+};
+Measured measure(const Weighed& weighed, const Picked& picked, HeadRoom& room) {
+  const KnownSums sums = sum_known(room.estimated.get(), room.weights.get(), room.scores.get(), picked.candidates);
   const float expected = std::exp(std::min(weighed.e.max - picked.max, highest_weight));
-  const float factor = exact / estimated;
-  return std::isfinite(factor) ? std::min(factor, highest_gain * expected) : expected;
+  const float ratio = sums.low_exact / sums.low_estimated;
+  const float gain = std::isfinite(ratio) ? std::min(ratio, highest_gain * expected) : expected;
+  return {gain, double(sums.all_exact) + double(gain) * std::max(0.0, weighed.sum - double(sums.all_estimated))};
 }
 
 // Everything that was not selected: adds it to the head's state and answers with its share of the weights, relative to the
@@ -149,14 +157,14 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   const bool add = row.cache.has_values() && !(row.biased && row.p.softcap > 0);  // a softcap stands before the bias, not after
   weigh(weighed.e, room.estimated.get(), padded(picked.all), room.weights.get());
   weigh_exact(room.exact.get(), picked.max, padded(picked.candidates), room.scores.get());
-  const float factor = measured_factor(weighed, picked, room);
+  const auto [factor, total] = measure(weighed, picked, room);
 
   // Of every block first all that was estimated; then the candidates take their estimates off, and add what they weigh themselves.
   float* means = room.means.get();
   const auto block_of = [&](int64_t i) { return uint32_t(room.positions[i]) / block_tokens; };
-  const auto take_over = [&](float gain) {
+  const auto take_over = [&](float gain, float least) {
     for (int64_t i = 0; i < row.active; i++) means[i] = gain * room.blocks[i];
-    const Listed listed = list_others(room.chosen.get(), picked.tokens, room.weights.get(), room.scores.get(), gain, picked.candidates,
+    const Listed listed = list_others(room.chosen.get(), picked.tokens, room.weights.get(), room.scores.get(), gain, least, picked.candidates,
                                       room.changes.get(), room.listed.get(), room.listed_weights.get());
     // Neighbours are often of one block: four places at once, or each sum would wait for the one before it.
     const int64_t part = picked.candidates / 4;
@@ -165,17 +173,12 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
     for (int64_t i = 4 * part; i < picked.candidates; i++) means[block_of(i)] += room.changes[i];
     return listed;
   };
-  Listed listed = take_over(factor);
-  double parts[4] = {};  // added side by side
-  for (int64_t i = 0; i < row.active; i++) {
-    means[i] = std::max(0.0f, means[i]);  // of rounding
-    parts[i % 4] += double(means[i]);
-  }
-  const double rest = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  Listed listed = take_over(factor, float(levels_share * total));
+  const double rest = double(settle(means, row.active));
   if (!add) return rest;
   double added = rest;
   if (!tail) {
-    listed = take_over(0);
+    listed = take_over(0, 0);
     added = double(listed.sum);
   }
 
@@ -209,7 +212,9 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   std::fill_n(state.out, row.head_dim(), 0.0f);
   const Codes values = row.cache.values(row.sequence, h / row.group());
   fetch_levels(values, room.listed.get(), count);  // while the means are added
-  add_means(values, row.head_dim(), plan.active.get(), means, row.active, state.out);
+  const float least = tail ? float(added / double(row.active)) / small_block : 0;
+  const Kept kept = keep_large(plan.active.get(), row.active, least, means, room.kept.get());
+  add_means(values, row.head_dim(), room.kept.get(), means, kept.count, float(added) / kept.sum, state.out);
   add_levels(values, row.head_dim(), room.listed.get(), room.listed_weights.get(), count, state.out);
   if (!row.cache.rotated(Coded::values)) rotate(state.out, row.head_dim());
   row.states(h)->merge(state, row.head_dim());

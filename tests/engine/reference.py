@@ -99,9 +99,8 @@ class Codes:
         self.of = np.arange(n) // BLOCK  # a token's block
         t = (0.98 * self.sigma)[self.of][:, None]
         self.level = 2 * ((residual > -t).astype(int) + (residual > 0) + (residual > t)) - 3
-        mean = self.centre @ hadamard(dim)
-        self.mean = mean[self.of]  # the block's mean value, for every token
-        self.value = self.mean + (0.498 * self.sigma)[self.of][:, None] * (self.level @ hadamard(dim))
+        self.mean = self.centre @ hadamard(dim)  # of every block
+        self.detail = (0.498 * self.sigma)[self.of][:, None] * (self.level @ hadamard(dim))  # of every token, about its block's mean
 
 
 def estimate(q, codes, estimator, paper):
@@ -151,7 +150,8 @@ def attention_of(case):
         n, dim = q.shape
         scale = 1 / np.sqrt(dim)
         exact = (q @ k.T * scale).astype(np.float64)
-        weight = np.zeros((3, n, n))  # of the value, of the value in codes, of the block's mean
+        weight = np.zeros((2, n, n))  # of the value, of its detail in codes
+        mean_weight = np.zeros((n, -(-n // BLOCK)))  # of the blocks' means
         if case in ("dot", "manhattan", "paper", *TIERS):
             keys = Codes(k, paper)
             score, unit, highest, squares = estimate(q, keys, "manhattan" if case in ("manhattan", "paper") else "dot", paper)
@@ -190,7 +190,7 @@ def attention_of(case):
             guess = scale * (unit[row] * score[row, :seen] + highest[row])
             top = guess[~always].max()
             estimated = np.where(always, 0, np.exp(guess - top))
-            reach = top + np.log(3e-4 * estimated.sum()) - np.sqrt(noise)
+            reach = top + np.log(4e-4 * estimated.sum()) - np.sqrt(noise)
             sketch = {"tail": 0, "sketch": 128, "tiers": 1024}[case]
             picked = best(own, int(np.clip((always | (guess >= reach)).sum(), BUDGET, BUDGET + sketch)))
             candidate = picked if case == "tiers" else best(own, BUDGET)
@@ -200,18 +200,24 @@ def attention_of(case):
             chosen = best(rank, BUDGET)
             known = candidate & ~always
             w = np.exp(s - most)
-            gain = min(w[known].sum() / estimated[known].sum(), 5 * np.exp(min(top - most, 30)))
+            low = known & (estimated <= 2 * estimated[known].min())
+            low = low if low.sum() >= 16 else known
+            gain = min(w[low].sum() / estimated[low].sum(), 5 * np.exp(min(top - most, 30)))
             weight[0, row, :seen] = np.where(chosen, w, 0)
-            weight[1, row, :seen] = np.where(candidate & ~chosen, w, 0)
-            rest = np.where(candidate, 0, gain * estimated)
-            mixed = (np.arange(seen) // BLOCK == row // BLOCK) & (min(n, (row // BLOCK + 1) * BLOCK) != seen)
-            weight[1, row, :seen] += np.where(mixed | picked, rest, 0)
-            weight[2, row, :seen] = np.where(mixed | picked, 0, rest)
+            other = np.where(candidate, np.where(chosen, 0, w), gain * estimated)  # of the second tier and the tail
+            block = np.arange(seen) // BLOCK
+            mixed = (block == row // BLOCK) & (min(n, (row // BLOCK + 1) * BLOCK) != seen)
+            level = candidate & ~chosen & (w >= 2e-4 * (other.sum() + w[chosen].sum())) | ~candidate & (mixed | picked)
+            weight[1, row, :seen] = np.where(level, other, 0)
+            of_block = np.bincount(block, other)
+            small = of_block <= of_block.mean() / 8  # their weight goes to the others
+            of_block = np.where(small, 0, of_block * of_block.sum() / of_block[~small].sum())
+            mean_weight[row, :len(of_block)] = of_block
         out = weight[0] @ v
         if case in TIERS:
             values = Codes(v)
-            out += weight[1] @ values.value + weight[2] @ values.mean
-        return (out / weight.sum(axis=(0, 2))[:, None]).astype(np.float32)
+            out += weight[1] @ values.detail + mean_weight @ values.mean
+        return (out / (weight[0].sum(axis=1) + mean_weight.sum(axis=1))[:, None]).astype(np.float32)
 
     return attention
 
