@@ -95,7 +95,7 @@ typedef enum adamas_rows_mode {
 typedef enum adamas_rerank {
   ADAMAS_RERANK_OFF = 0, /* the keys of the top `budget` by estimate are read, and no others */
   ADAMAS_RERANK_ON = 1,  /* those of all `budget + sketch` */
-  ADAMAS_RERANK_AUTO = 2 /* of these those of the tokens whose share of the softmax may reach 0.0004 */
+  ADAMAS_RERANK_AUTO = 2 /* of these those of the tokens whose share of the softmax may reach 0.0003 */
 } adamas_rerank;
 
 #define ADAMAS_SKETCH_AUTO (-1) /* max(1024, context / 16) tokens */

@@ -44,25 +44,22 @@ void weigh_exact(const float* scores, float max, int64_t count, float* weights);
 void rank_exact(const float* scores, float max, int64_t count, int16_t* ranks);
 
 // Sums of two lists of weights over the tokens that have an estimate, whose score is neither hidden nor always: of those that weigh at
-// most twice the least (of all, when these are fewer than `enough_known`), and of all. all_exact: of every token. All have room for
-// `count` to a multiple of 64.
+// most twice the least, or of all, when these are fewer than `enough_known`. All have room for `count` to a multiple of 64.
 inline constexpr int64_t enough_known = 16;
 struct KnownSums {
-  float low_estimated, low_exact;
-  float all_estimated, all_exact;
+  float estimated, exact;
 };
 KnownSums sum_known(const int16_t* scores, const float* estimated, const float* exact, int64_t count);
 
-// Of the tokens whose keys were read, [count], those that were not selected and weigh `least` or more: listed, in order, with their exact
-// weights. Returns how many, and the sum of the weights of all that were not selected. changes[i]: what token i changes in the weight of
-// its block, whose estimate times gain has it already: less gain estimated[i], and more by exact[i] unless it is selected. All have room
-// for `count` to a multiple of 64.
+// Of the tokens whose keys were read, [count], those that were not selected: listed, in order, with their exact weights. Returns how many
+// and the sum of these weights. changes[i]: what token i changes in the weight of its block, whose estimate times gain has it
+// already: less gain estimated[i], and more by exact[i] unless it is selected. All have room for `count` to a multiple of 64.
 struct Listed {
   int64_t count;
   float sum;
 };
-Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, float least,
-                   int64_t count, float* changes, int32_t* listed, float* weights);
+Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
+                   float* changes, int32_t* listed, float* weights);
 
 // Sums of weights that fell below zero when others were taken off them, by rounding, become zero. Returns the sum of all. sums: [count],
 // with room for a multiple of 16.

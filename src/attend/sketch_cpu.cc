@@ -174,8 +174,8 @@ float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
   return hn::GetLane(hn::SumOfLanes(d, total));
 }
 
-Listed ListOthers(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, float least,
-                  int64_t count, float* changes, int32_t* listed, float* weights) {
+Listed ListOthers(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
+                  float* changes, int32_t* listed, float* weights) {
   const F32 d;
   const I32 di;
   const hn::Rebind<uint8_t, F32> d8;
@@ -193,10 +193,9 @@ Listed ListOthers(const uint8_t* selected, const int32_t* tokens, const float* e
     const auto weight = hn::IfThenElseZero(hn::RebindMask(d, others), hn::LoadU(d, exact + i));
     sum = hn::Add(sum, weight);
     hn::StoreU(hn::NegMulAdd(own, hn::LoadU(d, estimated + i), weight), d, changes + i);
-    const auto worth = hn::And(hn::RebindMask(d, others), hn::Ge(weight, hn::Set(d, least)));
-    hn::StoreU(hn::Compress(hn::LoadU(di, tokens + i), hn::RebindMask(di, worth)), di, listed + written);
-    hn::StoreU(hn::Compress(weight, worth), d, weights + written);
-    written += static_cast<int64_t>(hn::CountTrue(d, worth));
+    hn::StoreU(hn::Compress(hn::LoadU(di, tokens + i), others), di, listed + written);
+    hn::StoreU(hn::Compress(weight, hn::RebindMask(d, others)), d, weights + written);
+    written += static_cast<int64_t>(hn::CountTrue(di, others));
   }
   return {written, hn::GetLane(hn::SumOfLanes(d, sum))};
 }
@@ -253,36 +252,27 @@ void RankExact(const float* scores, float max, int64_t count, int16_t* ranks) {
 KnownSums SumKnown(const int16_t* scores, const float* estimated, const float* exact, int64_t count) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto infinite = hn::Set(d, std::numeric_limits<float>::infinity());
-  auto least = infinite, sum_estimated = hn::Zero(d), sum_exact = hn::Zero(d), all_exact = hn::Zero(d);
-  // visit(estimated weights, exact ones, whose estimate is known, what lies within count)
-  const auto for_each_vector = [&](auto visit) HWY_ATTR {
-    for (int64_t i = 0; i < count; i += lanes) {
-      const auto within = hn::FirstN(d, static_cast<size_t>(std::min(lanes, count - i)));
-      visit(hn::LoadU(d, estimated + i), hn::LoadU(d, exact + i), hn::And(AreEstimates(d, LoadScores(scores + i)), within), within);
-    }
+  const auto known_at = [&](int64_t i) HWY_ATTR {
+    return hn::And(AreEstimates(d, LoadScores(scores + i)), hn::FirstN(d, static_cast<size_t>(std::min(lanes, count - i))));
   };
-  for_each_vector([&](auto weight, auto weight_exact, auto known, auto within) HWY_ATTR {
-    least = hn::Min(least, hn::IfThenElse(known, weight, infinite));
-    sum_estimated = hn::Add(sum_estimated, hn::IfThenElseZero(known, weight));
-    sum_exact = hn::Add(sum_exact, hn::IfThenElseZero(known, weight_exact));
-    all_exact = hn::Add(all_exact, hn::IfThenElseZero(within, weight_exact));
-  });
-  const auto sum_of = [&](Floats v) HWY_ATTR { return hn::GetLane(hn::SumOfLanes(d, v)); };
-  KnownSums sums{sum_of(sum_estimated), sum_of(sum_exact), sum_of(sum_estimated), sum_of(all_exact)};
-  const auto most = hn::Set(d, 2 * hn::GetLane(hn::MinOfLanes(d, least)));
-  int64_t tokens = 0;
-  sum_estimated = sum_exact = hn::Zero(d);
-  for_each_vector([&](auto weight, auto weight_exact, auto known, auto) HWY_ATTR {
-    const auto low = hn::And(known, hn::Le(weight, most));
-    tokens += static_cast<int64_t>(hn::CountTrue(d, low));
-    sum_estimated = hn::Add(sum_estimated, hn::IfThenElseZero(low, weight));
-    sum_exact = hn::Add(sum_exact, hn::IfThenElseZero(low, weight_exact));
-  });
-  if (tokens >= enough_known) {
-    sums.low_estimated = sum_of(sum_estimated);
-    sums.low_exact = sum_of(sum_exact);
-  }
+  const auto infinite = hn::Set(d, std::numeric_limits<float>::infinity());
+  auto least = infinite;
+  for (int64_t i = 0; i < count; i += lanes) least = hn::Min(least, hn::IfThenElse(known_at(i), hn::LoadU(d, estimated + i), infinite));
+  const auto sums_up_to = [&](float most, KnownSums& sums) HWY_ATTR {  // answers with how many tokens these are
+    auto sum_estimated = hn::Zero(d), sum_exact = hn::Zero(d);
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < count; i += lanes) {
+      const auto weight = hn::LoadU(d, estimated + i);
+      const auto counted = hn::And(known_at(i), hn::Le(weight, hn::Set(d, most)));
+      tokens += static_cast<int64_t>(hn::CountTrue(d, counted));
+      sum_estimated = hn::Add(sum_estimated, hn::IfThenElseZero(counted, weight));
+      sum_exact = hn::Add(sum_exact, hn::IfThenElseZero(counted, hn::LoadU(d, exact + i)));
+    }
+    sums = {hn::GetLane(hn::SumOfLanes(d, sum_estimated)), hn::GetLane(hn::SumOfLanes(d, sum_exact))};
+    return tokens;
+  };
+  KnownSums sums;
+  if (sums_up_to(2 * hn::GetLane(hn::MinOfLanes(d, least)), sums) < enough_known) sums_up_to(std::numeric_limits<float>::infinity(), sums);
   return sums;
 }
 
@@ -390,9 +380,9 @@ float weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, fl
   return HWY_DYNAMIC_DISPATCH(WeighBlocks)(e, scores, blocks, weights);
 }
 
-Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, float least,
-                   int64_t count, float* changes, int32_t* listed, float* weights) {
-  return HWY_DYNAMIC_DISPATCH(ListOthers)(selected, tokens, estimated, exact, gain, least, count, changes, listed, weights);
+Listed list_others(const uint8_t* selected, const int32_t* tokens, const float* estimated, const float* exact, float gain, int64_t count,
+                   float* changes, int32_t* listed, float* weights) {
+  return HWY_DYNAMIC_DISPATCH(ListOthers)(selected, tokens, estimated, exact, gain, count, changes, listed, weights);
 }
 
 void weigh_exact(const float* scores, float max, int64_t count, float* weights) {

@@ -57,7 +57,7 @@ const std::vector<Entry>& table() {
       {.shown = {"tail", "ADAMAS_TAIL", "0 | 1", "1: every block's remaining tokens count with its mean value"},
        .choice = &adamas_config::tail, .words = {"0", "1"}},
       {.shown = {"rerank", "ADAMAS_RERANK", "0 | 1 | auto",
-                 "whose keys are read to choose the budget by exact scores; auto: of the tokens that may weigh 0.0004 of the softmax; 1: all of sketch; 0: the budget is chosen by estimate"},
+                 "whose keys are read to choose the budget by exact scores; auto: of the tokens that may weigh 0.0003 of the softmax; 1: all of sketch; 0: the budget is chosen by estimate"},
        .choice = &adamas_config::rerank, .words = {"0", "1", "auto"}},
       {.shown = {"max_noise", "ADAMAS_MAX_NOISE", "0 to 1000000",
                  "variance of an estimated score above which a head is read densely; 0: never"},

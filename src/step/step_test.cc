@@ -755,9 +755,7 @@ struct ReferenceTiers {
     const double max = *std::max_element(exact.begin(), exact.end()), scale = 1 / std::sqrt(double(head_dim));
     const Estimated e{scale * scores.unit, scale * scores.highest_centre, 0, float(max)};
     std::vector<std::pair<double, double>> known;  // estimated and exact weight, the least first
-    double total = 0;
     for (size_t i = 0; i < candidates.size(); i++) {
-      total += std::exp(exact[i] - max);
       if (scores.score[candidates[i]] != always_score) known.push_back({ref::weight(e, scores.score[candidates[i]]), std::exp(exact[i] - max)});
     }
     std::sort(known.begin(), known.end());
@@ -777,8 +775,6 @@ struct ReferenceTiers {
       listed += levels;
       for (int d = 0; d < head_dim && levels; d++) rest[d] += weight * ref::level_value(values.codes(), t, d);
     };
-    for (int64_t t = 0; t < tokens; t++)
-      if (!std::binary_search(candidates.begin(), candidates.end(), int32_t(t))) total += gain * ref::weight(e, scores.score[t]);
     const Rows v = rows_of(f.v.view(), 0, h * f.setup.kv_heads / f.setup.q_heads);
     for (size_t i = 0; i < candidates.size(); i++) {
       const double weight = std::exp(exact[i] - max);
@@ -787,7 +783,7 @@ struct ReferenceTiers {
         read_sum += weight;
         for (int d = 0; d < head_dim; d++) read[d] += weight * load_f32(v.row(candidates[i]), v.dtype, d);
       } else {
-        add_coded(candidates[i], weight, !tail || weight >= levels_share * total);
+        add_coded(candidates[i], weight, true);
       }
     }
     const auto second = ref::select(scores.score.data(), int64_t(scores.score.size()), looked_at - int64_t(candidates.size()));

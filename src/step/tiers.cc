@@ -15,8 +15,8 @@ namespace adamas {
 namespace {
 
 constexpr float highest_gain = 5;   // a measured factor beyond this is an accident of few tokens
-constexpr float small_block = 8;   // a block that weighs so many times less than the average one is not read
-constexpr double farthest_weight = 64;  // exponent of an estimate above the reference of all
+constexpr float small_block = 8;    // a block that weighs so many times less than the average one is not read
+constexpr double farthest_weight = 64;  // exponent of an estimate above the highest centre
 constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
 // What codes do not say: biases move scores, hidden tokens are out. So are, until mark_always, those that must be in: sinks, recent and
@@ -54,12 +54,11 @@ struct Weighed {
 
 Weighed weigh_all(Row& row, int h, HeadRoom& room) {
   const Query& query = row.plan.queries[h];
-  const int64_t tokens = row.active * block_tokens;
   Weighed weighed{{row.scale() * query.unit, row.scale() * query.highest_centre, row.p.softcap, 0}};
   Estimated& e = weighed.e;
-  // Relative to the highest centre, unless a float could not hold what stands above it.
-  int16_t reference = 0;
-  if (row.biased || !(e.unit * query.reach < farthest_weight)) reference = highest_score(row.scores(h), tokens);
+  // Relative to the highest centre, unless estimates can stand so far above it that a float cannot hold them.
+  const bool near = !row.biased && e.unit * query.reach < farthest_weight;
+  const int16_t reference = near ? int16_t{0} : highest_score(row.scores(h), row.active * block_tokens);
   if (reference != hidden_score) {
     const double score = e.unit * reference + e.highest;
     e.max = float(e.softcap > 0 ? e.softcap * std::tanh(score / e.softcap) : score);
@@ -136,17 +135,13 @@ void choose_exactly(Row& row, int h, const Picked& picked, int64_t budget, HeadR
   }
 }
 
-// What the tail needs to know of the candidates, whose weights are in room.weights and room.scores.
-struct Measured {
-  float gain;    // turns estimated weights into those of the exact scores, relative to picked.max
-  double total;  // of all weights
-};
-Measured measure(const Weighed& weighed, const Picked& picked, HeadRoom& room) {
-  const KnownSums sums = sum_known(room.estimated.get(), room.weights.get(), room.scores.get(), picked.candidates);
+// What turns estimated weights into those of the exact scores, relative to picked.max. The candidates' weights are in room.weights and
+// room.scores.
+float measured_factor(const Weighed& weighed, const Picked& picked, HeadRoom& room) {
+  const auto [estimated, exact] = sum_known(room.estimated.get(), room.weights.get(), room.scores.get(), picked.candidates);
   const float expected = std::exp(std::min(weighed.e.max - picked.max, highest_weight));
-  const float ratio = sums.low_exact / sums.low_estimated;
-  const float gain = std::isfinite(ratio) ? std::min(ratio, highest_gain * expected) : expected;
-  return {gain, double(sums.all_exact) + double(gain) * std::max(0.0, weighed.sum - double(sums.all_estimated))};
+  const float factor = exact / estimated;
+  return std::isfinite(factor) ? std::min(factor, highest_gain * expected) : expected;
 }
 
 // Everything that was not selected: adds it to the head's state and answers with its share of the weights, relative to the
@@ -157,14 +152,14 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   const bool add = row.cache.has_values() && !(row.biased && row.p.softcap > 0);  // a softcap stands before the bias, not after
   weigh(weighed.e, room.estimated.get(), padded(picked.all), room.weights.get());
   weigh_exact(room.exact.get(), picked.max, padded(picked.candidates), room.scores.get());
-  const auto [factor, total] = measure(weighed, picked, room);
+  const float factor = measured_factor(weighed, picked, room);
 
   // Of every block first all that was estimated; then the candidates take their estimates off, and add what they weigh themselves.
   float* means = room.means.get();
   const auto block_of = [&](int64_t i) { return uint32_t(room.positions[i]) / block_tokens; };
-  const auto take_over = [&](float gain, float least) {
+  const auto take_over = [&](float gain) {
     for (int64_t i = 0; i < row.active; i++) means[i] = gain * room.blocks[i];
-    const Listed listed = list_others(room.chosen.get(), picked.tokens, room.weights.get(), room.scores.get(), gain, least, picked.candidates,
+    const Listed listed = list_others(room.chosen.get(), picked.tokens, room.weights.get(), room.scores.get(), gain, picked.candidates,
                                       room.changes.get(), room.listed.get(), room.listed_weights.get());
     // Neighbours are often of one block: four places at once, or each sum would wait for the one before it.
     const int64_t part = picked.candidates / 4;
@@ -173,12 +168,12 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
     for (int64_t i = 4 * part; i < picked.candidates; i++) means[block_of(i)] += room.changes[i];
     return listed;
   };
-  Listed listed = take_over(factor, float(levels_share * total));
+  Listed listed = take_over(factor);
   const double rest = double(settle(means, row.active));
   if (!add) return rest;
   double added = rest;
   if (!tail) {
-    listed = take_over(0, 0);
+    listed = take_over(0);
     added = double(listed.sum);
   }
 

@@ -3,7 +3,7 @@
 //   candidates   the tokens whose share of the softmax may be worth it, at least `budget` and at most `budget + sketch`: the top
 //                ones by estimate; their keys are read
 //   selected     of these the top `budget` by exact score: attention over K and V
-//   second tier  the other candidates: exact weights, values through codes (where they weigh little, at the block's mean value)
+//   second tier  the other candidates: exact weights, values through codes
 //   tail         the rest of every block: weights by estimate, at the block's mean value
 //
 // A token is worth it when its share reaches worthwhile_share with its estimate one standard deviation too low. Without
@@ -24,10 +24,9 @@ double noise_of(const Query& query, int head_dim, double mean_square_sigma, doub
 
 // How many tokens `sketch` is, in a context of `visible`.
 int64_t sketch_tokens(const adamas_config& config, int64_t visible);
-// What a token must weigh for its key to be read, and, when its exact weight is known, for the levels of its value. What is left out,
-// each token below this share p and at its block's mean value, moves the output by at most about sqrt(p) = 2% of the values' deviation,
-// whatever the context's length.
-inline constexpr double worthwhile_share = 4e-4, levels_share = 2e-4;
+// What a token must weigh to be looked at. What is left out, each token below this share p and at its block's mean value, moves the
+// output by at most about sqrt(p) = 1.7% of the values' deviation, whatever the context's length.
+inline constexpr double worthwhile_share = 3e-4;
 
 // Selects, attends and writes the head's state and plan.heads[h]; returns stale rows among those that it read. Marks the head
 // dense instead when min_mass cannot be reached with less than half of the tokens.

@@ -190,7 +190,7 @@ def attention_of(case):
             guess = scale * (unit[row] * score[row, :seen] + highest[row])
             top = guess[~always].max()
             estimated = np.where(always, 0, np.exp(guess - top))
-            reach = top + np.log(4e-4 * estimated.sum()) - np.sqrt(noise)
+            reach = top + np.log(3e-4 * estimated.sum()) - np.sqrt(noise)
             sketch = {"tail": 0, "sketch": 128, "tiers": 1024}[case]
             picked = best(own, int(np.clip((always | (guess >= reach)).sum(), BUDGET, BUDGET + sketch)))
             candidate = picked if case == "tiers" else best(own, BUDGET)
@@ -207,7 +207,7 @@ def attention_of(case):
             other = np.where(candidate, np.where(chosen, 0, w), gain * estimated)  # of the second tier and the tail
             block = np.arange(seen) // BLOCK
             mixed = (block == row // BLOCK) & (min(n, (row // BLOCK + 1) * BLOCK) != seen)
-            level = candidate & ~chosen & (w >= 2e-4 * (other.sum() + w[chosen].sum())) | ~candidate & (mixed | picked)
+            level = candidate & ~chosen | ~candidate & (mixed | picked)
             weight[1, row, :seen] = np.where(level, other, 0)
             of_block = np.bincount(block, other)
             small = of_block <= of_block.mean() / 8  # their weight goes to the others
