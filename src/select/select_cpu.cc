@@ -149,8 +149,10 @@ int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
 
 int64_t SelectReaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
                        int16_t* selected, int16_t* scratch) {
-  int64_t kept = Gather(scores, count, std::max<int16_t>(bound, hidden_score + 1), positions, scratch);
-  if (kept < least) kept = Select(scores, count, least, positions, scratch);
+  const bool bounded = bound > hidden_score + 1;
+  int64_t kept = bounded ? Gather(scores, count, bound, positions, scratch) : count;
+  const bool near = bounded && kept >= least && kept <= 4 * most;  // else they are found sooner without the bound
+  if (!near) kept = Select(scores, count, kept < least ? least : most, positions, scratch);
   for (int64_t i = 0; i < kept; i++) selected[i] = scores[positions[i]];
   return kept > most ? Trim(selected, kept, most, positions, scratch) : kept;
 }
