@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <iterator>
-#include <limits>
 #include <utility>
 
 #include "codes/codes.h"
@@ -247,45 +246,20 @@ std::pair<double, double> RangeOf(const double* values, int64_t count) {
   return {std::min(least, hn::GetLane(hn::MinOfLanes(d, lowest))), std::max(most, hn::GetLane(hn::MaxOfLanes(d, highest)))};
 }
 
-// Calls some(tag, i) for vectors of doubles at i, the last ones one by one.
-template <class Some>
-HWY_INLINE void ForEachVector(int64_t count, Some&& some) {
+// C_b
+void OffsetsOf(const double* centres, int64_t count, double highest, double unit, int16_t* offsets) {
+  const auto some = [&](auto d, int64_t i) HWY_ATTR {
+    const hn::Rebind<int32_t, decltype(d)> d32;
+    const hn::Rebind<int16_t, decltype(d)> d16;
+    const auto units = hn::Div(hn::Sub(hn::LoadU(d, centres + i), hn::Set(d, highest)), hn::Set(d, unit));
+    const auto kept = hn::Max(units, hn::Set(d, static_cast<double>(lowest_centre)));
+    const auto rounded = hn::Sub(hn::Add(kept, hn::Set(d, round_shift)), hn::Set(d, round_shift));
+    hn::StoreU(hn::DemoteTo(d16, hn::DemoteTo(d32, rounded)), d16, offsets + i);
+  };
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(F64()));
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) some(F64(), i);
   for (; i < count; i++) some(hn::CappedTag<double, 1>(), i);
-}
-
-// Rounds half to even and stores as 16 bits what fits them.
-template <class D>
-HWY_INLINE void StoreRounded(D d, hn::Vec<D> values, int16_t* to) {
-  const hn::Rebind<int32_t, D> d32;
-  const hn::Rebind<int16_t, D> d16;
-  const auto rounded = hn::Sub(hn::Add(values, hn::Set(d, round_shift)), hn::Set(d, round_shift));
-  hn::StoreU(hn::DemoteTo(d16, hn::DemoteTo(d32, rounded)), d16, to);
-}
-
-// A_b
-void BlockWeights(const float* sigma, const int32_t* blocks, int64_t count, float reference, int16_t* weights) {
-  if (!(reference > 0)) {
-    std::fill_n(weights, count, int16_t{0});
-    return;
-  }
-  ForEachVector(count, [&](auto d, int64_t i) HWY_ATTR {
-    const hn::Rebind<float, decltype(d)> d32;
-    float of_blocks[hn::MaxLanes(d)];
-    for (size_t j = 0; j < hn::Lanes(d); j++) of_blocks[j] = sigma[blocks[i + static_cast<int64_t>(j)]];
-    const auto ratio = hn::Div(hn::PromoteTo(d, hn::LoadU(d32, of_blocks)), hn::Set(d, static_cast<double>(reference)));
-    StoreRounded(d, hn::Min(hn::Set(d, 32767.0), hn::Mul(hn::Set(d, 32767.0), ratio)), weights + i);
-  });
-}
-
-// C_b
-void OffsetsOf(const double* centres, int64_t count, double highest, double unit, int16_t* offsets) {
-  ForEachVector(count, [&](auto d, int64_t i) HWY_ATTR {
-    const auto units = hn::Div(hn::Sub(hn::LoadU(d, centres + i), hn::Set(d, highest)), hn::Set(d, unit));
-    StoreRounded(d, hn::Max(units, hn::Set(d, static_cast<double>(lowest_centre))), offsets + i);
-  });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -306,7 +280,6 @@ int exponent_of(float positive) { return static_cast<int>(std::bit_cast<uint32_t
 HWY_EXPORT(Scan);
 HWY_EXPORT(CentreProducts);
 HWY_EXPORT(RangeOf);
-HWY_EXPORT(BlockWeights);
 HWY_EXPORT(OffsetsOf);
 
 void prepare_query(const float* y, int head_dim, Estimator estimator, float threshold, Query& query) {
@@ -347,30 +320,28 @@ void prepare_query(const float* y, int head_dim, Estimator estimator, float thre
 }
 
 float reference_sigma(const float* sigma, const int32_t* blocks, int64_t count) {
-  float most[4] = {}, least[4];  // side by side: each compare waits for the one before it. least: of those above zero
-  std::fill_n(least, 4, std::numeric_limits<float>::infinity());
-  for (int64_t i = 0; i < count; i++) {
-    const float s = sigma[blocks[i]];
-    most[i % 4] = s > most[i % 4] ? s : most[i % 4];
-    least[i % 4] = s > 0 && s < least[i % 4] ? s : least[i % 4];
-  }
-  const float largest = *std::max_element(most, most + 4);
-  if (!(largest > 0)) return 0;
-  if (exponent_of(largest) < exponent_of(*std::min_element(least, least + 4)) + 4) return largest;  // whatever the median is
+  float largest = 0;
   int32_t histogram[256] = {};
   int32_t positive = 0;
-  for (int64_t i = 0; i < count; i++)
-    if (const float s = sigma[blocks[i]]; s > 0) {
+  for (int64_t i = 0; i < count; i++) {
+    const float s = sigma[blocks[i]];
+    if (s > 0) {
+      largest = std::max(largest, s);
       histogram[exponent_of(s) + 127]++;
       positive++;
     }
+  }
+  if (positive == 0) return 0;
   int exponent = -1;
   for (int32_t below = 0; below < (positive + 1) / 2;) below += histogram[++exponent];
   return std::min(largest, std::ldexp(1.0f, std::min(exponent - 127 + 4, 127)));
 }
 
 void block_weights(const float* sigma, const int32_t* blocks, int64_t count, float reference, int16_t* weights) {
-  HWY_DYNAMIC_DISPATCH(BlockWeights)(sigma, blocks, count, reference, weights);
+  for (int64_t i = 0; i < count; i++) {
+    const double ratio = reference > 0 ? static_cast<double>(sigma[blocks[i]]) / static_cast<double>(reference) : 0.0;
+    weights[i] = static_cast<int16_t>(round_even(std::min(32767.0, 32767.0 * ratio)));
+  }
 }
 
 void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks,

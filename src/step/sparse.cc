@@ -26,12 +26,12 @@ void prepare_keys(Row& row, int g) {
   const Codes codes = row.cache.codes(row.sequence, g);
   plan.reference[g] = reference_sigma(codes.sigma, plan.active.get(), row.active);
   block_weights(codes.sigma, plan.active.get(), row.active, plan.reference[g], plan.weights.get() + g * plan.blocks);
-  double squares[4] = {};  // side by side; one block far beyond the rest must not make the whole head look noisy
+  double squares = 0;  // one block far beyond the rest must not make the whole head look noisy
   for (int64_t i = 0; i < row.active; i++) {
     const double sigma = std::min(codes.sigma[plan.active[i]], plan.reference[g]);
-    squares[i % 4] += sigma * sigma;
+    squares += sigma * sigma;
   }
-  plan.variance[g] = ((squares[0] + squares[1]) + (squares[2] + squares[3])) / double(std::max<int64_t>(1, row.active));
+  plan.variance[g] = squares / double(std::max<int64_t>(1, row.active));
 }
 
 // Stage 1 and the query's half of stage 3, for one query head; whether it is too noisy to be estimated.
