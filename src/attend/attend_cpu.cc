@@ -89,8 +89,18 @@ HWY_INLINE void Weigh(int head_dim, float* scores, SoftmaxState& state) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   auto largest = hn::Set(d, minus_infinity);
-  for (int t = 0; t < attend_tile; t += lanes) largest = hn::Max(largest, hn::LoadU(d, scores + t));
+  auto ordered = hn::Eq(largest, largest);
+  for (int t = 0; t < attend_tile; t += lanes) {
+    const auto s = hn::LoadU(d, scores + t);
+    largest = hn::Max(largest, s);
+    ordered = hn::And(ordered, hn::Eq(s, s));
+  }
   const float top = std::max(state.max, hn::GetLane(hn::MaxOfLanes(d, largest)));
+  if (!hn::AllTrue(d, ordered) || !(top < -minus_infinity)) {  // a NaN or an infinity: neither Max nor Exp would let a NaN through
+    state.max = state.sum = std::numeric_limits<float>::quiet_NaN();
+    for (int t = 0; t < attend_tile; t++) scores[t] = 0;
+    return;
+  }
   if (top == minus_infinity) {  // nothing visible yet
     for (int t = 0; t < attend_tile; t++) scores[t] = 0;
     return;

@@ -371,7 +371,7 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
     for (const Block& b : kinds) total += b.layout.block_bytes() + 2 * sizeof(float);
     if (needed != nullptr) *needed = total;
     if (bytes == nullptr) return {};
-    if (c.marked(sequence, block)) return invalid("block " + std::to_string(block) + " is not encoded yet");
+    if (c.marked(sequence, block) || c.coded(sequence, block) == 0) return invalid("block " + std::to_string(block) + " is not encoded yet");
     if (size < total) return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
     auto* to = static_cast<std::byte*>(bytes);
     const auto put = [&](const void* from, size_t count) {

@@ -1,7 +1,7 @@
 // Stage 2. Two bits for each dimension of a key or a value, made block by block.
 //
 //   x = rotated row            mu = mean of x over the rows that count, stored as int16 times one scale
-//   r = x - stored mu          sigma = RMS of r over the same rows and all dimensions
+//   r = x - stored mu          sigma = RMS of r over the same rows and all dimensions; 0 if that is within one unit of mu, by rounding
 //   code = (r > -t) + (r > 0) + (r > t),   t = 0.98 sigma     read back as level(code) * 0.498 sigma, levels -3 -1 1 3
 //
 // 0.98 and 0.498: thresholds and level spacing of the 4-level quantiser of a Gaussian with the least squared error (Max 1960).

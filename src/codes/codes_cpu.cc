@@ -147,7 +147,8 @@ void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block
     HWY_ALIGN float centre[max_head_dim];
     const uint64_t counted = rows_that_count(live, first_block);
     Centre(x, head_dim, counted, block, centre);
-    *block.sigma = Residuals(x, head_dim, live, counted, centre);
+    const float sigma = Residuals(x, head_dim, live, counted, centre);
+    *block.sigma = sigma > *block.centre_scale ? sigma : 0.0f;
     threshold = threshold_sigmas * *block.sigma;
   }
   for_each_bit(live, [&](int t) { Pack(x + t * head_dim, head_dim, threshold, t, block); });

@@ -77,6 +77,7 @@ inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bo
     double sum = 0;
     for (int d = 0; d < head_dim; d++) sum += squares[d];
     out.sigma = count > 0 ? float(std::sqrt(sum / (double(count) * head_dim))) : 0;
+    if (out.sigma <= out.centre_scale) out.sigma = 0;
     threshold = threshold_sigmas * out.sigma;
   }
   for_each_bit(live, [&](int t) {

@@ -31,6 +31,7 @@ namespace adamas {
 inline constexpr int query_levels = 21;
 inline constexpr float smallest_query = 1e-30f;  // a query below this in every dimension counts as zero
 inline constexpr int lowest_centre = -16639;  // so that S >= -16639 - 63 * 256 > -32768
+inline constexpr double flat_unit = 1e-9;     // of a query of zeros: whatever the codes say, no score is above another
 inline constexpr float distance_weight = 0.79f;
 inline constexpr int distance_scale = 32;
 inline constexpr double mean_distance = 1.047;
@@ -52,6 +53,7 @@ struct alignas(64) Query {
   float rms;                   // of the rotated query
   double unit;                 // u
   double highest_centre;       // c_max
+  bool cut;                    // some block's C_b is above (c_b - c_max) / u
 };
 
 // y: [head_dim], rotated, finite. threshold: of the query's codes, for the preset `paper`; 0 means 0.98 RMS(y).

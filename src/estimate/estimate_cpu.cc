@@ -15,9 +15,10 @@
 
 #include "core/sum-inl.h"
 
-HWY_BEFORE_NAMESPACE();
 #if HWY_TARGET == HWY_AVX3_DL
-#pragma GCC target("avx512vnni")  // Highway 1.0 requires it of the machine for this set, but has no operation for it
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")  // Highway 1.0 requires it of the machine for this set, but has no operation for it
+#else
+HWY_BEFORE_NAMESPACE();
 #endif
 namespace adamas {
 namespace HWY_NAMESPACE {
@@ -72,7 +73,6 @@ struct Dot {
     const I16 d16;
     const int lanes = static_cast<int>(hn::Lanes(du));
     const auto evens = hn::Set(du, 0x55555555u);
-    const auto field = hn::Set(du, 0x03030303u);
     Sums sums[H][parts];
     for (int h = 0; h < H; h++)
       for (int p = 0; p < parts; p++) sums[h][p] = hn::Zero(di);
@@ -84,28 +84,34 @@ struct Dot {
         even[p] = hn::OrAnd(hn::AndNot(evens, hn::Add(hi, hi)), lo, evens);
         odd[p] = hn::OrAnd(hn::AndNot(evens, hi), hn::ShiftRight<1>(lo), evens);
       }
-      const auto step = [&](int j, auto codes_of) HWY_ATTR {
-        Words codes[parts];
-        for (int p = 0; p < parts; p++) codes[p] = hn::And(codes_of(p), field);
-        for (int h = 0; h < H; h++) {
-          int32_t four;
-          std::memcpy(&four, queries[h]->q8 + c * chunk_dims + 4 * j, sizeof four);
-          for (int p = 0; p < parts; p++) sums[h][p] = DotQuad(sums[h][p], codes[p], hn::Set(di, four));
-        }
-      };
-      step(0, [&](int p) HWY_ATTR { return even[p]; });
-      step(1, [&](int p) HWY_ATTR { return odd[p]; });
-      step(2, [&](int p) HWY_ATTR { return hn::ShiftRight<2>(even[p]); });
-      step(3, [&](int p) HWY_ATTR { return hn::ShiftRight<2>(odd[p]); });
-      step(4, [&](int p) HWY_ATTR { return hn::ShiftRight<4>(even[p]); });
-      step(5, [&](int p) HWY_ATTR { return hn::ShiftRight<4>(odd[p]); });
-      step(6, [&](int p) HWY_ATTR { return hn::ShiftRight<6>(even[p]); });
-      step(7, [&](int p) HWY_ATTR { return hn::ShiftRight<6>(odd[p]); });
+      AddField<0>(queries, 8 * c, even, sums);
+      AddField<0>(queries, 8 * c + 1, odd, sums);
+      AddField<1>(queries, 8 * c + 2, even, sums);
+      AddField<1>(queries, 8 * c + 3, odd, sums);
+      AddField<2>(queries, 8 * c + 4, even, sums);
+      AddField<2>(queries, 8 * c + 5, odd, sums);
+      AddField<3>(queries, 8 * c + 6, even, sums);
+      AddField<3>(queries, 8 * c + 7, odd, sums);
     }
     // level = 2 code - 3
     for (int h = 0; h < H; h++) {
       const auto sum = Narrow(sums[h]);
       inner[h] = hn::Sub(hn::Add(sum, sum), hn::Set(d16, static_cast<int16_t>(3 * queries[h]->q8_sum)));
+    }
+  }
+
+ private:
+  // One field of every byte with four bytes of the queries.
+  template <int Field>
+  static HWY_INLINE void AddField(const Query* const* queries, int four, const Words (&fields)[parts], Sums (&sums)[H][parts]) {
+    const U32 du;
+    const I32 di;
+    Words codes[parts];
+    for (int p = 0; p < parts; p++) codes[p] = hn::And(hn::ShiftRight<2 * Field>(fields[p]), hn::Set(du, 0x03030303u));
+    for (int h = 0; h < H; h++) {
+      int32_t bytes;
+      std::memcpy(&bytes, queries[h]->q8 + 4 * four, sizeof bytes);
+      for (int p = 0; p < parts; p++) sums[h][p] = DotQuad(sums[h][p], codes[p], hn::Set(di, bytes));
     }
   }
 };
@@ -353,11 +359,16 @@ void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes&
                           static_cast<double>(reference)
                     : static_cast<double>(distance_weight) * static_cast<double>(query.rms) *
                           static_cast<double>(reference) / distance_scale;
-  // No deviation in any block (or a query of zeros): the centres alone decide, or nothing does.
-  if (!(unit > 0)) unit = (highest - lowest) / 16384.0;
-  if (!(unit > 0)) unit = 1;
+  // No deviation in any block (or a query of zeros): the centres alone decide, as far as they are no rounding, or nothing does.
+  if (!(unit > 0)) {
+    float rounding = 0;
+    for (int64_t i = 0; i < count; i++) rounding = std::max(rounding, codes.centre_scale[blocks[i]]);
+    unit = std::max((highest - lowest) / 16384.0, static_cast<double>(query.rms) * std::sqrt(head_dim) * static_cast<double>(rounding));
+  }
+  if (!(unit > 0)) unit = flat_unit;
   query.unit = unit;
   query.highest_centre = highest;
+  query.cut = (lowest - highest) / unit < lowest_centre;
   HWY_DYNAMIC_DISPATCH(OffsetsOf)(centres, count, highest, unit, offsets);
 }
 

@@ -54,8 +54,11 @@ inline Scores estimate(const float* y, int head_dim, Estimator estimator, float 
   out.highest_centre = *highest;
   out.unit = estimator == Estimator::dot ? double(m) / query_levels * double(level_sigmas) * double(reference)
                                          : double(distance_weight) * double(rms) * double(reference) / distance_scale;
-  if (!(out.unit > 0)) out.unit = (*highest - *lowest) / 16384.0;
-  if (!(out.unit > 0)) out.unit = 1;
+  if (!(out.unit > 0)) {
+    const float rounding = *std::max_element(codes.centre_scale, codes.centre_scale + blocks);
+    out.unit = std::max((*highest - *lowest) / 16384.0, double(rms) * std::sqrt(head_dim) * double(rounding));
+  }
+  if (!(out.unit > 0)) out.unit = flat_unit;
 
   for (int64_t b = 0; b < blocks; b++) {
     const int weight =

@@ -98,10 +98,9 @@ void attend_oracle(Row& row, int h, HeadRoom& room) {
                  [&](int t) { room.tokens[count++] = int32_t(plan.active[i] * block_tokens + t); });
   room.clock.lap(&Times::select);
   const Attention attention = row.attention(h / row.group());
-  score_list(attention, row.q(h), row.slope(h), room.tokens.get(), count, room.exact.get());
+  const float max = score_list(attention, row.q(h), row.slope(h), room.tokens.get(), count, room.exact.get());
   head.keys_read = count;
   room.clock.lap(&Times::exact);
-  const float max = *std::max_element(room.exact.get(), room.exact.get() + count);
   std::fill(room.exact.get() + count, room.exact.get() + padded(count), -std::numeric_limits<float>::infinity());
   rank_exact(room.exact.get(), max, padded(count), room.ranks.get());
   std::fill(room.ranks.get() + count, room.ranks.get() + padded(count), hidden_score);

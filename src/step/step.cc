@@ -209,7 +209,8 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
     Row row{plan, cache, params, b, r, sequence};
     see(row);
   }
-  Row last{plan, cache, params, b, params.rows - 1, sequence};
+  adamas_step_params own = params;
+  Row last{plan, cache, own, b, params.rows - 1, sequence};
   see(last);
   plan.last_tokens = last.tokens;
   plan.checked.clear();
@@ -225,15 +226,14 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
     stats.rows_stale += stale;
     plan.checked.clear();
   };
-  adamas_step_stats counted{};
-  if (int64_t(plan.checked.size()) == last.tokens && params.rows > 1) {  // the turn takes all of them: once, before the rows
+  if (params.rows > 1 || is_dense(last)) {  // once, before the rows, whichever of them selects and whoever takes it
+    const bool all = int64_t(plan.checked.size()) == last.tokens;
     if (const int64_t stale = check_turn(last)) mend(stale);
-    plan.checked.clear();  // nor again with each row
-    adamas_step_params unverified = params;
-    unverified.verify = 0;
-    Row row{plan, cache, unverified, b, params.rows - 1, sequence};
-    attend_rows(row, counted);
-  } else if (const int64_t stale = attend_rows(last, counted)) {  // once more
+    plan.checked.clear();
+    if (all) own.verify = 0;  // nor again with each row
+  }
+  adamas_step_stats counted{};
+  if (const int64_t stale = attend_rows(last, counted)) {  // once more
     mend(stale);
     counted = {};
     attend_rows(last, counted);
@@ -299,7 +299,7 @@ Status step(Plan& plan, Cache& cache, const adamas_step_params& params) {
   adamas_step_stats stats{};
   if (params.times != nullptr) move_times(plan, *params.times);  // of a step that failed; overwritten below
   const int64_t start = params.times != nullptr ? Clock::now() : 0;
-  for (int64_t b = 0; b < params.batch; b++) step_rows(plan, cache, params, b, stats);
+  for (int64_t b = 0; b < params.batch && params.rows > 0; b++) step_rows(plan, cache, params, b, stats);
   if (params.stats != nullptr) *params.stats = stats;
   if (params.times != nullptr) {
     Times times{};

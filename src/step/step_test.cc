@@ -374,6 +374,122 @@ TEST_P(StepTest, TakesMaskSlopesSoftcapAndSinkLogits) {
   }
 }
 
+// Attention of every head of one row over all tokens, against the reference: |out - reference| <= share |reference|, and the lse.
+void expect_near_full(Fixture& f, const adamas_step_params& p, double share, double lse_error, const char* what) {
+  EXPECT_EQ(f.stats.rows_sparse, 1) << what;
+  for (int h = 0; h < f.setup.q_heads; h++) {
+    const int g = h * f.setup.kv_heads / f.setup.q_heads;
+    const Attention a{f.setup.head_dim, 1 / std::sqrt(float(f.setup.head_dim)), p.softcap, rows_of(p.k, 0, g), rows_of(p.v, 0, g),
+                      f.bias.empty() ? nullptr : f.bias.data()};
+    const ref::Attended full =
+        ref::attend(a, f.q.data() + h * f.setup.head_dim, p.slopes ? p.slopes[h] : 1, range(int32_t(f.setup.tokens)));
+    double error = 0, norm = 0;
+    for (int d = 0; d < f.setup.head_dim; d++) {
+      error += std::pow(f.out[h * f.setup.head_dim + d] - full.out[d], 2);
+      norm += full.out[d] * full.out[d];
+    }
+    EXPECT_LE(std::sqrt(error), share * std::sqrt(norm)) << what << ", head " << h;
+    EXPECT_NEAR(f.lse[h], full.lse, lse_error) << what << ", head " << h;
+  }
+}
+
+// The unit of a head's scores can be so small that 16 bits do not reach from its best token to those that weigh nothing.
+TEST_P(StepTest, FarTokensWeighNothingHoweverFineTheScores) {
+  const float slopes[] = {0.5f, 0.25f, 0.125f, 0.0625f, 1, 2};
+  for (float size : {1.0f, 0.1f, 0.01f})
+    for (const char* what : {"slopes", "slopes and softcap", "a finite mask"}) {
+      Fixture f({.tokens = 4000});
+      for (int64_t t = 0; t < 4000; t++)
+        for (int g = 0; g < 2; g++) f.v.set(0, t, g, 0, t < 3600 ? 3.0f : -3.0f);
+      f.append_all();
+      adamas_step_params p = f.params(1, 1);
+      for (float& x : f.q) x *= size;
+      f.bias.assign(4000, 0);
+      std::vector<float> mask(4000, 0);
+      if (*what == 's') {
+        for (int t = 0; t < 4000; t++) f.bias[t] = float(t - 3999);
+        p.slopes = slopes;
+        if (std::strlen(what) > 6) p.softcap = 2;
+      } else {
+        for (int t = 0; t < 2000; t++) mask[t] = f.bias[t] = -1e4f;
+        p.mask = mask.data();
+      }
+      ASSERT_OK_STEP(f, p);
+      expect_near_full(f, p, 0.1, 0.05, what);
+    }
+}
+
+// Blocks whose centres lie 30 apart, and rows within a block next to each other: beyond what the centre's offset holds.
+TEST_P(StepTest, FarCentresWeighNothingHoweverFineTheScores) {
+  for (float noise : {1.0f, 0.01f, 0.0001f}) {
+    Fixture f({.tokens = 4096, .q_heads = 1, .kv_heads = 1, .k_dtype = DType::f32});
+    adamas_step_params p = f.params(1, 1);
+    double square = 0;
+    for (float x : f.q) square += double(x) * x;
+    std::normal_distribution<float> normal;
+    for (int64_t t = 0; t < 4096; t++) {
+      const double score = 15 * std::cos(double(t / block_tokens) / 10);
+      for (int d = 0; d < 64; d++) f.k.set(0, t, 0, d, float(score * 8 / square) * f.q[d] + noise * normal(f.random));
+      f.v.set(0, t, 0, 0, score > 0 ? 3.0f : -3.0f);
+    }
+    f.append_all();
+    ASSERT_OK_STEP(f, p);
+    expect_near_full(f, p, 0.1, 0.05, "turning keys");
+  }
+}
+
+TEST_P(StepTest, AQueryOfZerosWeighsAllTokensAlike) {
+  for (const char* estimator : {"dot", "manhattan"}) {
+    Fixture f({.tokens = 3000, .settings = {{"min_context", "0"}, {"estimator", estimator}}});
+    f.append_all();
+    const adamas_step_params p = f.params(1, 1);
+    std::fill(f.q.begin(), f.q.end(), 0.0f);
+    ASSERT_OK_STEP(f, p);
+    for (float lse : f.lse) EXPECT_NEAR(lse, std::log(3000.0), 0.01) << estimator;
+  }
+}
+
+TEST_P(StepTest, OfKeysThatAreAllTheSameTheLastAreSelected) {
+  for (int i = 0; i < 8; i++) {
+    Fixture f({.tokens = 1500, .k_dtype = DType::f32, .settings = one_tier({{"sinks", "0"}, {"budget", "70"}})});
+    std::normal_distribution<float> normal;
+    f.random.seed(i);
+    for (int g = 0; g < 2; g++)
+      for (int d = 0; d < 64; d++) {
+        const float x = normal(f.random);
+        for (int64_t t = 0; t < 1500; t++) f.k.set(0, t, g, d, x);
+      }
+    f.append_all();
+    const adamas_step_params p = f.params(1, 1);
+    ASSERT_OK_STEP(f, p);
+    for (int h = 0; h < 6; h++) {
+      const auto selected = f.selection(h);
+      ASSERT_EQ(selected.size(), 70u);
+      EXPECT_EQ(selected.front(), 1430) << "keys " << i << ", head " << h;
+    }
+  }
+}
+
+// NaN and infinity reach the output of the heads that attend to them, and no other.
+TEST_P(StepTest, NotANumberIsNotSwallowed) {
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()})
+    for (const char* budget : {"80", "5000"}) {
+      Fixture f({.tokens = 700, .settings = {{"min_context", "0"}, {"budget", budget}, {"recent", "8"}}});
+      f.append_all();
+      adamas_step_params p = f.params(1, 1);
+      f.q[3] = bad;
+      ASSERT_OK_STEP(f, p);
+      for (int h = 0; h < 6; h++) EXPECT_EQ(std::isnan(f.out[h * 64]) && std::isnan(f.lse[h]), h == 0) << "query, budget " << budget;
+      f.q[3] = 1;
+      f.k.set(0, 699, 1, 5, bad);
+      p.k = f.k.view();
+      EXPECT_OK(adamas_append(f.cache, 0, 699, 1, &p.k, &p.v));
+      for (int d = 0; d < 64; d++) f.q[3 * 64 + d] = f.q[4 * 64 + d] = f.q[5 * 64 + d] = 1;  // + inf times a positive is + inf
+      ASSERT_OK_STEP(f, p);
+      for (int h = 0; h < 6; h++) EXPECT_EQ(std::isnan(f.out[h * 64]) && std::isnan(f.lse[h]), h >= 3) << "key, budget " << budget;
+    }
+}
+
 TEST_P(StepTest, AFullyHiddenRowIsZeroAndMinusInfinity) {
   Fixture f({.tokens = 300});
   f.append_all();
@@ -383,8 +499,13 @@ TEST_P(StepTest, AFullyHiddenRowIsZeroAndMinusInfinity) {
   ASSERT_OK_STEP(f, p);
   for (float x : f.out) EXPECT_EQ(x, 0);
   for (float x : f.lse) EXPECT_EQ(x, -INFINITY);
-  adamas_step_params none = f.params(0, 1);
-  EXPECT_OK(adamas_step(f.plan, f.cache, &none));
+  for (const auto& [batch, rows] : {std::pair{0, 1}, {1, 0}}) {
+    adamas_step_params none = f.params(1, 1);
+    none.batch = batch;
+    none.rows = rows;
+    none.q = none.out = none.lse = nullptr;
+    EXPECT_OK(adamas_step(f.plan, f.cache, &none)) << "nothing to do";
+  }
 }
 
 std::vector<std::byte> block_bytes(const Fixture& f, int64_t sequence, int g, int64_t block) {
@@ -597,6 +718,27 @@ TEST_P(StepTest, AKeyThatChangedUnseenIsFoundByManyRows) {
   ASSERT_OK_STEP(f, p);
   EXPECT_EQ(f.stats.rows_stale, 0);
   EXPECT_EQ(f.out, mended);
+}
+
+// Who takes a row, and whether the last one selects, is nothing to the rows that are checked in turn.
+TEST_P(StepTest, AKeyThatChangedIsFoundByAnyNumberOfThreads) {
+  for (int threads : {1, 4}) {
+    Fixture f({.tokens = 1500, .threads = 4});
+    f.append_all();
+    adamas_step_params p = f.params(1, 30);
+    p.threads = threads;
+    p.verify = 1;
+    p.verify_rows = 10;
+    std::vector<float> mask(30 * 1500, 0.0f);
+    std::fill(mask.begin() + 29 * 1500 + 20, mask.end(), -INFINITY);  // the last row is dense
+    p.mask = mask.data();
+    p.mask_stride_row = 1500 * 4;
+    f.k.set(0, 100, 0, 3, 0.125f);  // of the first 300
+    p.k = f.k.view();
+    ASSERT_OK_STEP(f, p);
+    EXPECT_EQ(f.stats.rows_dense, 1);
+    EXPECT_GT(f.stats.rows_stale, 0) << threads << " threads";
+  }
 }
 
 TEST_P(StepTest, AllocatesNothing) {
@@ -931,6 +1073,24 @@ TEST_P(StepTest, TheMassIsTheShareOfTheSoftmaxSelected) {
       for (int32_t t : f.selection(h)) selected += std::exp(exact_score(f, h, t));
       EXPECT_NEAR(mass[h], selected / all, *policy == 'o' ? 1e-4 : 0.1) << policy << ", head " << h;
     }
+  }
+}
+
+// Sinks and recent tokens may be all that the budget has room for, and far below the best token.
+TEST_P(StepTest, TheMassIsTrueWhenWhatMustBeSelectedFillsTheBudget) {
+  for (const char* floor : {"0", "0.5"}) {
+    Fixture f({.tokens = 1500, .q_heads = 1, .kv_heads = 1,
+               .settings = {{"min_context", "0"}, {"budget", "64"}, {"recent", "60"}, {"min_mass", floor}}});
+    adamas_step_params p = f.params(1, 1);
+    for (int64_t t = 700; t < 710; t++)
+      for (int d = 0; d < 64; d++) f.k.set(0, t, 0, d, f.q[d]);
+    f.append_all();
+    float mass = -1;
+    p.mass = &mass;
+    ASSERT_OK_STEP(f, p);
+    if (*floor == '0' && floor[1] == 0) EXPECT_LT(mass, 0.01);
+    else EXPECT_GE(mass, 0.5);
+    EXPECT_EQ(f.stats.heads_widened, floor[1] == 0 ? 0 : 1);
   }
 }
 

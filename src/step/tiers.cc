@@ -17,26 +17,55 @@ namespace {
 constexpr float highest_gain = 5;   // a measured factor beyond this is an accident of few tokens
 constexpr float small_block = 8;    // a block that weighs so many times less than the average one is not read
 constexpr double farthest_weight = 64;  // exponent of an estimate above the highest centre
+constexpr double lightest = 100;  // exponent below the highest estimate at which a float is zero
 constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
-// What codes do not say: biases move scores, hidden tokens are out. So are, until mark_always, those that must be in: sinks, recent and
-// fresh ones, whose scores are no estimates.
-void adjust(Row& row, int h) {
+// Scores anew, for a row with biases or a head whose centres lie too far apart for 16 bits in its own unit: relative to the highest estimate,
+// in a unit that lets `lightest` below it be told apart. estimates: [active, 64], scratch.
+Estimated rescale(Row& row, int h, Estimated e, float* estimates) {
   Plan& plan = row.plan;
+  const double* centres = plan.centres.get() + h * plan.blocks;
+  const int16_t* offsets = plan.offsets.get() + h * plan.blocks;
   int16_t* scores = row.scores(h);
-  if (row.biased) {
-    const double unit = plan.queries[h].unit * double(row.scale());
-    for (int64_t i = 0; i < row.active; i++)
-      for (int t = 0; t < block_tokens; t++) {
-        const double bias = double(row.slope(h)) * plan.bias[plan.active[i] * block_tokens + t] / unit;
-        const double moved = std::clamp(scores[i * block_tokens + t] + std::nearbyint(bias), -32767.0, 32766.0);
-        scores[i * block_tokens + t] = int16_t(std::isnan(moved) ? -32767.0 : moved);
-      }
+  const auto capped = [&](double s) { return e.softcap > 0 ? e.softcap * std::tanh(s / e.softcap) : s; };
+  const double origin = capped(e.highest);
+  constexpr double farthest = 1e30;  // a float holds it, and NaN stands there
+  float top = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < row.active; i++) {
+    const double centre = double(row.scale()) * centres[i] - e.unit * offsets[i];
+    for (int64_t t = i * block_tokens; t < (i + 1) * block_tokens; t++) {
+      if (scores[t] == hidden_score) continue;
+      double estimate = capped(e.unit * scores[t] + centre) - origin;
+      if (row.biased) estimate += double(row.slope(h)) * plan.bias[plan.active[i] * block_tokens + t % block_tokens];
+      estimates[t] = float(estimate > -farthest ? std::min(estimate, farthest) : -farthest);
+      top = std::max(top, estimates[t]);
+    }
   }
+  const double unit = std::max(e.unit, lightest / always_score);
+  for (int64_t t = 0; t < row.active * block_tokens; t++)
+    if (scores[t] != hidden_score) scores[t] = int16_t(std::nearbyint(std::max((double(estimates[t]) - double(top)) / unit, -32767.0)));
+  const double highest = std::isfinite(top) ? origin + double(top) : origin;
+  return {unit, highest, 0, float(highest)};
+}
+
+// How scores are read as weights, once that is told which codes do not say: biases move scores, hidden tokens are out. So are, until
+// mark_always, those that must be in: sinks, recent and fresh ones, whose scores are no estimates.
+Estimated adjust(Row& row, int h, HeadRoom& room) {
+  Plan& plan = row.plan;
+  const Query& query = plan.queries[h];
+  int16_t* scores = row.scores(h);
   for (int64_t i = 0; i < row.special; i++) {
     const Special& block = plan.special[i];
     for_each_bit(~block.visible | block.always, [&](int t) { scores[block.index * block_tokens + t] = hidden_score; });
   }
+  Estimated e{row.scale() * query.unit, row.scale() * query.highest_centre, row.p.softcap, 0};
+  if (row.biased || query.cut) return rescale(row, h, e, room.exact.get());
+  // Relative to the highest centre, unless estimates can stand so far above it that a float cannot hold them.
+  const int16_t reference = e.unit * query.reach < farthest_weight ? int16_t{0} : highest_score(scores, row.active * block_tokens);
+  if (reference == hidden_score) return e;
+  const double score = e.unit * reference + e.highest;
+  e.max = float(e.softcap > 0 ? e.softcap * std::tanh(score / e.softcap) : score);
+  return e;
 }
 
 void mark_always(Row& row, int h) {
@@ -46,26 +75,11 @@ void mark_always(Row& row, int h) {
   }
 }
 
-// Estimated weights: their sums are in room.blocks.
+// Estimated weights, and the sum of all: the sums of blocks are in room.blocks.
 struct Weighed {
   Estimated e;
   double sum = 0;
 };
-
-Weighed weigh_all(Row& row, int h, HeadRoom& room) {
-  const Query& query = row.plan.queries[h];
-  Weighed weighed{{row.scale() * query.unit, row.scale() * query.highest_centre, row.p.softcap, 0}};
-  Estimated& e = weighed.e;
-  // Relative to the highest centre, unless estimates can stand so far above it that a float cannot hold them.
-  const bool near = !row.biased && e.unit * query.reach < farthest_weight;
-  const int16_t reference = near ? int16_t{0} : highest_score(row.scores(h), row.active * block_tokens);
-  if (reference != hidden_score) {
-    const double score = e.unit * reference + e.highest;
-    e.max = float(e.softcap > 0 ? e.softcap * std::tanh(score / e.softcap) : score);
-  }
-  weighed.sum = double(weigh_blocks(e, row.scores(h), row.active, room.blocks.get()));
-  return weighed;
-}
 
 // The lowest score whose token is worth it.
 int16_t worthwhile(const Weighed& weighed, double noise) {
@@ -149,7 +163,6 @@ float measured_factor(const Weighed& weighed, const Picked& picked, HeadRoom& ro
 double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, HeadRoom& room) {
   Plan& plan = row.plan;
   const bool tail = plan.config.tail != 0;
-  const bool add = row.cache.has_values() && !(row.biased && row.p.softcap > 0);  // a softcap stands before the bias, not after
   weigh(weighed.e, room.estimated.get(), padded(picked.all), room.weights.get());
   weigh_exact(room.exact.get(), picked.max, padded(picked.candidates), room.scores.get());
   const float factor = measured_factor(weighed, picked, room);
@@ -170,7 +183,7 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   };
   Listed listed = take_over(factor);
   const double rest = double(settle(means, row.active));
-  if (!add) return rest;
+  if (!row.cache.has_values()) return rest;
   double added = rest;
   if (!tail) {
     listed = take_over(0);
@@ -232,13 +245,12 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
   const adamas_config& config = plan.config;
   HeadReport& head = plan.heads[h];
   const int g = h / row.group();
-  adjust(row, h);
+  Weighed weighed{adjust(row, h, room)};
   room.clock.lap(&Times::select);
   const bool rest_wanted = row.cache.has_values() || row.p.mass != nullptr || config.min_mass > 0;
   const int64_t sketch = row.cache.has_values() ? sketch_tokens(config, row.visible) : 0;
-  Weighed weighed{};
   int16_t bound = hidden_score + 1;
-  if (rest_wanted) weighed = weigh_all(row, h, room);
+  if (rest_wanted) weighed.sum = double(weigh_blocks(weighed.e, row.scores(h), row.active, room.blocks.get()));
   mark_always(row, h);
   if (sketch > 0 && config.rerank != ADAMAS_RERANK_ON) bound = worthwhile(weighed, head.noise);
   room.clock.lap(&Times::sketch);
@@ -265,7 +277,7 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
     attend_scored(row.attention(g), row.selected(h), room.scores.get(), head.selected, state);
     room.clock.lap(&Times::attend);
     if (!rest_wanted) return stale;
-    const double selected = double(state.sum);
+    const double selected = state.sum == 0 ? 0 : double(state.sum) * std::exp(double(state.max) - double(picked.max));
     head.mass = float(selected / (selected + add_rest(row, h, weighed, picked, room)));
     room.clock.lap(&Times::sketch);
     if (!(head.mass < config.min_mass)) return stale;
