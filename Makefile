@@ -1,6 +1,6 @@
 # make demo     a long document, three questions: the same llama.cpp plain and with Adamas
 #               make demo MODEL=path.gguf FILE=text QUESTION='...'   for your own
-# make test     everything that is checked
+# make test     what CI checks
 # make eval     the tables of docs/quality.md and a page for each model, half an hour
 # make ops      the engine's own tests of its operations, on our back end: for the night
 # make bench    how fast each stage of a step is, beside dense attention and the memory

@@ -74,7 +74,7 @@ typedef enum adamas_policy {
   ADAMAS_POLICY_FULL = 1,      /* every visible token: dense attention */
   ADAMAS_POLICY_QUEST = 2,     /* the top pages of 16 tokens by min/max bounds (arXiv 2406.10774) */
   ADAMAS_POLICY_STREAMING = 3, /* the first `sinks` and the most recent tokens (arXiv 2309.17453) */
-  ADAMAS_POLICY_ORACLE = 4     /* the top tokens by their true scores: reads every key, a bound for the others */
+  ADAMAS_POLICY_ORACLE = 4     /* the top tokens by their true scores: reads every key, a bound for selecting alone */
 } adamas_policy;
 
 typedef enum adamas_estimator {

@@ -41,7 +41,7 @@ const std::vector<Entry>& table() {
                  "default: codes by the block; paper: exactly as published (resets the settings that it defines)"},
        .choice = &adamas_config::preset, .words = {"default", "paper"}},
       {.shown = {"policy", "ADAMAS_POLICY", "adamas | full | quest | streaming | oracle",
-                 "which tokens a query attends to (oracle: the top ones by true score, a bound for the others)"},
+                 "which tokens a query attends to (oracle: the top ones by true score, a bound for selecting alone)"},
        .choice = &adamas_config::policy, .words = {"adamas", "full", "quest", "streaming", "oracle"}},
       {.shown = {"estimator", "ADAMAS_ESTIMATOR", "dot | manhattan", "how the policy adamas scores tokens from their codes"},
        .choice = &adamas_config::estimator, .words = {"dot", "manhattan"}},

@@ -12,7 +12,8 @@
 //   C_b = max(-16639, round((c_b - c_max) / u))
 //   S   = ((I A_b + 2^14) >> 15) + C_b            in [-32767, 16128], never wraps
 //
-// The estimate of q . k is u S + c_max. 21: with the levels +-3, two dimensions fit a signed byte (21 * 3 * 2 = 126), so
+// The estimate of q . k is u S + c_max. Where no block deviates, u is (c_max - c_min) / 16384, at least |y| times the largest centre_scale:
+// below that, centres differ by rounding. 21: with the levels +-3, two dimensions fit a signed byte (21 * 3 * 2 = 126), so
 // byte tables, int8 dot products and matrix units all give the same I. 33.504 = 32 * 1.047: mean distance of two
 // independent Gaussian codes per dimension; 0.79: covariance of product and distance over the variance of the distance.
 //

@@ -226,7 +226,7 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
     stats.rows_stale += stale;
     plan.checked.clear();
   };
-  if (params.rows > 1 || is_dense(last)) {  // once, before the rows, whichever of them selects and whoever takes it
+  if (!plan.checked.empty() && (params.rows > 1 || is_dense(last))) {  // once, before the rows, whichever of them selects and whoever takes it
     const bool all = int64_t(plan.checked.size()) == last.tokens;
     if (const int64_t stale = check_turn(last)) mend(stale);
     plan.checked.clear();

@@ -723,14 +723,14 @@ TEST_P(StepTest, AKeyThatChangedUnseenIsFoundByManyRows) {
 // Who takes a row, and whether the last one selects, is nothing to the rows that are checked in turn.
 TEST_P(StepTest, AKeyThatChangedIsFoundByAnyNumberOfThreads) {
   for (int threads : {1, 4}) {
-    Fixture f({.tokens = 1500, .threads = 4});
+    Fixture f({.tokens = 1500, .settings = one_tier({{"budget", "5"}}), .threads = 4});  // nobody selects it
     f.append_all();
     adamas_step_params p = f.params(1, 30);
     p.threads = threads;
     p.verify = 1;
     p.verify_rows = 10;
     std::vector<float> mask(30 * 1500, 0.0f);
-    std::fill(mask.begin() + 29 * 1500 + 20, mask.end(), -INFINITY);  // the last row is dense
+    std::fill(mask.begin() + 29 * 1500 + 5, mask.end(), -INFINITY);  // the last row is dense
     p.mask = mask.data();
     p.mask_stride_row = 1500 * 4;
     f.k.set(0, 100, 0, 3, 0.125f);  // of the first 300

@@ -29,21 +29,24 @@ Estimated rescale(Row& row, int h, Estimated e, float* estimates) {
   int16_t* scores = row.scores(h);
   const auto capped = [&](double s) { return e.softcap > 0 ? e.softcap * std::tanh(s / e.softcap) : s; };
   const double origin = capped(e.highest);
-  constexpr double farthest = 1e30;  // a float holds it, and NaN stands there
+  constexpr float farthest = 1e30f;  // and NaN stands there, below
   float top = -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < row.active; i++) {
     const double centre = double(row.scale()) * centres[i] - e.unit * offsets[i];
     for (int64_t t = i * block_tokens; t < (i + 1) * block_tokens; t++) {
+      estimates[t] = -farthest;
       if (scores[t] == hidden_score) continue;
       double estimate = capped(e.unit * scores[t] + centre) - origin;
       if (row.biased) estimate += double(row.slope(h)) * plan.bias[plan.active[i] * block_tokens + t % block_tokens];
-      estimates[t] = float(estimate > -farthest ? std::min(estimate, farthest) : -farthest);
+      if (estimate > -double(farthest)) estimates[t] = float(std::min(estimate, double(farthest)));
       top = std::max(top, estimates[t]);
     }
   }
   const double unit = std::max(e.unit, lightest / always_score);
-  for (int64_t t = 0; t < row.active * block_tokens; t++)
-    if (scores[t] != hidden_score) scores[t] = int16_t(std::nearbyint(std::max((double(estimates[t]) - double(top)) / unit, -32767.0)));
+  for (int64_t t = 0; t < row.active * block_tokens; t++) {
+    const double units = std::max((double(estimates[t]) - double(top)) / unit, -32767.0);
+    scores[t] = scores[t] == hidden_score ? hidden_score : int16_t((units + round_shift) - round_shift);
+  }
   const double highest = std::isfinite(top) ? origin + double(top) : origin;
   return {unit, highest, 0, float(highest)};
 }
