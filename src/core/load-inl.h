@@ -24,7 +24,7 @@ using I16 = hn::CappedTag<int16_t, 32>;  // scores
 using F16Bits = hn::Vec<hn::Rebind<uint16_t, F32>>;
 
 HWY_INLINE hn::Vec<F32> from_f16(F32 d, F16Bits bits) {
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_SSE4
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_SSE4
   // Highway's own conversion reads infinities and NaN as numbers where the machine has no instruction for it. This is
   // f32_from_f16_bits of core/dtype.h, for a vector.
   const hn::RebindToUnsigned<F32> du;

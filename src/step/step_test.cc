@@ -438,6 +438,20 @@ TEST_P(StepTest, FarCentresWeighNothingHoweverFineTheScores) {
   }
 }
 
+// What is attended to with positive weights lies among the values, also where estimates are off by a factor of e^30.
+TEST_P(StepTest, TheOutputLiesAmongTheValues) {
+  for (const char* rerank : {"0", "1"})
+    for (const char* budget : {"4", "20"})
+      for (float size : {1.0f, 8.0f, 60.0f}) {
+        Fixture f({.tokens = 373, .settings = {{"min_context", "0"}, {"max_noise", "0"}, {"sketch", "100000"}, {"rerank", rerank}, {"budget", budget}}});
+        f.append_all();
+        const adamas_step_params p = f.params(1, 1);
+        for (float& x : f.q) x *= size;
+        ASSERT_OK_STEP(f, p);
+        for (float x : f.out) ASSERT_LE(std::abs(x), 6) << "re-ranked " << rerank << ", budget " << budget << ", queries " << size;
+      }
+}
+
 TEST_P(StepTest, AQueryOfZerosWeighsAllTokensAlike) {
   for (const char* estimator : {"dot", "manhattan"}) {
     Fixture f({.tokens = 3000, .settings = {{"min_context", "0"}, {"estimator", estimator}}});

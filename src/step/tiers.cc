@@ -18,6 +18,7 @@ constexpr float highest_gain = 5;   // a measured factor beyond this is an accid
 constexpr float small_block = 8;    // a block that weighs so many times less than the average one is not read
 constexpr double farthest_weight = 64;  // exponent of an estimate above the highest centre
 constexpr double lightest = 100;  // exponent below the highest estimate at which a float is zero
+constexpr double far_above = 1e3;  // all estimates over all weights: what is left of a sum is right to 1e-3 then
 constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
 // Scores anew, for a row with biases or a head whose centres lie too far apart for 16 bits in its own unit: relative to the highest estimate,
@@ -161,9 +162,9 @@ float measured_factor(const Weighed& weighed, const Picked& picked, HeadRoom& ro
   return std::isfinite(factor) ? std::min(factor, highest_gain * expected) : expected;
 }
 
-// Everything that was not selected: adds it to the head's state and answers with its share of the weights, relative to the
-// candidates' maximum.
-double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, HeadRoom& room) {
+// Everything that was not selected: adds it to the head's state and answers with its sum of weights. This sum and `selected`, of those
+// that were, are relative to the candidates' maximum.
+double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, double selected, HeadRoom& room) {
   Plan& plan = row.plan;
   const bool tail = plan.config.tail != 0;
   weigh(weighed.e, room.estimated.get(), padded(picked.all), room.weights.get());
@@ -184,8 +185,27 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
     for (int64_t i = 4 * part; i < picked.candidates; i++) means[block_of(i)] += room.changes[i];
     return listed;
   };
+  // The estimated weights of one block, the candidates' left out.
+  const auto weigh_others = [&](int64_t i, float (&weights)[block_tokens]) {
+    weigh(weighed.e, row.scores(h) + i * block_tokens, block_tokens, weights);
+    const int32_t* first = room.positions.get();
+    const int32_t* last = first + picked.candidates;
+    for (first = std::lower_bound(first, last, i * block_tokens); first < last && *first < (i + 1) * block_tokens; first++)
+      weights[*first % block_tokens] = 0;
+  };
   Listed listed = take_over(factor);
-  const double rest = double(settle(means, row.active));
+  double rest = double(settle(means, row.active));
+  // Estimates so far above what was read leave nothing of a sum that they are taken off but its rounding: it is added up anew.
+  if (double(factor) * weighed.sum > far_above * (selected + rest)) {
+    for (int64_t i = 0; i < row.active; i++) {
+      float weights[block_tokens];
+      weigh_others(i, weights);
+      means[i] = factor * std::accumulate(weights, weights + block_tokens, 0.0f);
+    }
+    for (int64_t i = 0; i < picked.candidates; i++)
+      if (room.chosen[i] == 0) means[block_of(i)] += room.scores[i];
+    rest = double(settle(means, row.active));
+  }
   if (!row.cache.has_values()) return rest;
   double added = rest;
   if (!tail) {
@@ -211,9 +231,7 @@ double add_rest(Row& row, int h, const Weighed& weighed, const Picked& picked, H
   for (int64_t i = 0; i < row.active && tail && row.mixed > 0; i++) {
     if (!plan.is_mixed[i]) continue;
     float weights[block_tokens];
-    weigh(weighed.e, row.scores(h) + i * block_tokens, block_tokens, weights);
-    const int32_t* first = std::lower_bound(room.positions.get(), room.positions.get() + picked.candidates, i * block_tokens);
-    for (; first < room.positions.get() + picked.candidates && *first < (i + 1) * block_tokens; first++) weights[*first % block_tokens] = 0;
+    weigh_others(i, weights);
     for (int t = 0; t < block_tokens; t++)
       if (weights[t] > 0) list(plan.active[i] * block_tokens + t, factor * weights[t]);
   }
@@ -281,7 +299,7 @@ int64_t attend_tiers(Row& row, int h, HeadRoom& room) {
     room.clock.lap(&Times::attend);
     if (!rest_wanted) return stale;
     const double selected = state.sum == 0 ? 0 : double(state.sum) * std::exp(double(state.max) - double(picked.max));
-    head.mass = float(selected / (selected + add_rest(row, h, weighed, picked, room)));
+    head.mass = float(selected / (selected + add_rest(row, h, weighed, picked, selected, room)));
     room.clock.lap(&Times::sketch);
     if (!(head.mass < config.min_mass)) return stale;
     head.widened = true;
