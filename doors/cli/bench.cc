@@ -4,13 +4,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -21,6 +22,7 @@
 #include "eval/progress.h"
 #include "eval/table.h"
 #include "failure.h"
+#include "files.h"
 #include "median.h"
 #include "pages.h"
 #include "paths.h"
@@ -50,6 +52,15 @@ std::string last_line(std::string text) {
   return text.substr(text.find_last_of('\n') + 1);
 }
 
+// 126 and 127 are those of `run`.
+std::string llama_bench() {
+  try {
+    return find_tool("llama-bench").string();
+  } catch (const Failure& failure) {
+    throw Failure(exit_failed, fmt::format("{}; `make build` builds it, and any llama.cpp of that version has it", failure.what()));
+  }
+}
+
 // What the program writes to standard output. Throws when it fails, with its last words.
 std::string output_of(std::vector<std::string> command, std::vector<std::string> environment) {
   const File out(std::tmpfile()), err(std::tmpfile());
@@ -60,15 +71,20 @@ std::string output_of(std::vector<std::string> command, std::vector<std::string>
     list.push_back(nullptr);
     return list;
   };
-  posix_spawn_file_actions_t files;
-  posix_spawn_file_actions_init(&files);
-  posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_adddup2(&files, fileno(out.get()), STDOUT_FILENO);
-  posix_spawn_file_actions_adddup2(&files, fileno(err.get()), STDERR_FILENO);
-  pid_t child = 0;
-  const int error = posix_spawn(&child, command[0].c_str(), &files, nullptr, pointers(command).data(), pointers(environment).data());
-  posix_spawn_file_actions_destroy(&files);
-  if (error != 0) throw Failure(exit_cannot_run, fmt::format("{} cannot be started: {}", command[0], std::strerror(error)));
+  const std::vector<char*> arguments = pointers(command), variables = pointers(environment);
+  const pid_t parent = getpid(), child = fork();
+  if (child < 0) throw Failure(exit_failed, fmt::format("{} cannot be started: {}", command[0], std::strerror(errno)));
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGTERM);  // when we are ended, so is it
+    if (getppid() != parent) _exit(exit_failed);
+    const int nothing = open("/dev/null", O_RDONLY);
+    dup2(nothing, STDIN_FILENO);
+    dup2(fileno(out.get()), STDOUT_FILENO);
+    dup2(fileno(err.get()), STDERR_FILENO);
+    execve(arguments[0], arguments.data(), variables.data());
+    dprintf(STDERR_FILENO, "it cannot be started: %s", std::strerror(errno));
+    _exit(exit_cannot_run);
+  }
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
@@ -115,22 +131,16 @@ double work_of(const BenchOptions& options, std::int64_t depth) {
 
 }  // namespace
 
-std::string name_of(const Case& one, const std::vector<Case>& all) {
-  if (one.full()) return "without";
-  std::string name = one.policy;
-  for (const std::string& word : {one.estimator, one.budget > 0 ? std::to_string(one.budget) : "", label_of(one, all)})
-    if (!word.empty()) name += " " + word;
-  return name;
-}
-
 int bench(BenchOptions options, const std::vector<Case>& cases) {
   if (options.kernel) return bench_kernel(std::move(options), cases);
   if (options.depths.empty()) options.depths = {0, 512, 8192};
   if (options.repeat == 0) options.repeat = 1;
   if (options.model.empty()) throw Failure(exit_usage, "bench: the model is missing; for example: --model MODEL.gguf; --kernel needs none");
-  const std::string tool = find_tool("llama-bench").string();
+  const std::string tool = llama_bench();
   const std::string back_end = required_back_end().string();
-  require_writable(options.plot);
+  std::vector<std::string> read = options.settings_files;
+  read.push_back(options.model);
+  require_outputs("bench", read, {{"--plot", options.plot}});
 
   double work = 0;
   for (const std::int64_t depth : options.depths) work += work_of(options, depth) * static_cast<double>(options.repeat * std::ssize(cases));

@@ -18,6 +18,7 @@ struct BenchOptions {
   int threads = 0;
   bool json = false;
   std::string plot;  // an SVG file; empty: none
+  std::vector<std::string> settings_files;  // which the cases are made of
   bool kernel = false;
   std::vector<std::string> shapes;  // of --kernel: "9/3x64"
 };
@@ -25,8 +26,5 @@ struct BenchOptions {
 // `cases`: full_case() first.
 int bench(BenchOptions options, const std::vector<Case>& cases);
 int bench_kernel(BenchOptions options, const std::vector<Case>& cases);
-
-// What a table calls the case.
-std::string name_of(const Case& one, const std::vector<Case>& all);
 
 }  // namespace cli

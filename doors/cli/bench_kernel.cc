@@ -8,6 +8,7 @@
 #include "bench.h"
 #include "eval/progress.h"
 #include "failure.h"
+#include "files.h"
 #include "kernel/ggml_attention.h"
 #include "kernel/machine.h"
 #include "kernel/measure.h"
@@ -61,7 +62,7 @@ int bench_kernel(BenchOptions options, const std::vector<Case>& cases) {
       if (const std::int64_t fewest = fewest_tokens + 2 * setting.config.budget; tokens < fewest)
         throw Failure(exit_usage, fmt::format("bench: --depth {}: with --kernel and a budget of {} at least {} tokens",
                                               tokens, setting.config.budget, fewest));
-  require_writable(options.plot);
+  require_outputs("bench", options.settings_files, {{"--plot", options.plot}});
 
   std::vector<Place> places;
   Json left_out = Json::array();

@@ -1,6 +1,10 @@
 // adamas check: what of a model will run sparse, what its codes cost, and whether the kernels are right at its shapes.
 #include <algorithm>
+#include <cctype>
+#include <fstream>
 #include <map>
+#include <sstream>
+#include <tuple>
 
 #include <fmt/format.h>
 
@@ -21,6 +25,8 @@ struct Memory {
 struct Report {
   Model model;
   std::int64_t context = 0;
+  std::vector<adamas::Config> configs;     // [layers]
+  bool by_layer = false;                   // there is a settings file, which may have sections
   std::vector<std::string> dense_reasons;  // [layers]; empty: sparse
   Memory memory;
   std::vector<SelfTest> tests;
@@ -41,47 +47,83 @@ std::uint64_t code_bytes(const Layer& layer, std::int64_t tokens, const adamas::
       .bytes();
 }
 
-Memory memory_of(const Report& report, const adamas::Config& config) {
+// All settings as one text, by which they can be ordered.
+std::string text_of(const adamas::Config& config) {
+  std::string text;
+  for (const adamas_setting& setting : adamas::settings()) text += config.get(setting.name) + " ";
+  return text;
+}
+
+Memory memory_of(const Report& report) {
   Memory memory;
-  std::map<std::array<std::int64_t, 3>, std::uint64_t> known;  // most layers are alike
+  std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::string>, std::uint64_t> known;  // most layers are alike
   for (std::size_t i = 0; i < report.model.layers.size(); ++i) {
     const Layer& layer = report.model.layers[i];
     if (!report.dense_reasons[i].empty() || layer.shares_cache) continue;
     const std::int64_t tokens = cached_tokens(layer, report.context);
-    const auto [place, is_new] = known.try_emplace({layer.kv_heads, layer.key_dim, tokens});
-    if (is_new) place->second = code_bytes(layer, tokens, config);
+    const auto [place, is_new] = known.try_emplace({layer.kv_heads, layer.key_dim, tokens, text_of(report.configs[i])});
+    if (is_new) place->second = code_bytes(layer, tokens, report.configs[i]);
     memory.codes += place->second;
     memory.kv_f16 += static_cast<std::uint64_t>(tokens * layer.kv_heads * (layer.key_dim + layer.value_dim) * 2);
   }
   return memory;
 }
 
-Report examine(const CheckOptions& options, const adamas::Config& config) {
-  Report report{.model = model_of(read_gguf(options.model)), .context = 0, .dense_reasons = {}, .memory = {}, .tests = {}};
+// The highest layer that a section names, or -1. The file was read before: its sections are as they should be.
+std::int64_t highest_layer(const std::string& settings_file) {
+  std::int64_t highest = -1;
+  std::ifstream file(settings_file);
+  for (std::string line; std::getline(file, line);) {
+    line.resize(std::min(line.size(), line.find('#')));
+    const std::size_t first = line.find_first_not_of(" \t");
+    if (first == std::string::npos || line[first] != '[') continue;
+    std::replace_if(line.begin(), line.end(), [](unsigned char c) { return std::isdigit(c) == 0; }, ' ');
+    std::istringstream numbers(line);
+    for (std::int64_t layer; numbers >> layer;) highest = std::max(highest, layer);
+  }
+  return highest;
+}
+
+std::vector<adamas::Config> configs_of(const adamas::Config& config, const std::string& settings_file, std::size_t layers) {
+  std::vector<adamas::Config> configs(layers, config);
+  if (settings_file.empty()) return configs;
+  for (std::size_t i = 0; i < layers; ++i) configs[i].load(settings_file, static_cast<std::int32_t>(i));
+  if (const std::int64_t highest = highest_layer(settings_file); highest >= static_cast<std::int64_t>(layers))
+    fmt::print(stderr, "adamas: {} has settings for layer {}; the last layer of this model is {}\n", settings_file, highest, layers - 1);
+  return configs;
+}
+
+Report examine(const CheckOptions& options, const adamas::Config& config, const std::string& settings_file) {
+  Report report{.model = model_of(read_gguf(options.model)), .context = 0, .configs = {}, .by_layer = !settings_file.empty(),
+                .dense_reasons = {}, .memory = {}, .tests = {}};
   report.context = options.context > 0 ? options.context : report.model.context;
   if (report.context == 0)
     throw Failure(exit_usage, "the file does not say which context it was made for; give one with --context");
 
-  std::map<AttentionShape, bool> shapes;
+  report.configs = configs_of(config, settings_file, report.model.layers.size());
+  std::map<std::pair<AttentionShape, std::string>, adamas::Config> tested;
   for (std::size_t i = 0; i < report.model.layers.size(); ++i) {
     const Layer& layer = report.model.layers[i];
-    report.dense_reasons.push_back(why_dense(report.model, i, report.context, config));
-    if (report.dense_reasons.back().empty())
-      shapes[{layer.q_heads, layer.kv_heads, layer.key_dim, report.model.softcap, report.model.alibi}] = true;
+    report.dense_reasons.push_back(why_dense(report.model, i, report.context, report.configs[i]));
+    if (!report.dense_reasons.back().empty()) continue;
+    const AttentionShape shape{layer.q_heads, layer.kv_heads, layer.key_dim, report.model.softcap, report.model.alibi};
+    tested.try_emplace({shape, text_of(report.configs[i])}, report.configs[i]);
   }
-  report.memory = memory_of(report, config);
-  for (const auto& [shape, used] : shapes) report.tests.push_back(self_test(shape, config));
+  report.memory = memory_of(report);
+  for (const auto& [of, its_config] : tested) report.tests.push_back(self_test(of.first, its_config));
   return report;
 }
 
 // ---- text ----------------------------------------------------------------------------------------------------------
 
-std::string layer_text(const Layer& layer, const std::string& dense_reason) {
-  if (!dense_reason.empty()) return "dense: " + dense_reason;
+std::string layer_text(const Report& report, std::size_t index) {
+  const Layer& layer = report.model.layers[index];
+  if (!report.dense_reasons[index].empty()) return "dense: " + report.dense_reasons[index];
   std::string text =
       fmt::format("sparse: {} query heads, {} KV heads, head_dim {}", layer.q_heads, layer.kv_heads, layer.key_dim);
   if (layer.window > 0) text += fmt::format(", a sliding window of {} tokens", layer.window);
   if (layer.key_dim % 32 != 0) text += ", no quantised K and V (not a multiple of 32)";
+  if (report.by_layer) text += fmt::format(", budget {}", report.configs[index].budget);
   if (layer.shares_cache) text += ", with the K and V of an earlier layer";
   return text;
 }
@@ -89,7 +131,7 @@ std::string layer_text(const Layer& layer, const std::string& dense_reason) {
 void print_layers(const Report& report) {
   std::vector<std::pair<std::string, std::vector<std::size_t>>> groups;  // alike layers, by their first
   for (std::size_t i = 0; i < report.model.layers.size(); ++i) {
-    const std::string text = layer_text(report.model.layers[i], report.dense_reasons[i]);
+    const std::string text = layer_text(report, i);
     auto group = std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return g.first == text; });
     if (group == groups.end()) group = groups.insert(group, {text, {}});
     group->second.push_back(i);
@@ -174,7 +216,7 @@ Json json_of(const Report& report) {
 int check(Settings& settings, const CheckOptions& options) {
   const adamas::Config config = settings.load();
   if (options.model.empty()) throw Failure(exit_usage, "check: the model is missing; for example: adamas check MODEL.gguf");
-  const Report report = examine(options, config);
+  const Report report = examine(options, config, settings.file());
   options.json ? print_json(json_of(report)) : print_text(report);
   return report.passed() ? exit_ok : exit_failed;
 }

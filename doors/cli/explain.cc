@@ -16,6 +16,7 @@
 #include "engine.h"
 #include "eval/progress.h"
 #include "eval/results.h"
+#include "files.h"
 #include "output.h"
 #include "pages.h"
 #include "reads.h"
@@ -30,18 +31,6 @@ std::string document_of(const std::string& path) {
   text.erase(text.find_last_not_of(" \t\r\n") + 1);
   if (text.empty()) throw Failure(exit_failed, fmt::format("{} is empty: there is nothing to read an answer from", path));
   return text;
-}
-
-// Seen before the minutes that an answer takes.
-void require_output(const std::string& path, const ExplainOptions& options) {
-  if (path.empty()) return;
-  std::error_code error;
-  for (const std::string& input : {options.model, options.file})
-    if (std::filesystem::equivalent(path, input, error))
-      throw Failure(exit_usage, fmt::format("explain: {} is read, and would be written over", path));
-  if (options.html == options.json)
-    throw Failure(exit_usage, fmt::format("explain: {} cannot be both the page and the JSON", path));
-  require_writable(path);
 }
 
 struct Part {
@@ -202,17 +191,8 @@ Answer make_answer(const LoadedModel& model, Context& context, const Prompt& pro
 }
 
 std::string why_nothing(const adamas_config& config, std::int64_t tokens) {
-  if (tokens < config.min_context)
-    return fmt::format(
-        "nothing was selected: the context of {} tokens is below min_context, {}, so that the engine read all of it "
-        "densely; a smaller --min-context shows this document",
-        tokens, config.min_context);
-  if (tokens <= config.budget)
-    return fmt::format(
-        "nothing was selected: the context of {} tokens is within the budget, {}, so that the engine read all of it "
-        "densely; a smaller --budget shows this document",
-        tokens, config.budget);
-  return "nothing was selected: no layer of this model ran sparse; `adamas check` says why";
+  const std::string why = why_all_dense(config, "", tokens);
+  return "nothing was selected: " + (why.empty() ? no_layer_sparse : why);
 }
 
 // ---- the document of the page ---------------------------------------------------------------------------------------
@@ -233,14 +213,14 @@ Json settings_of(const Settings& settings) {
 
 int explain(Settings& settings, const ExplainOptions& options) {
   const adamas_config config = settings.load().native();
-  refuse_settings_file("explain");
+  settings.refuse_file("explain");
   for (const auto& [flag, value] :
        {std::pair{"--model", options.model}, {"--file", options.file}, {"--ask", options.ask}, {"--html", options.html}})
     if (value.empty())
       throw Failure(exit_usage, fmt::format("explain: {} is missing; for example: adamas explain --model MODEL.gguf --file "
                                             "TEXT --ask 'QUESTION' --html OUT.html",
                                             flag));
-  for (const std::string& path : {options.html, options.json}) require_output(path, options);
+  require_outputs("explain", {options.model, options.file}, {{"--html", options.html}, {"--json", options.json}});
 
   const std::string document = document_of(options.file);
   const LoadedModel model(options.model);

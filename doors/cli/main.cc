@@ -13,6 +13,7 @@
 #include "bench.h"
 #include "commands.h"
 #include "eval/eval.h"
+#include "files.h"
 #include "output.h"
 #include "suggest.h"
 
@@ -103,6 +104,12 @@ std::string typed(const CLI::App& app) {
   return app.get_parent() == nullptr ? app.get_name() : typed(*app.get_parent()) + " " + app.get_name();
 }
 
+bool is_given_twice(const CLI::App& app, const std::string& flag) {
+  if (const CLI::Option* option = app.get_option_no_throw(flag); option != nullptr && option->results().size() > 1) return true;
+  const auto chosen = app.get_subcommands();
+  return std::any_of(chosen.begin(), chosen.end(), [&](const CLI::App* command) { return is_given_twice(*command, flag); });
+}
+
 // What CLI11 could not place: a sentence for it.
 void refuse_rest(const CLI::App& app, const CLI::App* command) {
   const std::vector<std::string> rest = command != nullptr ? command->remaining() : app.remaining();
@@ -186,7 +193,7 @@ int dispatch(int argc, char** argv) {
   bench_number("--repeat", bench_options.repeat, 1000, "Runs of each, whose median counts (1; with --kernel 30 steps)");
   bench_number("--threads", bench_options.threads, 512, "Threads of the engine; without it, one for each processor");
   bench_command->add_flag("--json", bench_options.json, "Print JSON");
-  bench_command->add_option("--plot", bench_options.plot, "Draw the speed over the depth")->type_name("OUT.svg");
+  bench_command->add_option("--plot", bench_options.plot, "Draw the speed over the depth")->check(named_file())->type_name("OUT.svg");
   CaseFlags bench_cases(*bench_command);
 
   CLI::App* eval_command = add_command("eval", "Measure what each setting costs a model, and what it reads", "");
@@ -194,9 +201,10 @@ int dispatch(int argc, char** argv) {
 
   CLI::App* explain_command = add_command("explain", "Show what an answer was read from, as a page", explain_details);
   Settings explain_settings(*explain_command);
+  explain_command->get_option("--config")->group("");  // not in the help: it is refused, with a sentence
   ExplainOptions explain_options;
   const auto explain_text = [&](const char* flag, std::string& value, const char* type, const char* meaning) {
-    explain_command->add_option(flag, value, meaning)->type_name(type);
+    return explain_command->add_option(flag, value, meaning)->type_name(type);
   };
   const auto explain_number = [&](const char* flag, std::int64_t& value, std::int64_t largest, const char* meaning) {
     explain_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
@@ -205,8 +213,8 @@ int dispatch(int argc, char** argv) {
   explain_text("--file", explain_options.file, "TEXT", "The document");
   explain_text("--ask", explain_options.ask, "QUESTION", "The question about it");
   explain_text("--lead", explain_options.lead, "WORDS", "First words of the answer, for a model that needs them");
-  explain_text("--html", explain_options.html, "OUT", "The page to write");
-  explain_text("--json", explain_options.json, "OUT", "What the page shows, as JSON too");
+  explain_text("--html", explain_options.html, "OUT", "The page to write")->check(named_file());
+  explain_text("--json", explain_options.json, "OUT", "What the page shows, as JSON too")->check(named_file());
   explain_number("--tokens", explain_options.tokens, 4096, "Tokens of the answer, at most (64)");
   explain_number("--context", explain_options.context, 2147483647, "Tokens of context; without it, as many as are needed");
   explain_number("--threads", explain_options.threads, 512, "Threads; without it, one a processor, at most 8");
@@ -221,8 +229,8 @@ int dispatch(int argc, char** argv) {
     fmt::print("{}\n", version.what());
     return exit_ok;
   } catch (const CLI::ArgumentMismatch& error) {  // "--budget: 1 required VALUE missing"
-    const std::string what = error.what();
-    throw Failure(exit_usage, what.substr(0, what.find(':')) + " needs a value");
+    const std::string what = error.what(), flag = what.substr(0, what.find(':'));
+    throw Failure(exit_usage, flag + (is_given_twice(app, flag) ? " is given twice" : " needs a value"));
   } catch (const CLI::ParseError& error) {
     throw Failure(exit_usage, error.what());
   }
@@ -231,12 +239,16 @@ int dispatch(int argc, char** argv) {
   const CLI::App* command = chosen.empty() ? nullptr : chosen.front();
   const auto kinds = command != nullptr ? command->get_subcommands() : std::vector<CLI::App*>();
   refuse_rest(app, kinds.empty() ? command : kinds.front());
+  warn_of_misspelt_variables();
   if (line.has_mark && command != run_command) throw Failure(exit_usage, "only `adamas run` takes -- and a tool after it");
   if (command == run_command) return run(run_settings, line.tool);
   if (command == info_command) return info(info_settings, info_options);
   if (command == check_command) return check(check_settings, check_options);
   if (command == explain_command) return explain(explain_settings, explain_options);
-  if (command == bench_command) return bench(bench_options, bench_cases.cases());
+  if (command == bench_command) {
+    bench_options.settings_files = bench_cases.files();
+    return bench(bench_options, bench_cases.cases());
+  }
   if (command == eval_command) return eval.run({argv, argv + argc});
   throw Failure(exit_usage, "a command is missing: run, info, check, bench, eval or explain; `adamas --help` explains them");
 }

@@ -1,12 +1,15 @@
 #include "settings.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <string_view>
 
 #include "failure.h"
+#include "suggest.h"
 
 namespace cli {
 namespace {
@@ -34,10 +37,23 @@ adamas_config engine_only() {
   return config;
 }
 
-void refuse_settings_file(const char* command) {
-  if (const char* file = std::getenv(config_environment); file != nullptr && *file != '\0')
-    throw Failure(exit_usage, fmt::format("{} is {}; {} works with settings of a whole model, by flags and variables",
-                                          config_environment, file, command));
+void warn_of_misspelt_variables() {
+  constexpr std::string_view prefix = "ADAMAS_";
+  // Of the build, the tools and the tests.
+  constexpr std::string_view others[] = {"BACKEND", "BARE_HOST", "COMMAND", "CONTEXTS", "EVAL_CONTEXT", "FAKE_HOST", "FAULT", "FAULT_LIBRARY",
+                                         "GRAPHS", "HAS_READER", "LIBRARY", "LLAMA_BIN", "MODELS", "MODELS_DIR", "OPS", "PYTHON",
+                                         "TEST_MODELS", "WRITE_PAGE"};
+  std::vector<std::string> known{"CACHE", "CONFIG", "DEVICE"};
+  for (const adamas_setting& setting : adamas::settings()) known.push_back(std::string(setting.environment).substr(prefix.size()));
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    std::string_view name(*variable);
+    name = name.substr(0, name.find('='));
+    if (!name.starts_with(prefix)) continue;
+    name.remove_prefix(prefix.size());
+    if (std::ranges::count(known, name) + std::ranges::count(others, name) > 0) continue;
+    if (const std::string word = nearest(std::string(name), known); !word.empty())
+      fmt::print(stderr, "adamas: the variable ADAMAS_{} is not known and does nothing; did you mean ADAMAS_{}?\n", name, word);
+  }
 }
 
 Settings::Settings(CLI::App& command) {
@@ -65,9 +81,20 @@ adamas::Config Settings::load() {
 
   config_ = adamas::Config::from_environment();
   config_.check();
-  if (const char* file = std::getenv(config_environment); file != nullptr && *file != '\0') file_ = adamas::Config{}.load(file);
+  if (!file().empty()) file_ = adamas::Config{}.load(file());
   if (const char* device = std::getenv(device_environment)) adamas::force_device(device);
   return config_;
+}
+
+void Settings::refuse_file(const char* command) const {
+  if (!file().empty())
+    throw Failure(exit_usage, fmt::format("{} is {}; {} works with settings of a whole model, by flags and variables",
+                                          config_environment, file(), command));
+}
+
+std::string Settings::file() const {
+  const char* file = std::getenv(config_environment);
+  return file != nullptr ? file : "";
 }
 
 std::string Settings::source(const std::string& name, const std::string& environment) const {

@@ -26,8 +26,8 @@ struct ShownSetting {
   std::string meaning;
 };
 
-// Throws when there is a settings file: a program that configures the back end itself knows no sections of layers.
-void refuse_settings_file(const char* command);
+// A word on standard error for each variable that is nearly one of ours: nothing else would tell of ADAMAS_BUDGTE.
+void warn_of_misspelt_variables();
 
 class Settings {
  public:
@@ -36,6 +36,12 @@ class Settings {
 
   // Carries the flags into the environment and reads all of it; throws, naming the range, when a value is out of it.
   adamas::Config load();
+
+  // The settings file that load() read; empty: none.
+  std::string file() const;
+
+  // Throws when there is one: a command that configures the back end for all layers at once knows no sections.
+  void refuse_file(const char* command) const;
 
   // Every setting, after load(): what it is, where that came from, what it may be and what it means.
   std::vector<ShownSetting> shown() const;

@@ -24,11 +24,16 @@ size_t distance(const std::string& a, const std::string& b) {
 
 }  // namespace
 
-std::string suggestion(const std::string& typed, const std::vector<std::string>& known) {
+std::string nearest(const std::string& typed, const std::vector<std::string>& known) {
   const auto is_nearer = [&](const std::string& a, const std::string& b) { return distance(typed, a) < distance(typed, b); };
-  const auto nearest = std::min_element(known.begin(), known.end(), is_nearer);
-  if (nearest == known.end() || distance(typed, *nearest) > std::max<size_t>(2, nearest->size() / 3)) return "";
-  return "; did you mean " + *nearest + "?";
+  const auto found = std::min_element(known.begin(), known.end(), is_nearer);
+  if (found == known.end() || distance(typed, *found) > std::max<size_t>(2, found->size() / 3)) return "";
+  return *found;
+}
+
+std::string suggestion(const std::string& typed, const std::vector<std::string>& known) {
+  const std::string word = nearest(typed, known);
+  return word.empty() ? "" : "; did you mean " + word + "?";
 }
 
 }  // namespace cli

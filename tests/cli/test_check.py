@@ -113,6 +113,21 @@ class Verdicts(CheckTest):
                 self.assertEqual([i for i, verdict in enumerate(verdicts) if verdict], layers)
                 self.assert_dense(verdicts[0], words)
 
+    def test_sections_of_a_settings_file(self):
+        settings = self.folder / "settings.txt"
+        settings.write_text("budget = 64\n[layers 0,2-3] # not 77\npolicy = full\n")
+        verdicts = self.verdicts(model(), "--config", str(settings))
+        self.assertEqual([verdict for verdict in verdicts], ["policy full", None, "policy full", "policy full"])
+        settings.write_text("[layers 1]\nbudget = 8192\n[layers 3-5]\nbudget = 64\n")
+        result = self.check(model(), "--config", str(settings))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("3 of 4 layers run sparse", result.stdout)
+        self.assertIn("layer 1: dense: the context of 8192 tokens is within the budget, 8192", result.stdout)
+        self.assertIn("layers 0, 2: sparse: 8 query heads, 2 KV heads, head_dim 64, budget 128", result.stdout)
+        self.assertIn("layer 3: sparse: 8 query heads, 2 KV heads, head_dim 64, budget 64", result.stdout)
+        self.assertIn("64 of 4096 tokens", result.stdout)
+        self.assertIn("has settings for layer 5; the last layer of this model is 3", result.stderr)
+
     def test_context(self):
         self.assertEqual(self.report(model(), "--context", "2000")["context"], 2000)
         self.assert_fails(self.check(model(context_length=None)), 2, "--context")

@@ -14,6 +14,7 @@ KINDS = ("perplexity", "passkey", "needle", "recall", "tune")
 SMOLLM2 = pathlib.Path(MODELS) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 LIBRARY = pathlib.Path(os.environ["ADAMAS_LIBRARY"]).resolve()
 ENGINE = pathlib.Path(COMMAND).parent / "../llama/bin/libllama.so"
+BENCH = ENGINE.with_name("llama-bench")
 
 
 def needed(kind):
@@ -43,6 +44,8 @@ class Usage(CommandTest):
             (["eval", "perplexity", "--rows", "all"], ["--rows is not a flag of adamas eval perplexity"]),
             (["eval", "perplexity", "book.txt"], ["book.txt is one argument too many"]),
             (["eval", "perplexity", "--file"], ["--file needs a value"]),
+            (["eval", "perplexity", "--context", "256", "--context", "512"], ["--context is given twice"]),
+            (["eval", "perplexity", "--model", "m", "--file", "t", "--html", ""], ["--html", "is empty"]),
             (["eval", "perplexity", "--", "x"], ["only `adamas run` takes --"]),
             (["eval", "perplexity", "--model", "m"], ["the text is missing", "--file"]),
             (["eval", "needle", "--model", "m"], ["the text is missing", "--file"]),
@@ -80,6 +83,10 @@ class Usage(CommandTest):
         environment = clean_environment(ADAMAS_CONFIG="settings.txt")
         self.assert_fails(call("eval", "passkey", "--model", "m", environment=environment), 2, "settings.txt")
         self.assert_fails(call("eval", "passkey", "--model", "m", "--settings", "none,other.txt"), 2, "other.txt")
+        for name, value, range_ in [("ADAMAS_ROWS", "some", "decode | all"), ("ADAMAS_STATS", "yes", "0 | 1")]:
+            for arguments in (["eval", "perplexity", "--file", "t"], ["bench"]):
+                result = call(*arguments, "--model", "m", environment=clean_environment(**{name: value}))
+                self.assert_fails(result, 2, f"{name}: {value} is not in its range: {range_}")
         environment = clean_environment(ADAMAS_BUDGET="none")
         self.assert_fails(call("eval", "passkey", "--model", "m", environment=environment), 2, "none", "1 to 2147483647")
 
@@ -147,6 +154,101 @@ class Files(CommandTest):
                                   "none/page", "cannot be written")
 
 
+class Outputs(CommandTest):
+    """Nothing that is read is written over, and no two outputs are one file."""
+
+    def setUp(self):
+        super().setUp()
+        self.names = {name: self.folder / name for name in ("model", "text", "settings")}
+        for name, path in self.names.items():
+            path.write_text("" if name == "settings" else name)
+        self.link, self.hard = self.folder / "link", self.folder / "hard"
+        self.link.symlink_to(self.names["text"])
+        self.hard.hardlink_to(self.names["text"])
+
+    def assert_refused(self, *arguments, words):
+        before = {path: path.read_bytes() for path in self.names.values()}
+        self.assert_fails(call(*arguments, "--model", self.names["model"], "--settings", self.names["settings"]), 2, words)
+        self.assertEqual(before, {path: path.read_bytes() for path in self.names.values()})
+
+    def test_inputs(self):
+        words = "is read, and would be written over"
+        for path in (*self.names.values(), self.link, self.hard, self.folder / "." / "text"):
+            for kind, flags in [("perplexity", ["--html", "--resume"]), ("needle", ["--html"]), ("recall", ["--resume"]), ("tune", ["--config"])]:
+                for flag in flags:
+                    with self.subTest(kind=kind, flag=flag, path=path):
+                        self.assert_refused("eval", kind, "--file", self.names["text"], flag, path, words=words)
+            with self.subTest(path=path):
+                if BENCH.exists() and path.name in ("model", "settings"):
+                    self.assert_refused("bench", "--plot", path, words=words)
+
+    def test_outputs(self):
+        new = self.folder / "new"
+        self.assert_refused("eval", "recall", "--file", self.names["text"], "--html", new, "--resume", self.folder / "." / "new",
+                            words="cannot be both --html and --resume")
+        self.assert_refused("eval", "tune", "--file", self.names["text"], "--html", new, "--config", new, words="cannot be both")
+        self.assertFalse(new.exists())
+
+    def test_a_folder(self):
+        self.assert_fails(call("eval", "passkey", "--model", "m", "--html", self.folder), 1, "cannot be written", "directory")
+
+
+@unittest.skipUnless(HAS_READER and ENGINE.exists() and MODELS, "built without llama.cpp, or ADAMAS_MODELS_DIR is not set")
+class Resume(CommandTest):
+    def setUp(self):
+        super().setUp()
+        self.text, self.state = self.folder / "text.txt", self.folder / "finished"
+        self.text.write_text("and again " * 100)
+
+    def evaluate(self, *more):
+        return call("eval", "perplexity", "--model", SMOLLM2, "--file", self.text, "--context", "64", "--threads", "1", "--resume", self.state, *more)
+
+    def test_another_file_is_left_alone(self):
+        for content in ("a text\n", "a text", '{"name": 1}\n', '[1, 2]\n', '{"key": 1, "part": "all", "result": 2}\n'):
+            for fresh in ([], ["--fresh"]):
+                with self.subTest(content=content, fresh=fresh):
+                    self.state.write_text(content)
+                    self.assert_fails(self.evaluate(*fresh), 2, "--resume", "line 1", "finished")
+                    self.assertEqual(self.state.read_text(), content)
+
+    def test_an_interrupted_file(self):
+        self.assertEqual(self.evaluate().returncode, 0)
+        whole = self.state.read_text()
+        for torn in ('{"k', whole[: len(whole) // 2], whole + '{"key":"torn', '{"key":"torn\n' + whole):
+            self.state.write_text(torn)
+            with self.subTest(torn=torn):
+                for _ in range(2):
+                    result = self.evaluate()
+                    self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("1 of 1 parts were finished before", result.stderr)
+
+
+@unittest.skipUnless(HAS_READER and ENGINE.exists() and MODELS, "built without llama.cpp, or ADAMAS_MODELS_DIR is not set")
+class Tune(CommandTest):
+    def test_what_is_written_is_read_again(self):
+        """With most layers dense, and with most layers sparse."""
+        text, settings = self.folder / "text.txt", self.folder / "settings.txt"
+        text.write_text("".join(f"The {n}th of them went to town {n % 7} times. " for n in range(100)))
+        arguments = ["--model", SMOLLM2, "--file", text, "--context", "256", "--min-context", "100", "--samples", "1", "--budget", "16",
+                     "--resume", self.folder / "finished"]
+        rows = json.loads(call("eval", "recall", *arguments, "--json").stdout)
+        mass = [sum(row["mass_true"] for row in rows if row["layer"] == layer) / 9 for layer in range(30)]
+        for sparse in (10, 20):
+            enough = sum(sorted(mass, reverse=True)[sparse - 1 : sparse + 1]) / 2
+            result = call("eval", "tune", *arguments, "--enough", enough, "--config", settings)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual("is replaced at the end" in result.stderr, sparse == 20, "said when there is one")
+            self.assertIn(f"\npolicy = {'full' if sparse == 10 else 'adamas'}\n", settings.read_text())
+            report = json.loads(call("check", SMOLLM2, "--json", "--config", settings).stdout)
+            self.assertEqual({layer["layer"] for layer in report["layers"] if layer["sparse"]},
+                             {layer for layer in range(30) if mass[layer] >= enough})
+            told = json.loads(call("info", "--json", "--config", settings).stdout)["settings"]
+            self.assertEqual({s["name"]: s["value"] for s in told}["min_context"], "100")
+            measured = call("eval", "perplexity", *arguments[:6], "--threads", "1", "--settings", settings, "--resume", self.folder / "finished", "--json")
+            full, own = json.loads(measured.stdout)
+            self.assertGreater(own["tokens_read"], 0, measured.stderr)
+
+
 @unittest.skipUnless(HAS_READER and ENGINE.exists() and MODELS, "built without llama.cpp, or ADAMAS_MODELS_DIR is not set")
 class Lists(CommandTest):
     def rows(self, *arguments):
@@ -195,6 +297,32 @@ class Lists(CommandTest):
         self.assertRegex(result.stdout, r"\Atext.txt: a window of 96 tokens, 47 tokens scored")
         self.assertRegex(result.stdout, r"\npolicy +estimator +budget +perplexity +ratio")
         self.assertIn('"perplexity"', (self.folder / "page.html").read_text())
+
+    def test_nothing_sparse_is_said(self):
+        text = self.folder / "text.txt"
+        text.write_text("and again " * 100)
+
+        def said(kind, *arguments):
+            result = call("eval", kind, "--model", SMOLLM2, "--threads", "1", "--resume", self.folder / "finished", *arguments)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return [line for line in result.stdout.splitlines() if "nothing ran sparse" in line]
+
+        perplexity = ["perplexity", "--file", text, "--context", "96"]
+        self.assertIn("below min_context, 2048; a smaller --min-context", *said(*perplexity))
+        self.assertIn("within the budget, 128; a smaller --budget", *said(*perplexity, "--min-context", "0"))
+        self.assertEqual(said(*perplexity, "--min-context", "0", "--budget", "16"), [])
+        line, = said(*perplexity, "--min-context", "0", "--budget", "16,128")
+        self.assertIn("with adamas dot 128: ", line)
+        self.assertIn("below min_context, 2048", *said("passkey", "--lengths", "200", "--depths", "1"))
+        self.assertEqual(said("passkey", "--lengths", "200", "--depths", "1", "--min-context", "0", "--budget", "64"), [])
+
+    def test_a_flag_wins_over_a_variable(self):
+        environment = clean_environment(ADAMAS_SINKS="40", ADAMAS_BUDGET="8")  # which do not go together
+        text = self.folder / "text.txt"
+        text.write_text("and again " * 100)
+        result = call("eval", "perplexity", "--model", SMOLLM2, "--file", text, "--context", "64", "--threads", "1", "--budget", "48",
+                      "--resume", self.folder / "finished", environment=environment)
+        self.assertEqual(result.returncode, 0, result.stderr)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Explain(CommandTest):
         for flag, value in [("--tokens", "0"), ("--tokens", "x"), ("--context", "-1"), ("--threads", "1e3"), ("--budget", "0")]:
             with self.subTest(flag=flag, value=value):
                 self.assert_refused(self.explain(flag, value), 2)
+        self.assert_refused(self.explain("--tokens", "3", "--tokens", "4"), 2, "--tokens is given twice")
         self.assert_refused(self.explain("--tokns", "3"), 2, "did you mean --tokens?")
 
     def test_the_document(self):

@@ -116,5 +116,16 @@ class Output(CommandTest):
                     self.assertIn("cannot be written", result.stderr)
 
 
+class Variables(CommandTest):
+    def test_a_misspelt_one_is_said(self):
+        for name, words in [("ADAMAS_BUDGTE", "did you mean ADAMAS_BUDGET?"), ("ADAMAS_DENSE_LAYER", "did you mean ADAMAS_DENSE_LAYERS?")]:
+            result = call("info", environment=clean_environment(**{name: "3"}))
+            self.assertEqual(result.returncode, 0)
+            self.assertRegex(result.stderr, rf"\Aadamas: the variable {name} is not known[^\n]+\n\Z")
+            self.assertIn(words, result.stderr)
+        known = {f"ADAMAS_{name}": "1" for name in ("OPS", "CACHE", "MODELS", "FAULT", "GRAPHS", "BUDGET", "SINKS", "SOMETHING_ELSE")}
+        self.assertEqual(call("info", environment=clean_environment(**known)).stderr, "")
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -52,8 +52,10 @@ Case case_of(const Values& flags) {
     adamas::detail::check(adamas_config_set(&one.config, setting.name, value.c_str()));
   }
   adamas::detail::check(adamas_config_check(&one.config));
-  if (one.full()) {  // nothing else matters to it
-    one.config = engine_only();
+  const bool asked_for = flags.contains("policy") || std::getenv("ADAMAS_POLICY") != nullptr;
+  const bool has_sections = one.file_text.find('[') != std::string::npos;
+  if (one.config.policy == ADAMAS_POLICY_FULL && (asked_for || !has_sections)) {
+    one.config = engine_only();  // nothing else matters to it
     one.file.clear();
     one.file_text.clear();
   }
@@ -74,6 +76,16 @@ Case case_of(const Values& flags) {
       one.others.emplace_back(name, value);
   }
   return one;
+}
+
+// No case has these; the back end would trip over them.
+void check_other_variables() {
+  for (const adamas_setting& setting : adamas::settings()) {
+    const char* variable = std::getenv(setting.environment);
+    adamas_config config = engine_only();
+    if (variable != nullptr && !is_of_case(setting.name) && adamas_config_set(&config, setting.name, variable) != ADAMAS_OK)
+      throw Failure(exit_usage, fmt::format("{}: {} is not in its range: {}", setting.environment, variable, setting.range));
+  }
 }
 
 // Every choice of one value a setting, the last setting changing fastest.
@@ -102,7 +114,12 @@ std::vector<std::string> Case::words() const {
   return words;
 }
 
-Case full_case() { return case_of({{"policy", "full"}}); }
+Case full_case() {
+  Case full{};
+  full.config = engine_only();
+  full.policy = "full";
+  return full;
+}
 
 std::string label_of(const Case& one, const std::vector<Case>& all) {
   std::string label;
@@ -120,6 +137,14 @@ std::string label_of(const Case& one, const std::vector<Case>& all) {
       std::any_of(all.begin(), all.end(), [&](const Case& other) { return !other.full() && other.file != one.file; });
   if (file_tells_apart && !one.full()) tell(file_flag, one.file.empty() ? no_file : one.file);
   return label;
+}
+
+std::string name_of(const Case& one, const std::vector<Case>& all) {
+  if (one.full()) return "without";
+  std::string name = one.policy;
+  for (const std::string& word : {one.estimator, one.budget > 0 ? std::to_string(one.budget) : "", label_of(one, all)})
+    if (!word.empty()) name += " " + word;
+  return name;
 }
 
 Json json_of(const Case& one, const std::vector<Case>& all) {
@@ -153,12 +178,25 @@ void CaseFlags::set_default(const std::string& setting, const std::vector<std::s
   defaults_[setting] = values;
 }
 
+std::vector<std::string> CaseFlags::given_files() const {
+  const std::vector<std::string>& given = values_.at(file_flag);
+  const char* file = std::getenv("ADAMAS_CONFIG");
+  return given.empty() && file != nullptr && *file != '\0' ? std::vector<std::string>{file} : given;
+}
+
+std::vector<std::string> CaseFlags::files() const {
+  std::vector<std::string> files = given_files();
+  std::erase(files, no_file);
+  return files;
+}
+
 std::vector<Case> CaseFlags::cases() const {
   if (const char* variable = std::getenv("ADAMAS_DEVICE"); !device_.empty() || variable != nullptr)
     adamas::force_device(device_.empty() ? variable : device_);
 
+  check_other_variables();
   auto lists = values_;
-  if (const char* file = std::getenv("ADAMAS_CONFIG"); lists[file_flag].empty() && file != nullptr && *file != '\0') lists[file_flag] = {file};
+  lists[file_flag] = given_files();
   for (const adamas_setting& setting : adamas::settings())
     if (const auto list = defaults_.find(setting.name);
         list != defaults_.end() && lists[setting.name].empty() && std::getenv(setting.environment) == nullptr)

@@ -21,7 +21,8 @@ struct Case {
   std::vector<std::pair<std::string, std::string>> others;  // the further settings that mean something to the policy
   std::string file, file_text;                              // settings file, whose sections hold for their layers; empty: none
 
-  bool full() const { return config.policy == ADAMAS_POLICY_FULL; }
+  // Dense in every layer: a settings file that is dense in general is no such case, its sections are for other layers.
+  bool full() const { return config.policy == ADAMAS_POLICY_FULL && file.empty(); }
   std::vector<std::string> words() const;  // everything that tells it from another case
   bool operator==(const Case& other) const;
 };
@@ -34,6 +35,9 @@ Case full_case();
 
 // "sketch=0 tail=1": the further settings by which it differs from other cases of its policy.
 std::string label_of(const Case& one, const std::vector<Case>& all);
+
+// "adamas dot 128 tail=1", or "without": what a table of one column calls the case.
+std::string name_of(const Case& one, const std::vector<Case>& all);
 
 // policy, estimator, budget and the other settings, with which every row of results begins.
 Json json_of(const Case& one, const std::vector<Case>& all);
@@ -51,7 +55,12 @@ class CaseFlags {
   // its environment variable. Throws, naming the range, when a value is out of it.
   std::vector<Case> cases() const;
 
+  // The settings files that the cases are made of.
+  std::vector<std::string> files() const;
+
  private:
+  std::vector<std::string> given_files() const;  // of the flag, else of the variable; `none` among them
+
   std::map<std::string, std::vector<std::string>> values_;  // by the setting's name; empty: not given
   std::map<std::string, std::vector<std::string>> defaults_;
   std::string device_;

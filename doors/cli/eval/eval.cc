@@ -1,16 +1,16 @@
 #include "eval.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
+#include <cstdlib>
 #include <limits>
 #include <thread>
 
+#include <adamas/adamas.hpp>
+
 #include "../failure.h"
+#include "../files.h"
 
 namespace cli {
 namespace {
@@ -47,15 +47,6 @@ As `recall`; then writes settings for this model, by layer, so that each reads e
 CLI::Option* number(CLI::App* app, const std::string& flag, std::int64_t& value, std::int64_t lowest,
                     const std::string& meaning) {
   return app->add_option(flag, value, meaning)->check(CLI::Range(lowest, most).description(""))->type_name("N");
-}
-
-// Said before the work and not after it.
-void require_writable(const std::string& path) {
-  if (path.empty()) return;
-  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
-  const bool exists = access(path.c_str(), F_OK) == 0;
-  if (access(exists ? path.c_str() : folder.c_str(), W_OK) != 0)
-    throw Failure(exit_failed, fmt::format("{} cannot be written: {}", path, std::strerror(errno)));
 }
 
 void add_places(CLI::App* app, RetrievalOptions& options) {
@@ -100,8 +91,10 @@ Eval::Kind& Eval::add(const char* name, const char* description, const std::stri
       ->check(CLI::Range(1, 512).description(""))
       ->type_name("N");
   app->add_flag("--json", options.json, "Print JSON");
-  app->add_option("--html", options.html, "Write a page of the results as well")->type_name("PAGE.html");
-  app->add_option("--resume", options.resume, "Where finished parts are kept; without it, in the cache")->type_name("FILE");
+  app->add_option("--html", options.html, "Write a page of the results as well")->check(named_file())->type_name("PAGE.html");
+  app->add_option("--resume", options.resume, "Where finished parts are kept; without it, in the cache")
+      ->check(named_file())
+      ->type_name("FILE");
   app->add_flag("--fresh", options.fresh, "Forget what was finished before");
   kind.cases = std::make_unique<CaseFlags>(*app);
   return kind;
@@ -137,7 +130,7 @@ Eval::Eval(CLI::App& eval, const std::string& footer) : eval_(eval), footer_(foo
 
   Kind& tune = add("tune", "Write settings by layer for a model", tune_details);
   add_samples(tune.app, tune_);
-  tune.app->add_option("--config", tune_.config, "The settings file to write")->type_name("FILE");
+  tune.app->add_option("--config", tune_.config, "The settings file to write")->check(named_file())->type_name("FILE");
   tune.cases->set_default("budget", {"32", "64", "128", "256", "512", "1024"});
 }
 
@@ -152,10 +145,17 @@ int Eval::run(const std::vector<std::string>& command) {
   EvalOptions& options = (*kind)->options;
   options.command = command;
   options.cases = (*kind)->cases->cases();
+  std::vector<std::string> read = (*kind)->cases->files();
+  // The cases have what the variables said. The back end reads them when it is loaded, and knows nothing of the flags that win.
+  for (const adamas_setting& setting : adamas::settings())
+    if (is_of_case(setting.name)) unsetenv(setting.environment);
+  unsetenv("ADAMAS_CONFIG");
   if (options.model.empty())
     throw Failure(exit_usage, fmt::format("eval {}: the model is missing; for example: --model MODEL.gguf", options.kind));
-  require_writable(options.html);
-  require_writable(tune_.config);
+  read.insert(read.end(), {options.model, needle_.file, recall_.file, tune_.file});
+  read.insert(read.end(), perplexity_.files.begin(), perplexity_.files.end());
+  require_outputs("eval " + options.kind, read,
+                  {{"--html", options.html}, {"--config", tune_.config}, {"--resume", options.resume}});
   if (options.kind == "passkey") return retrieval(options, passkey_);
   if (options.kind == "needle") return retrieval(options, needle_);
   if (options.kind == "recall") return recall(options, recall_);

@@ -1,6 +1,8 @@
 #include "finished.h"
 
 #include <fmt/format.h>
+#include <pwd.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
@@ -9,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <string_view>
 
 #include "../failure.h"
 
@@ -24,11 +27,24 @@ fs::path cache_folder() {
   };
   if (const fs::path ours = variable("ADAMAS_CACHE"); !ours.empty()) return ours;
   if (const fs::path cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache / "adamas";
-  return variable("HOME") / ".cache/adamas";
+  if (const fs::path home = variable("HOME"); !home.empty()) return home / ".cache/adamas";
+  const passwd* user = getpwuid(getuid());
+  if (user == nullptr || user->pw_dir == nullptr || *user->pw_dir == '\0')
+    throw Failure(exit_failed,
+                  "there is no home folder to keep finished parts in; set HOME or ADAMAS_CACHE, or name a file with --resume");
+  return fs::path(user->pw_dir) / ".cache/adamas";
 }
 
 [[noreturn]] void cannot_write(const std::string& path) {
   throw Failure(exit_failed, fmt::format("{} cannot be written: {}", path, std::strerror(errno)));
+}
+
+// What add() writes; or the beginning of it, which a run leaves that is killed in the middle of a line.
+bool is_record(const std::string& line, const Json& entry) {
+  constexpr std::string_view start = R"({"key")";
+  if (entry.is_discarded()) return line.starts_with(start) || start.starts_with(line);
+  const auto is_text = [&](const char* name) { return entry.contains(name) && entry[name].is_string(); };
+  return entry.is_object() && is_text("key") && is_text("part") && entry.contains("result");
 }
 
 // A run that is killed in the middle of a line leaves it without an end: the next one begins a new line.
@@ -51,14 +67,24 @@ Finished::Finished(const std::string& path, const Json& key, bool fresh) : path_
     fs::create_directories(folder, error);
     path_ = folder / (key_ + ".jsonl");
   }
+  read();
+  if (fresh) results_.clear();
   // Opened at once: an hour of work should not end in a file that cannot be written.
   if (const std::ofstream file(path_, fresh ? std::ios::trunc : std::ios::app); !file) cannot_write(path_);
+}
 
+void Finished::read() {
+  if (!fs::is_regular_file(path_)) return;  // there is none yet, or it is /dev/null
   std::ifstream file(path_);
+  int number = 0;
   for (std::string line; std::getline(file, line);) {
+    ++number;
     const Json entry = Json::parse(line, nullptr, false);
-    if (entry.is_object() && entry.value("key", "") == key_)
-      results_[entry.value("part", "")] = entry.value("result", Json());
+    if (!is_record(line, entry))
+      throw Failure(exit_usage, fmt::format("--resume: line {} of {} is no finished part of an evaluation, and the file is left as it is; "
+                                            "name a new one",
+                                            number, path_));
+    if (entry.is_object() && entry["key"] == key_) results_[entry["part"].get<std::string>()] = entry["result"];
   }
 }
 

@@ -12,7 +12,8 @@ namespace cli {
 
 class Finished {
  public:
-  // `path`: empty for a file of the key's own in the cache. `fresh`: what is there does not count, and is overwritten.
+  // `path`: empty for a file of the key's own in the cache. `fresh`: what is there does not count, and is overwritten. A file that
+  // holds something else is refused either way.
   Finished(const std::string& path, const Json& key, bool fresh);
 
   // The result of that part, or nullptr.
@@ -23,6 +24,8 @@ class Finished {
   const std::string& path() const { return path_; }
 
  private:
+  void read();
+
   std::string path_;
   std::string key_;
   std::map<std::string, Json> results_;

@@ -279,6 +279,11 @@ void print_text(const Json& rows, const PerplexityOptions& what) {
   fmt::print("\n");
 }
 
+std::string why_dense(const Case& one, std::int64_t tokens) {
+  const std::string why = why_all_dense(one.config, one.file, tokens);
+  return why.empty() ? no_layer_sparse : why;
+}
+
 void check(const PerplexityOptions& what) {
   if (what.files.empty()) throw Failure(exit_usage, "eval perplexity: the text is missing; for example: --file book.txt");
   if (what.score_from >= what.context - 1)
@@ -316,6 +321,7 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
   auto progress = std::make_unique<Progress>(part_work * static_cast<double>(parts.size()));
   std::unique_ptr<Measurement> measurement;  // made when there is something to measure
   std::vector<Json> rows;                    // by file
+  std::vector<std::string> reasons(options.cases.size());
   for (std::size_t i = 0; i < texts.size(); ++i) {
     std::vector<Sums> sums(options.cases.size());
     for (std::int64_t chunk = 0; chunk < what.chunks; ++chunk) {
@@ -336,6 +342,7 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
     }
     rows.push_back(Json::array());
     for (std::size_t k = 0; k < sums.size(); ++k) {
+      if (sums[k].heads == 0) reasons[k] = why_dense(options.cases[k], what.context - 1);  // alike in every file
       Json row{{"file", short_name(what.files[i])}, {"model", model.name()}, {"context", what.context}};
       row.update(row_of(options.cases[k], options.cases, sums[k]));
       rows.back().push_back(row);
@@ -348,6 +355,7 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
     if (!options.json) print_text(of_file, what);
     all.insert(all.end(), of_file.begin(), of_file.end());
   }
+  print_dense(options, reasons);
   deliver(options, model, all);
   return exit_ok;
 }

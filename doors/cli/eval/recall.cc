@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <map>
 
@@ -200,10 +201,9 @@ void write_settings(const EvalOptions& options, const LoadedModel& model, const 
 void require_alike(const std::vector<Case>& cases) {
   for (const Case& one : cases)
     for (const auto& [name, value] : one.others)
-      for (const char* whole : {"preset", "dense_layers", "min_context"})
-        if (name == whole && std::find(cases.front().others.begin(), cases.front().others.end(), std::pair(name, value)) ==
-                                 cases.front().others.end())
-          throw Failure(exit_usage, fmt::format("eval tune: {} is a setting of the whole model: give it one value", name));
+      if (is_of_whole_model(name) && std::find(cases.front().others.begin(), cases.front().others.end(),
+                                               std::pair(name, value)) == cases.front().others.end())
+        throw Failure(exit_usage, fmt::format("eval tune: {} is a setting of the whole model: give it one value", name));
 }
 
 }  // namespace
@@ -230,6 +230,8 @@ int recall(const EvalOptions& options, const RecallOptions& what) {
   if (std::ssize(tokens) < what.context)
     throw Failure(exit_failed, fmt::format("{} has {} tokens; {} are needed", what.file, tokens.size(), what.context));
   check_room(model, 1, what.context);
+  if (tune && std::filesystem::is_regular_file(what.config))
+    fmt::print(stderr, "adamas: {} is there already; it is replaced at the end\n", what.config);
 
   Finished finished = finished_of(options, {hash_of(text), what.context, what.samples, what.enough}, {"all"});
   if (finished.find("all") == nullptr) finished.add("all", measure_all(model, options, cases, tokens, what));

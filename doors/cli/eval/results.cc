@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 
 #include <adamas/adamas.hpp>
 
@@ -76,6 +77,27 @@ void check_room(const LoadedModel& model, std::int64_t contexts, std::int64_t to
                   fmt::format("the K and V of {} contexts of {} tokens take {}, and {} are free; try fewer settings "
                               "at a time or a shorter context",
                               contexts, tokens, bytes_text(needed), bytes_text(free)));
+}
+
+std::string why_all_dense(const adamas_config& config, const std::string& file, std::int64_t tokens) {
+  if (tokens < config.min_context)
+    return fmt::format("the context of {} tokens is below min_context, {}; a smaller --min-context lets it run sparse", tokens,
+                       config.min_context);
+  if (file.empty() && tokens <= config.budget)
+    return fmt::format("the context of {} tokens is within the budget, {}; a smaller --budget lets it run sparse", tokens,
+                       config.budget);
+  return "";
+}
+
+void print_dense(const EvalOptions& options, const std::vector<std::string>& reasons) {
+  std::map<std::string, std::vector<std::string>> cases;  // by their reason
+  for (std::size_t i = 0; i < reasons.size(); ++i)
+    if (!options.cases[i].full()) cases[reasons[i]].push_back(name_of(options.cases[i], options.cases));
+  for (const auto& [reason, names] : cases) {
+    if (reason.empty()) continue;
+    const std::string with = cases.size() == 1 ? "" : fmt::format(" with {}", fmt::join(names, ", "));
+    fmt::print(options.json ? stderr : stdout, "{}nothing ran sparse{}: {}\n", options.json ? "adamas: " : "", with, reason);
+  }
 }
 
 void deliver(const EvalOptions& options, const LoadedModel& model, const Json& rows) {

@@ -219,6 +219,15 @@ void print_text(const Json& rows, const EvalOptions& options, const RetrievalOpt
   table.print();
 }
 
+// Why each case was dense in every prompt, at the longest of which fewest layers are.
+std::vector<std::string> reasons_of(const Json& rows, const EvalOptions& options) {
+  std::int64_t longest = 0;
+  for (const Json& row : rows) longest = std::max(longest, row["tokens"].get<std::int64_t>());
+  std::vector<std::string> reasons;
+  for (const Case& one : options.cases) reasons.push_back(why_all_dense(one.config, one.file, longest + answer_tokens - 1));
+  return reasons;
+}
+
 std::vector<Place> places_of(const RetrievalOptions& what) {
   std::vector<Place> places;
   for (const std::int64_t length : what.lengths)
@@ -267,6 +276,7 @@ int retrieval(const EvalOptions& options, const RetrievalOptions& asked) {
     }
   }
   if (!options.json) print_text(rows, options, what);
+  print_dense(options, reasons_of(rows, options));
   deliver(options, model, rows);
   return exit_ok;
 }

@@ -22,6 +22,10 @@ std::vector<std::pair<std::string, std::string>> settings_of(const Case& one) {
 
 }  // namespace
 
+bool is_of_whole_model(const std::string& setting) {
+  return setting == "preset" || setting == "dense_layers" || setting == "min_context";
+}
+
 std::string settings_text(const std::map<std::size_t, Case>& by_layer, const std::vector<std::string>& comments) {
   std::vector<std::pair<Case, std::vector<std::size_t>>> groups;
   for (const auto& [layer, one] : by_layer) {
@@ -35,7 +39,11 @@ std::string settings_text(const std::map<std::size_t, Case>& by_layer, const std
   std::string text;
   for (const std::string& comment : comments) text += "# " + comment + "\n";
   if (groups.empty()) return text;
-  const auto base = settings_of(groups.front().first);
+  auto base = settings_of(groups.front().first);
+  for (const auto& group : groups)  // of all layers, and still not known to a dense base
+    for (const auto& [name, value] : group.first.others)
+      if (is_of_whole_model(name) && std::find(base.begin(), base.end(), std::pair(name, value)) == base.end())
+        base.emplace(name == "preset" ? base.begin() : base.end(), name, value);
   for (const auto& [name, value] : base) text += fmt::format("{} = {}\n", name, value);
   for (auto group = groups.begin() + 1; group != groups.end(); ++group) {
     text += fmt::format("\n[layers {}]\n", ranges_text(group->second, ","));
