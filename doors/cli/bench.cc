@@ -187,8 +187,8 @@ int bench(BenchOptions options, const std::vector<Case>& cases) {
     print_json(rows);
     return exit_ok;
   }
-  fmt::print("tokens a second of decoding {} tokens, {}, {} threads\n\n", options.tokens,
-             options.repeat == 1 ? "one run" : fmt::format("median of {} runs", options.repeat), options.threads);
+  fmt::print("tokens a second of decoding {}, {}, {}\n\n", counted(options.tokens, "token"),
+             options.repeat == 1 ? "one run" : fmt::format("median of {} runs", options.repeat), counted(options.threads, "thread"));
   table.print();
   return exit_ok;
 }

@@ -105,7 +105,7 @@ Report examine(const CheckOptions& options, const adamas::Config& config, const 
   for (std::size_t i = 0; i < report.model.layers.size(); ++i) {
     const Layer& layer = report.model.layers[i];
     report.dense_reasons.push_back(why_dense(report.model, i, report.context, report.configs[i]));
-    if (!report.dense_reasons.back().empty()) continue;
+    if (!report.dense_reasons.back().empty() || report.configs[i].policy != adamas::Policy::adamas) continue;
     const AttentionShape shape{layer.q_heads, layer.kv_heads, layer.key_dim, report.model.softcap, report.model.alibi};
     tested.try_emplace({shape, text_of(report.configs[i])}, report.configs[i]);
   }
@@ -120,7 +120,7 @@ std::string layer_text(const Report& report, std::size_t index) {
   const Layer& layer = report.model.layers[index];
   if (!report.dense_reasons[index].empty()) return "dense: " + report.dense_reasons[index];
   std::string text =
-      fmt::format("sparse: {} query heads, {} KV heads, head_dim {}", layer.q_heads, layer.kv_heads, layer.key_dim);
+      fmt::format("sparse: {}, {}, head_dim {}", counted(layer.q_heads, "query head"), counted(layer.kv_heads, "KV head"), layer.key_dim);
   if (layer.window > 0) text += fmt::format(", a sliding window of {} tokens", layer.window);
   if (layer.key_dim % 32 != 0) text += ", no quantised K and V (not a multiple of 32)";
   if (report.by_layer) text += fmt::format(", budget {}", report.configs[index].budget);
@@ -136,8 +136,8 @@ void print_layers(const Report& report) {
     if (group == groups.end()) group = groups.insert(group, {text, {}});
     group->second.push_back(i);
   }
-  fmt::print("{} of {} layers run sparse at {} tokens\n", report.sparse_layers(), report.model.layers.size(),
-             report.context);
+  fmt::print("{} of {} layers run sparse at {}\n", report.sparse_layers(), report.model.layers.size(),
+             counted(report.context, "token"));
   for (const auto& [text, layers] : groups)
     fmt::print("  layer{} {}: {}\n", layers.size() == 1 ? "" : "s", ranges_text(layers), text);
 }
@@ -153,9 +153,13 @@ void print_text(const Report& report) {
   fmt::print("\nmemory for their codes: {}, beside {} of K and V in f16 ({:.1f}%)\n",
              bytes_text(static_cast<double>(report.memory.codes)), bytes_text(static_cast<double>(report.memory.kv_f16)),
              100.0 * static_cast<double>(report.memory.codes) / static_cast<double>(report.memory.kv_f16));
+  if (report.tests.empty()) {
+    fmt::print("\nno self-test: it is one of the policy adamas\n");
+    return;
+  }
   fmt::print("\nself-test with {}, against attention in double precision\n", adamas::device_in_use());
   for (const SelfTest& test : report.tests) {
-    fmt::print("  {} query heads, {} KV heads, head_dim {}: {}\n", test.shape.q_heads, test.shape.kv_heads,
+    fmt::print("  {}, {}, head_dim {}: {}\n", counted(test.shape.q_heads, "query head"), counted(test.shape.kv_heads, "KV head"),
                test.shape.head_dim, test.failure.empty() ? "passed" : "FAILED: " + test.failure);
     const auto line = [](const std::string& what, const Deviation& deviation) {
       if (deviation.bound > 0)  // else it never came to comparing

@@ -26,6 +26,11 @@ namespace {
 
 // ---- what goes in ---------------------------------------------------------------------------------------------------
 
+// On average over a text: most tokens are parts of words, some are long runs of spaces.
+constexpr std::int64_t most_bytes_of_a_token = 64;
+
+const char* context_name(const ExplainOptions& options) { return options.context > 0 ? "--context" : "the model's context"; }
+
 std::string document_of(const std::string& path) {
   std::string text = read_text(path);
   text.erase(text.find_last_not_of(" \t\r\n") + 1);
@@ -224,13 +229,16 @@ int explain(Settings& settings, const ExplainOptions& options) {
 
   const std::string document = document_of(options.file);
   const LoadedModel model(options.model);
+  const std::int64_t limit = options.context > 0 ? options.context : model.trained_context();
+  if (std::ssize(document) / most_bytes_of_a_token > limit)  // seen before the minutes in which it is made tokens
+    throw Failure(exit_failed, fmt::format("{} has {} bytes, which cannot fit into the {} tokens of {}", options.file, document.size(), limit,
+                                           context_name(options)));
   const Prompt prompt = make_prompt(model, document, options.ask, options.lead);
   const std::int64_t needed = std::ssize(prompt.tokens) + options.tokens;
-  const std::int64_t limit = options.context > 0 ? options.context : model.trained_context();
   if (needed > limit)
     throw Failure(exit_failed, fmt::format("{} and the question are {} tokens, with an answer of {} more than the {} of {}",
                                            options.file, prompt.tokens.size(), options.tokens, limit,
-                                           options.context > 0 ? "--context" : "the model's context"));
+                                           context_name(options)));
 
   const int threads = options.threads > 0 ? static_cast<int>(options.threads)
                                           : static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 8u));

@@ -1,6 +1,7 @@
 // Standard output that notices when it cannot be written.
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -19,6 +20,9 @@ void print_json(const Json& document);
 
 // "0-4, 6, 8-9"
 std::string ranges_text(const std::vector<std::size_t>& ascending, const char* separator = ", ");
+
+// "1 token", "2 tokens"
+std::string counted(std::int64_t count, const std::string& thing);
 
 // "17.2 MiB"
 std::string bytes_text(double bytes);

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "output.h"
+
 namespace cli {
 namespace {
 
@@ -40,8 +42,8 @@ std::string why_dense(const Model& model, std::size_t index, std::int64_t contex
   if (static_cast<std::int64_t>(index) < config.dense_layers) return fmt::format("dense_layers is {}", config.dense_layers);
 
   const std::int64_t tokens = cached_tokens(layer, context);
-  const std::string what = tokens < context ? fmt::format("a sliding window of {} tokens", tokens)
-                                            : fmt::format("the context of {} tokens", tokens);
+  const std::string what = tokens < context ? "a sliding window of " + counted(tokens, "token")
+                                            : "the context of " + counted(tokens, "token");
   if (tokens < config.min_context) return fmt::format("{} is below min_context, {}", what, config.min_context);
   if (tokens <= config.budget) return fmt::format("{} is within the budget, {}", what, config.budget);
   return "";

@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <string_view>
+#include <system_error>
 
 namespace adamas {
 namespace {
 
+constexpr std::uintmax_t most_bytes = 1 << 20;
 constexpr std::string_view spaces = " \t\r";
 
 std::string_view trimmed(std::string_view text) {
@@ -50,6 +54,9 @@ bool is_of_a_layer(std::string_view name) {
 Status load(adamas_config& config, const std::string& path, int32_t layer) {
   std::ifstream file(path);
   if (!file) return invalid("the settings file " + path + " cannot be read");
+  std::error_code error;  // a device or a pipe may have no end, and the file is read once for each layer
+  if (!std::filesystem::is_regular_file(path, error)) return invalid("the settings file " + path + " is not a file");
+  if (std::filesystem::file_size(path, error) > most_bytes) return invalid("the settings file " + path + " is larger than 1 MiB");
   adamas_config changed = config, scratch = default_config();
   bool in_section = false, ours = layer == -1;
   std::string line;

@@ -90,6 +90,9 @@ class Bench(CommandTest):
         self.assert_fails(self.bench(), 1, "exit code 3", "unable to load model")
         self.tool("#!/bin/sh\necho nothing\n")
         self.assert_fails(self.bench(), 1, "JSON")
+        (self.folder / "path/llama-bench").unlink()
+        self.assert_fails(self.bench(), 1, "llama-bench: there is no such tool", "make build")
+        self.tool(WITNESS)
         (self.folder / "lib/libggml-adamas.so").unlink()
         self.assert_fails(self.bench(), 1, "libggml-adamas.so")
 

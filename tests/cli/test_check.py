@@ -148,6 +148,13 @@ class SelfTest(CheckTest):
             with self.subTest(arguments=arguments):
                 self.assertTrue(self.report(model(), "--context", "4096", *arguments)["passed"])
 
+    def test_another_policy_has_none(self):
+        for policy in ("quest", "streaming", "oracle"):
+            result = self.check(model(), "--policy", policy)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("no self-test", result.stdout)
+            self.assertNotIn("passed", result.stdout)
+
     def test_softcap_and_alibi(self):
         report = self.report(model(attn_logit_softcapping=30.0, attention__max_alibi_bias=8.0))
         self.assertEqual((report["softcap"], report["alibi"]), (30, 8))

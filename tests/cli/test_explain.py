@@ -71,6 +71,8 @@ class Explain(CommandTest):
     @unittest.skipUnless(SMOLLM2.exists() and ENGINE.exists(), "no model or no engine")
     def test_longer_than_the_context(self):
         self.assert_refused(self.explain("--context", "100", model=SMOLLM2), 1, "more than the 100 of --context")
+        self.text.write_bytes(bytes(range(1, 256)) * 400000)
+        self.assert_refused(self.explain(model=SMOLLM2), 1, "text.txt has 102000000 bytes", "cannot fit into the 8192 tokens")
         self.text.write_text("A text. " * 5000)
         self.assert_refused(self.explain(model=SMOLLM2), 1, "text.txt and the question are", "more than the 8192 of the model's context")
 

@@ -116,6 +116,16 @@ class Output(CommandTest):
                     self.assertIn("cannot be written", result.stderr)
 
 
+class SettingsFile(CommandTest):
+    def test_what_is_no_file_of_settings(self):
+        large = self.folder / "large.txt"
+        large.write_bytes(b"\n" * ((1 << 20) + 1))
+        for path, words in [("/dev/zero", "is not a file"), (self.folder, "is not a file"), (large, "larger than 1 MiB")]:
+            result = call("info", "--config", path)
+            self.assertEqual((result.returncode, result.stdout), (2, ""))
+            self.assertIn(words, result.stderr)
+
+
 class Variables(CommandTest):
     def test_a_misspelt_one_is_said(self):
         for name, words in [("ADAMAS_BUDGTE", "did you mean ADAMAS_BUDGET?"), ("ADAMAS_DENSE_LAYER", "did you mean ADAMAS_DENSE_LAYERS?")]:

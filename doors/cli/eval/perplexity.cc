@@ -272,8 +272,9 @@ void print_text(const Json& rows, const PerplexityOptions& what) {
                text_of(row["ratio"], 4), text_of(row["ratio_error"], 4), text_of(row["kl"], 4), text_of(row["same_top"], 3),
                text_of(row["mass"], 3), text_of(row["tokens_read"], 1), text_of(row["tokens_sketched"], 1),
                text_of(row["seconds"], 1), row["label"].is_null() ? "" : row["label"].get<std::string>()});
-  fmt::print("{}: {} of {} tokens, {:.0f} tokens scored, those behind the first {} of each\n\n",
-             rows[0]["file"].get<std::string>(), windows_text(what), what.context, rows[0]["scored"].get<double>(),
+  fmt::print("{}: {} of {}, {} scored, those behind the first {} of each\n\n",
+             rows[0]["file"].get<std::string>(), windows_text(what), counted(what.context, "token"),
+             counted(static_cast<std::int64_t>(rows[0]["scored"].get<double>()), "token"),
              what.score_from + 1);
   table.print();
   fmt::print("\n");
