@@ -106,7 +106,7 @@ typedef struct adamas_config {
   int32_t preset;         /* adamas_preset */
   int32_t policy;         /* adamas_policy */
   int32_t estimator;      /* adamas_estimator */
-  int64_t budget;         /* tokens attended to per query head, 1 to 2^31 - 1; 128 */
+  int64_t budget;         /* tokens read in full per query head, 1 to 2^31 - 1; 128 */
   int64_t sinks;          /* first tokens, always attended to, inside the budget; 4 */
   int64_t recent;         /* most recent tokens, always attended to, inside the budget */
   int64_t sketch;         /* tokens behind the budget whose values are read through codes, at most; ADAMAS_SKETCH_AUTO; 0: none */

@@ -45,7 +45,7 @@ const std::vector<Entry>& table() {
        .choice = &adamas_config::policy, .words = {"adamas", "full", "quest", "streaming", "oracle"}},
       {.shown = {"estimator", "ADAMAS_ESTIMATOR", "dot | manhattan", "how the policy adamas scores tokens from their codes"},
        .choice = &adamas_config::estimator, .words = {"dot", "manhattan"}},
-      {.shown = {"budget", "ADAMAS_BUDGET", "1 to 2147483647", "tokens that a query attends to, per head"},
+      {.shown = {"budget", "ADAMAS_BUDGET", "1 to 2147483647", "tokens that a query reads in full, per head"},
        .number = &adamas_config::budget, .lowest = 1, .highest = max_tokens},
       {.shown = {"sinks", "ADAMAS_SINKS", "0 to 2147483647", "first tokens, always attended to, inside the budget"},
        .number = &adamas_config::sinks, .lowest = 0, .highest = max_tokens},
