@@ -37,6 +37,17 @@ adamas_config engine_only() {
   return config;
 }
 
+std::string settings_file() {
+  const char* file = std::getenv(config_environment);
+  return file != nullptr ? file : "";
+}
+
+void refuse_settings_file(const char* command) {
+  if (const std::string file = settings_file(); !file.empty())
+    throw Failure(exit_usage, fmt::format("{} is {}; {} works with settings of a whole model, by flags and variables",
+                                          config_environment, file, command));
+}
+
 void warn_of_misspelt_variables() {
   constexpr std::string_view prefix = "ADAMAS_";
   // Of the build, the tools and the tests.
@@ -81,27 +92,16 @@ adamas::Config Settings::load() {
 
   config_ = adamas::Config::from_environment();
   config_.check();
-  if (!file().empty()) file_ = adamas::Config{}.load(file());
+  if (const std::string file = settings_file(); !file.empty()) file_ = adamas::Config{}.load(file);
   if (const char* device = std::getenv(device_environment)) adamas::force_device(device);
   return config_;
-}
-
-void Settings::refuse_file(const char* command) const {
-  if (!file().empty())
-    throw Failure(exit_usage, fmt::format("{} is {}; {} works with settings of a whole model, by flags and variables",
-                                          config_environment, file(), command));
-}
-
-std::string Settings::file() const {
-  const char* file = std::getenv(config_environment);
-  return file != nullptr ? file : "";
 }
 
 std::string Settings::source(const std::string& name, const std::string& environment) const {
   if (options_.at(name)->count() > 0) return "flag";
   if (std::getenv(environment.c_str()) != nullptr) return "environment";
   if (name == "device" || config_.get(name) == adamas::Config{}.get(name)) return "default";
-  if (file_ && config_.get(name) == file_->get(name)) return fmt::format("file {}", std::getenv(config_environment));
+  if (file_ && config_.get(name) == file_->get(name)) return "file " + settings_file();
   return "preset " + config_.get("preset");
 }
 

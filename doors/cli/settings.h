@@ -29,6 +29,12 @@ struct ShownSetting {
 // A word on standard error for each variable that is nearly one of ours: nothing else would tell of ADAMAS_BUDGTE.
 void warn_of_misspelt_variables();
 
+// The settings file that ADAMAS_CONFIG names; empty: none. `--config` is there once its Settings are loaded.
+std::string settings_file();
+
+// Throws when there is one: a command that configures the back end for all layers at once knows no sections.
+void refuse_settings_file(const char* command);
+
 class Settings {
  public:
   // Adds --budget, --dense-layers, ... , --device and --config to the command.
@@ -36,12 +42,6 @@ class Settings {
 
   // Carries the flags into the environment and reads all of it; throws, naming the range, when a value is out of it.
   adamas::Config load();
-
-  // The settings file that load() read; empty: none.
-  std::string file() const;
-
-  // Throws when there is one: a command that configures the back end for all layers at once knows no sections.
-  void refuse_file(const char* command) const;
 
   // Every setting, after load(): what it is, where that came from, what it may be and what it means.
   std::vector<ShownSetting> shown() const;

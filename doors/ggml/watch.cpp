@@ -126,13 +126,10 @@ bool long_enough(int32_t layer, int64_t n_kv) {
 }
 
 // The engine's dry run that only measures has caches without memory, and its log is off: what is said once is not said there.
-bool only_measured(const ggml_tensor *k) {
-  const CacheTensor cache = cache_of(k);
-  return cache && !cache.root->data;
-}
+bool only_measured(const CacheTensor &cache) { return cache && !cache.root->data; }
 
 bool claims_attention(Watch &w, const ggml_tensor *node) {
-  if (only_measured(node->src[1])) return false;
+  if (only_measured(cache_of(node->src[1]))) return false;
   Attention a;
   Reason reason = read_attention(node, a);
   if (reason != Reason::none) return note_left(reason), false;
@@ -205,10 +202,11 @@ bool claims(const ggml_tensor *node) {
     case GGML_OP_TRANSPOSE:
       return true;
     case GGML_OP_MUL_MAT:
-      if (node->src[0] && node->src[0]->view_src && cache_of(node->src[0]).keys && !only_measured(node->src[0])) {
-        const std::lock_guard lock(w.mutex);
-        note_left(Reason::flash_off);
-      }
+      if (node->src[0] && node->src[0]->view_src)
+        if (const CacheTensor cache = cache_of(node->src[0]); cache.keys && !only_measured(cache)) {
+          const std::lock_guard lock(w.mutex);
+          note_left(Reason::flash_off);
+        }
       return false;
     default:
       if (node->view_src)

@@ -132,15 +132,17 @@ struct Fixture {
     EXPECT_OK(adamas_selection(plan, h, indices.data(), setup.tokens, &count));
     return {indices.begin(), indices.begin() + count};
   }
+  Attention attention(const adamas_step_params& p, int64_t sequence, int h) const {
+    const int g = h * setup.kv_heads / setup.q_heads;
+    return {setup.head_dim, p.scale != 0 ? p.scale : 1 / std::sqrt(float(setup.head_dim)), p.softcap, rows_of(p.k, sequence, g),
+            rows_of(p.v, sequence, g), bias.empty() ? nullptr : bias.data()};
+  }
   // Every head of the last row equals reference attention over `tokens(h)`.
   template <class Tokens>
   void expect_attention(const adamas_step_params& p, int64_t batch, int64_t row, int64_t sequence, Tokens&& tokens) {
     for (int h = 0; h < setup.q_heads; h++) {
       const int64_t index = (batch * p.rows + row) * setup.q_heads + h;
-      const Attention a{setup.head_dim, p.scale != 0 ? p.scale : 1 / std::sqrt(float(setup.head_dim)), p.softcap,
-                        rows_of(p.k, sequence, h * setup.kv_heads / setup.q_heads),
-                        rows_of(p.v, sequence, h * setup.kv_heads / setup.q_heads), bias.empty() ? nullptr : bias.data()};
-      ref::Attended expected = ref::attend(a, q.data() + index * setup.head_dim, p.slopes ? p.slopes[h] : 1, tokens(h));
+      ref::Attended expected = ref::attend(attention(p, sequence, h), q.data() + index * setup.head_dim, p.slopes ? p.slopes[h] : 1, tokens(h));
       if (p.sink_logits != nullptr) {
         const double with = std::log(std::exp(expected.lse) + std::exp(double(p.sink_logits[h])));
         for (double& x : expected.out) x *= std::exp(expected.lse - with);
@@ -378,11 +380,8 @@ TEST_P(StepTest, TakesMaskSlopesSoftcapAndSinkLogits) {
 void expect_near_full(Fixture& f, const adamas_step_params& p, double share, double lse_error, const char* what) {
   EXPECT_EQ(f.stats.rows_sparse, 1) << what;
   for (int h = 0; h < f.setup.q_heads; h++) {
-    const int g = h * f.setup.kv_heads / f.setup.q_heads;
-    const Attention a{f.setup.head_dim, 1 / std::sqrt(float(f.setup.head_dim)), p.softcap, rows_of(p.k, 0, g), rows_of(p.v, 0, g),
-                      f.bias.empty() ? nullptr : f.bias.data()};
     const ref::Attended full =
-        ref::attend(a, f.q.data() + h * f.setup.head_dim, p.slopes ? p.slopes[h] : 1, range(int32_t(f.setup.tokens)));
+        ref::attend(f.attention(p, 0, h), f.q.data() + h * f.setup.head_dim, p.slopes ? p.slopes[h] : 1, range(int32_t(f.setup.tokens)));
     double error = 0, norm = 0;
     for (int d = 0; d < f.setup.head_dim; d++) {
       error += std::pow(f.out[h * f.setup.head_dim + d] - full.out[d], 2);
@@ -557,7 +556,6 @@ TEST_P(StepTest, CodesAreTheSameHoweverTheRowsCame) {
     }
 }
 
-// Block 30 of 2000 tokens is the last one: 16 rows of it have codes, or 32, or (from row 1984 on) all.
 TEST_P(StepTest, ABlockOfAGapHasNoBytes) {
   Fixture f({.tokens = 1500});
   EXPECT_OK(adamas_append(f.cache, 0, 1000, 1, nullptr, nullptr));
@@ -567,6 +565,7 @@ TEST_P(StepTest, ABlockOfAGapHasNoBytes) {
   EXPECT_EQ(adamas_block_bytes(f.cache, 0, 0, 3, bytes.data(), needed, &needed), ADAMAS_INVALID_ARGUMENT);
 }
 
+// Block 30 of 2000 tokens is the last one: 16 rows of it have codes, or 32, or (from row 1984 on) all.
 TEST_P(StepTest, FreshRowsWaitForTheirGroupAndAreReadAsTheyAre) {
   Fixture f({});
   const auto view = [](const Cached& rows) { return rows.view(); };

@@ -21,6 +21,8 @@ constexpr double lightest = 100;  // exponent below the highest estimate at whic
 constexpr double far_above = 1e3;  // all estimates over all weights: what is left of a sum is right to 1e-3 then
 constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
+double capped(double score, float softcap) { return softcap > 0 ? softcap * std::tanh(score / softcap) : score; }
+
 // Scores anew, for a row with biases or a head whose centres lie too far apart for 16 bits in its own unit: relative to the highest estimate,
 // in a unit that lets `lightest` below it be told apart. estimates: [active, 64], scratch.
 Estimated rescale(Row& row, int h, Estimated e, float* estimates) {
@@ -28,8 +30,7 @@ Estimated rescale(Row& row, int h, Estimated e, float* estimates) {
   const double* centres = plan.centres.get() + h * plan.blocks;
   const int16_t* offsets = plan.offsets.get() + h * plan.blocks;
   int16_t* scores = row.scores(h);
-  const auto capped = [&](double s) { return e.softcap > 0 ? e.softcap * std::tanh(s / e.softcap) : s; };
-  const double origin = capped(e.highest);
+  const double origin = capped(e.highest, e.softcap);
   constexpr float farthest = 1e30f;  // and NaN stands there, below
   float top = -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < row.active; i++) {
@@ -37,7 +38,7 @@ Estimated rescale(Row& row, int h, Estimated e, float* estimates) {
     for (int64_t t = i * block_tokens; t < (i + 1) * block_tokens; t++) {
       estimates[t] = -farthest;
       if (scores[t] == hidden_score) continue;
-      double estimate = capped(e.unit * scores[t] + centre) - origin;
+      double estimate = capped(e.unit * scores[t] + centre, e.softcap) - origin;
       if (row.biased) estimate += double(row.slope(h)) * plan.bias[plan.active[i] * block_tokens + t % block_tokens];
       if (estimate > -double(farthest)) estimates[t] = float(std::min(estimate, double(farthest)));
       top = std::max(top, estimates[t]);
@@ -67,8 +68,7 @@ Estimated adjust(Row& row, int h, HeadRoom& room) {
   // Relative to the highest centre, unless estimates can stand so far above it that a float cannot hold them.
   const int16_t reference = e.unit * query.reach < farthest_weight ? int16_t{0} : highest_score(scores, row.active * block_tokens);
   if (reference == hidden_score) return e;
-  const double score = e.unit * reference + e.highest;
-  e.max = float(e.softcap > 0 ? e.softcap * std::tanh(score / e.softcap) : score);
+  e.max = float(capped(e.unit * reference + e.highest, e.softcap));
   return e;
 }
 

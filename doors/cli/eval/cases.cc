@@ -180,8 +180,8 @@ void CaseFlags::set_default(const std::string& setting, const std::vector<std::s
 
 std::vector<std::string> CaseFlags::given_files() const {
   const std::vector<std::string>& given = values_.at(file_flag);
-  const char* file = std::getenv("ADAMAS_CONFIG");
-  return given.empty() && file != nullptr && *file != '\0' ? std::vector<std::string>{file} : given;
+  const std::string file = settings_file();
+  return given.empty() && !file.empty() ? std::vector<std::string>{file} : given;
 }
 
 std::vector<std::string> CaseFlags::files() const {
