@@ -20,7 +20,7 @@ namespace {
 
 using namespace kernel;
 
-constexpr std::int64_t fewest_tokens = 2048;  // and twice the budget: a step is sparse however many were asked for before it
+constexpr std::int64_t fewest_tokens = 2048;  // and twice a fixed budget: a step is sparse however many were asked for before it
 
 std::vector<Setting> settings_of(const std::vector<Case>& cases) {
   std::vector<Setting> settings;
@@ -35,12 +35,10 @@ std::vector<Setting> settings_of(const std::vector<Case>& cases) {
   if (settings.empty())
     throw Failure(exit_usage,
                   "bench: --kernel measures the stages of the policy adamas; dense attention is always beside it");
-  if (settings.size() == 1) {  // what the second tier and the tail cost
+  if (settings.size() == 1 && settings[0].config.budget == ADAMAS_BUDGET_AUTO) {  // what the rest costs
     adamas::Config alone = settings[0].config;
-    alone.sketch = 0;
-    alone.tail = false;
-    alone.rerank = adamas::Rerank::off;
-    settings.push_back({"budget alone", alone});
+    alone.budget = ADAMAS_AUTO_TOKENS;
+    settings.push_back({fmt::format("{} alone", alone.budget), alone});
   }
   settings.push_back({"dense", adamas::Config{.policy = adamas::Policy::full}});
   for (Setting& setting : settings)
@@ -59,7 +57,7 @@ int bench_kernel(BenchOptions options, const std::vector<Case>& cases) {
   for (const std::string& shape : options.shapes) shapes.push_back(parse_shape(shape));
   for (const std::int64_t tokens : options.depths)
     for (const Setting& setting : settings)
-      if (const std::int64_t fewest = fewest_tokens + 2 * setting.config.budget; tokens < fewest)
+      if (const std::int64_t fewest = fewest_tokens + 2 * std::max<std::int64_t>(0, setting.config.budget); tokens < fewest)
         throw Failure(exit_usage, fmt::format("bench: --depth {}: with --kernel and a budget of {} at least {} tokens",
                                               tokens, setting.config.budget, fewest));
   require_outputs("bench", options.settings_files, {{"--plot", options.plot}});

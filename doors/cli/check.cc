@@ -123,7 +123,7 @@ std::string layer_text(const Report& report, std::size_t index) {
       fmt::format("sparse: {}, {}, head_dim {}", counted(layer.q_heads, "query head"), counted(layer.kv_heads, "KV head"), layer.key_dim);
   if (layer.window > 0) text += fmt::format(", a sliding window of {} tokens", layer.window);
   if (layer.key_dim % 32 != 0) text += ", no quantised K and V (not a multiple of 32)";
-  if (report.by_layer) text += fmt::format(", budget {}", report.configs[index].budget);
+  if (report.by_layer) text += fmt::format(", budget {}", report.configs[index].get("budget"));
   if (layer.shares_cache) text += ", with the K and V of an earlier layer";
   return text;
 }
@@ -168,7 +168,7 @@ void print_text(const Report& report) {
     line(fmt::format("all of {} tokens", test.tokens), test.dense);
     line(fmt::format("{} of {} tokens", test.budget, test.tokens), test.sparse);
     if (test.rest != 1)
-      fmt::print("    second tier and tail: {:.0f}% of the distance to full attention is left\n", 100 * test.rest);
+      fmt::print("    a list and a rest: {:.0f}% of the distance to full attention is left\n", 100 * test.rest);
   }
 }
 

@@ -31,7 +31,7 @@ struct SelfTest {
   std::int64_t budget = 0;
   Deviation dense;      // a budget of every token, against attention over every token
   Deviation sparse;     // `budget` tokens alone, against attention over the tokens that adamas_selection names
-  double rest = 1;      // how far from full attention it stays with second tier and tail, over how far without; 1: they are off
+  double rest = 1;      // how far from full attention a list and a rest stay, over how far these `budget` tokens do; 1: a fixed budget
   std::string failure;  // empty: passed
 };
 

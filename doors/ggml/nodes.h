@@ -41,7 +41,7 @@ struct CacheTensor {
 // The cache that `tensor` is, or is a view of.
 CacheTensor cache_of(const ggml_tensor *tensor);
 
-// How a row of a cache divides, and what the engine rotates before it stores it: ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES.
+// How a row of a cache divides, and whether the engine rotates keys before it stores them: ADAMAS_ROTATED_KEYS.
 struct Heads {
   int64_t head_dim, kv_heads, rotated = 0;
   bool operator==(const Heads &) const = default;

@@ -17,16 +17,15 @@ struct Totals {
   std::mutex mutex;
   std::array<int64_t, static_cast<size_t>(Reason::count)> left{};
   int64_t steps = 0, sparse_rows = 0, dense_rows = 0, blocks_encoded = 0, stale_rows = 0, forgotten = 0;
-  int64_t rotated_keys = 0, rotated_values = 0;  // steps whose rows the engine had rotated
-  double tokens_selected = 0, tokens_visible = 0, tokens_sketched = 0, seconds = 0;  // tokens of one query head, over the sparse rows
+  int64_t rotated_keys = 0;  // steps whose keys the engine had rotated
+  double tokens_selected = 0, tokens_visible = 0, seconds = 0;  // tokens of one query head, over the sparse rows
   struct Heads {  // query heads of sparse rows
-    int64_t sparse = 0, guarded = 0, widened = 0, reranked = 0;
+    int64_t sparse = 0, guarded = 0, widened = 0;
     double mass = 0;
     void add(const Heads &other) {
       sparse += other.sparse;
       guarded += other.guarded;
       widened += other.widened;
-      reranked += other.reranked;
       mass += other.mass;
     }
   };
@@ -41,12 +40,12 @@ double percent(double part, double whole) { return whole > 0 ? 100 * part / whol
 
 // What a selection left out, layer by layer: the mass that it holds, and the heads that were given more.
 void print_layers(FILE *out, const Totals &t) {
-  std::fprintf(out, "  %5s %12s %14s %14s %14s\n", "layer", "mass", "too noisy", "widened", "re-ranked");
+  std::fprintf(out, "  %5s %12s %14s %14s\n", "layer", "mass", "too noisy", "widened");
   for (const auto &[layer, h] : t.heads)
-    std::fprintf(out, "  %5d %11.1f%% %13.1f%% %13.1f%% %13.1f%%\n", layer, percent(h.mass, static_cast<double>(h.sparse)),
-                 percent(h.guarded, h.sparse), percent(h.widened, h.sparse), percent(h.reranked, h.sparse));
-  std::fprintf(out, "  mass: share of the softmax in the selected tokens, estimated; too noisy: read densely (ADAMAS_MAX_NOISE); widened:\n"
-                    "  a larger budget or dense (ADAMAS_MIN_MASS); all of a layer's query heads of sparse rows\n");
+    std::fprintf(out, "  %5d %11.1f%% %13.1f%% %13.1f%%\n", layer, percent(h.mass, static_cast<double>(h.sparse)),
+                 percent(h.guarded, h.sparse), percent(h.widened, h.sparse));
+  std::fprintf(out, "  mass: share of the softmax in the tokens read in full, estimated; too noisy: read densely (ADAMAS_MAX_NOISE); widened:\n"
+                    "  more tokens or dense (ADAMAS_MIN_MASS); all of a layer's query heads of sparse rows\n");
 }
 
 void print() {
@@ -65,16 +64,13 @@ void print() {
   std::fprintf(out, "  %-34s %12lld   visible tokens within the budget or below ADAMAS_MIN_CONTEXT\n", "query rows, dense here",
                static_cast<long long>(t.dense_rows));
   if (t.sparse_rows > 0)
-    std::fprintf(out, "  %-34s %12.1f   of %.1f (%.2f%%)\n", "tokens read by a query, per head", t.tokens_selected / t.sparse_rows,
+    std::fprintf(out, "  %-34s %12.1f   of %.1f (%.2f%%)\n", "tokens read in full, per head", t.tokens_selected / t.sparse_rows,
                  t.tokens_visible / t.sparse_rows, 100 * t.tokens_selected / t.tokens_visible);
-  if (t.sparse_rows > 0 && t.tokens_sketched > 0)
-    std::fprintf(out, "  %-34s %12.1f\n", "tokens read through codes, per head", t.tokens_sketched / t.sparse_rows);
   std::fprintf(out, "  %-34s %12lld\n", "blocks encoded", static_cast<long long>(t.blocks_encoded));
   std::fprintf(out, "  %-34s %12lld   %lld caches encoded anew after a change\n", "stale rows found", static_cast<long long>(t.stale_rows),
                static_cast<long long>(t.forgotten));
-  if (t.rotated_keys + t.rotated_values > 0)
-    std::fprintf(out, "  %-34s %12lld   of keys, %lld of values: coded as the engine rotated them\n", "steps of rotated rows",
-                 static_cast<long long>(t.rotated_keys), static_cast<long long>(t.rotated_values));
+  if (t.rotated_keys > 0)
+    std::fprintf(out, "  %-34s %12lld   coded as the engine rotated them\n", "steps of rotated keys", static_cast<long long>(t.rotated_keys));
   std::fprintf(out, "  %-34s %12.3f\n", "seconds in this back end", t.seconds);
   if (heads.sparse > 0 && heads.mass == heads.mass) print_layers(out, t);  // NaN: the policy estimates nothing
   for (size_t i = 0; i < t.left.size(); ++i)
@@ -83,14 +79,13 @@ void print() {
                    sentence(static_cast<Reason>(i)));
   std::fprintf(out,
                "adamas: stats {\"steps\":%lld,\"sparse_rows\":%lld,\"dense_rows\":%lld,\"tokens_selected\":%.0f,"
-               "\"tokens_visible\":%.0f,\"tokens_sketched\":%.0f,\"blocks_encoded\":%lld,\"stale_rows\":%lld,\"seconds\":%.6f,\"heads_sparse\":%lld,\"heads_guarded\":%lld,"
-               "\"heads_widened\":%lld,\"heads_reranked\":%lld,\"rotated_keys\":%lld,\"rotated_values\":%lld}\n",
+               "\"tokens_visible\":%.0f,\"blocks_encoded\":%lld,\"stale_rows\":%lld,\"seconds\":%.6f,\"heads_sparse\":%lld,\"heads_guarded\":%lld,"
+               "\"heads_widened\":%lld,\"rotated_keys\":%lld}\n",
                static_cast<long long>(t.steps), static_cast<long long>(t.sparse_rows), static_cast<long long>(t.dense_rows),
-               t.tokens_selected, t.tokens_visible, t.tokens_sketched, static_cast<long long>(t.blocks_encoded),
+               t.tokens_selected, t.tokens_visible, static_cast<long long>(t.blocks_encoded),
                static_cast<long long>(t.stale_rows), t.seconds, static_cast<long long>(heads.sparse),
                static_cast<long long>(heads.guarded), static_cast<long long>(heads.widened),
-               static_cast<long long>(heads.reranked), static_cast<long long>(t.rotated_keys),
-               static_cast<long long>(t.rotated_values));
+               static_cast<long long>(t.rotated_keys));
   std::fflush(out);
 }
 
@@ -115,10 +110,8 @@ void note_step(const adamas_step_stats &step, int32_t layer, int32_t q_heads, in
   t.blocks_encoded += step.blocks_encoded;
   t.stale_rows += step.rows_stale;
   t.rotated_keys += (rotated & ADAMAS_ROTATED_KEYS) != 0;
-  t.rotated_values += (rotated & ADAMAS_ROTATED_VALUES) != 0;
   if (step.rows_sparse > 0) {
-    t.heads[layer].add({step.heads_sparse, step.heads_guarded, step.heads_widened, step.heads_reranked, step.mass});
-    t.tokens_sketched += static_cast<double>(step.tokens_sketched) / q_heads;
+    t.heads[layer].add({step.heads_sparse, step.heads_guarded, step.heads_widened, step.mass});
     t.tokens_selected += static_cast<double>(step.tokens_selected) / q_heads;
     t.tokens_visible += static_cast<double>(step.tokens_visible) / q_heads;
   }

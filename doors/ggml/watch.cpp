@@ -122,7 +122,7 @@ bool dry_run(Known &known, const ggml_tensor *root, int64_t n_kv) {
 // to the bit. (The policy `full` asks for ours by name.)
 bool long_enough(int32_t layer, int64_t n_kv) {
   const adamas_config &c = config_of(layer);
-  return n_kv >= c.min_context && (c.policy == ADAMAS_POLICY_FULL || n_kv > c.budget);
+  return n_kv >= c.min_context && (c.policy == ADAMAS_POLICY_FULL || n_kv > (c.budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : c.budget));
 }
 
 // The engine's dry run that only measures has caches without memory, and its log is off: what is said once is not said there.
@@ -140,10 +140,7 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
   k->served = true;
   k->heads = {a.head_dim, a.kv_heads, k->rotated ? ADAMAS_ROTATED_KEYS : 0};
   if (const CacheTensor values = cache_of(a.v); values && !values.keys)
-    if (Known *v = know(w, values)) {
-      v->keys = a.cache.root->data;
-      if (v->rotated) k->heads.rotated |= ADAMAS_ROTATED_VALUES;
-    }
+    if (Known *v = know(w, values)) v->keys = a.cache.root->data;
   if (dry_run(*k, a.cache.root, a.n_kv)) return false;
   k->n_kv = a.n_kv;
   if (!long_enough(a.cache.layer, a.n_kv)) return note_left(Reason::short_context), false;

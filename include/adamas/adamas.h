@@ -1,8 +1,8 @@
-/* Adamas: exact-top-k sparse attention over a KV cache that stays yours.
+/* Adamas: sparse attention over a KV cache that stays yours.
  *
  * Three objects:
  *   adamas_config   the settings: policy, estimator, budget, ... (plain struct)
- *   adamas_cache    the 2-bit codes of one layer's keys, for one or more sequences
+ *   adamas_cache    the 2-bit codes of one layer's keys and its values' means, for one or more sequences
  *   adamas_plan     the scratch memory of a step, sized once; a step allocates nothing
  * and two verbs:
  *   adamas_append   rows of K and V were written: their blocks are (to be) encoded
@@ -70,7 +70,7 @@ typedef enum adamas_dtype {
 } adamas_dtype;
 
 typedef enum adamas_policy {
-  ADAMAS_POLICY_ADAMAS = 0,    /* the top tokens by estimated score, per query head */
+  ADAMAS_POLICY_ADAMAS = 0,    /* the tokens that may matter by their estimated scores: a list and a rest, or the top `budget` of each head */
   ADAMAS_POLICY_FULL = 1,      /* every visible token: dense attention */
   ADAMAS_POLICY_QUEST = 2,     /* the top pages of 16 tokens by min/max bounds (arXiv 2406.10774) */
   ADAMAS_POLICY_STREAMING = 3, /* the first `sinks` and the most recent tokens (arXiv 2309.17453) */
@@ -92,13 +92,8 @@ typedef enum adamas_rows_mode {
   ADAMAS_ROWS_ALL = 1     /* every query row of a batch makes its own selection */
 } adamas_rows_mode;
 
-typedef enum adamas_rerank {
-  ADAMAS_RERANK_OFF = 0, /* the keys of the top `budget` by estimate are read, and no others */
-  ADAMAS_RERANK_ON = 1,  /* those of all `budget + sketch` */
-  ADAMAS_RERANK_AUTO = 2 /* of these those of the tokens whose share of the softmax may reach 0.0003 */
-} adamas_rerank;
-
-#define ADAMAS_SKETCH_AUTO (-1) /* max(1024, context / 16) tokens */
+#define ADAMAS_BUDGET_AUTO (-1) /* a list for the query heads of a KV head, as long as it needs to be, and a rest */
+#define ADAMAS_AUTO_TOKENS 128  /* what it stands for where a number is needed: a context of so many is read whole, other policies read so many */
 
 /* The settings. Fill with adamas_config_init, then change fields or call adamas_config_set. */
 typedef struct adamas_config {
@@ -106,14 +101,12 @@ typedef struct adamas_config {
   int32_t preset;         /* adamas_preset */
   int32_t policy;         /* adamas_policy */
   int32_t estimator;      /* adamas_estimator */
-  int64_t budget;         /* tokens read in full per query head, 1 to 2^31 - 1; 128 */
-  int64_t sinks;          /* first tokens, always attended to, inside the budget; 4 */
-  int64_t recent;         /* most recent tokens, always attended to, inside the budget */
-  int64_t sketch;         /* tokens behind the budget whose values are read through codes, at most; ADAMAS_SKETCH_AUTO; 0: none */
-  int32_t tail;           /* 1: the rest of every block counts with its mean value */
-  int32_t rerank;         /* adamas_rerank: whose keys are read, to choose the budget among them by exact scores */
+  int64_t budget;         /* ADAMAS_BUDGET_AUTO; or the tokens that each query head reads, 1 to 2^31 - 1, and nothing else counts */
+  int64_t sinks;          /* first tokens, always attended to, inside a fixed budget; 4 */
+  int64_t recent;         /* most recent tokens, always attended to, inside a fixed budget */
+  double share;           /* with ADAMAS_BUDGET_AUTO: what a token may weigh in the softmax of a head to be read in full; 0.0004 */
   double max_noise;       /* a head whose estimate is noisier (variance of a score) is read densely; 0: never */
-  double min_mass;        /* a head whose selection holds less of the softmax doubles its budget; 0: never */
+  double min_mass;        /* a head that reads less of the softmax than this reads more tokens, at last all; 0: never */
   int64_t dense_layers;   /* layers [0, dense_layers) are dense; 0 */
   int64_t min_context;    /* visible tokens below which a step is dense */
   int32_t rows;           /* adamas_rows_mode */
@@ -143,7 +136,7 @@ ADAMAS_API adamas_status adamas_config_get(const adamas_config *config, const ch
  * adamas_device_force. All or nothing: on an error `config` is unchanged. */
 ADAMAS_API adamas_status adamas_config_from_environment(adamas_config *config);
 /* A settings file on top of `config`: lines `name = value`, comments from # on, and sections `[layers 0,3-5]`. With layer -1 its
- * general lines; with a layer what the sections say of that layer (budget, sketch, tail, ...; not what concerns the whole model). */
+ * general lines; with a layer what the sections say of that layer (budget, share, ...; not what concerns the whole model). */
 ADAMAS_API adamas_status adamas_config_load(adamas_config *config, const char *path, int32_t layer);
 /* Every field within its range, and the fields consistent with each other (sinks + recent <= budget). */
 ADAMAS_API adamas_status adamas_config_check(const adamas_config *config);
@@ -169,10 +162,9 @@ ADAMAS_API const char *adamas_dtype_name(int32_t dtype);
 
 typedef struct adamas_cache adamas_cache;
 
-/* What the caller has multiplied by an orthonormal Hadamard matrix already, as llama.cpp does before it quantises: the keys and with them
- * every query, the values and with them what a step gives. Their codes are made of the rows as they are. */
+/* The caller has multiplied the keys, and with them every query, by an orthonormal Hadamard matrix already, as llama.cpp does before it
+ * quantises: codes are made of the rows as they are. (Of values nothing needs to be said: a step gives what V is given in.) */
 #define ADAMAS_ROTATED_KEYS 1
-#define ADAMAS_ROTATED_VALUES 2
 
 typedef struct adamas_cache_params {
   uint32_t struct_size; /* sizeof(adamas_cache_params) */
@@ -181,7 +173,7 @@ typedef struct adamas_cache_params {
   int32_t head_dim;
   int64_t sequences;    /* independent sequences, 1 or more */
   int64_t capacity;     /* tokens of each sequence, at most 2^31 - 1 */
-  int64_t rotated;      /* ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES; 0: neither */
+  int64_t rotated;      /* ADAMAS_ROTATED_KEYS, or 0 */
 } adamas_cache_params;
 
 /* K or V of every sequence, [sequences, kv_heads, tokens, head_dim]. The memory stays the caller's. */
@@ -196,7 +188,7 @@ typedef struct adamas_rows {
 ADAMAS_API adamas_status adamas_cache_create(const adamas_config *config, const adamas_cache_params *params,
                                              adamas_cache **cache);
 ADAMAS_API void adamas_cache_destroy(adamas_cache *cache);
-/* Memory of codes of keys and values, centres, hashes and lengths when every token of the capacity is used, in bytes. */
+/* Memory of the keys' codes, centres and hashes, the values' means and lengths when every token of the capacity is used, in bytes. */
 ADAMAS_API adamas_status adamas_cache_bytes(const adamas_cache *cache, uint64_t *bytes);
 
 /* Rows [first, first + count) of a sequence were written: appended, or overwritten. Their blocks are encoded now,
@@ -210,7 +202,7 @@ ADAMAS_API adamas_status adamas_truncate(adamas_cache *cache, int64_t sequence, 
 ADAMAS_API adamas_status adamas_clear(adamas_cache *cache, int64_t sequence);
 /* K changed without adamas_append: every row's codes are made anew when they are next used. */
 ADAMAS_API adamas_status adamas_invalidate(adamas_cache *cache);
-/* The bytes of one block's codes (keys, then values where they are kept), as docs/codes.md lays them out: copied to `bytes` (room for `size`), and their
+/* The bytes of one block (its keys' codes, then its values' mean where it is kept), as docs/codes.md lays them out: copied to `bytes` (room for `size`), and their
  * number to `*needed`. `bytes` may be NULL to ask for the number. */
 ADAMAS_API adamas_status adamas_block_bytes(const adamas_cache *cache, int64_t sequence, int32_t kv_head, int64_t block,
                                             void *bytes, size_t size, size_t *needed);
@@ -238,14 +230,13 @@ typedef struct adamas_step_stats {
   int64_t rows_sparse;
   int64_t rows_dense;
   int64_t tokens_visible;
-  int64_t tokens_selected;
-  int64_t tokens_sketched; /* read through their codes */
-  int64_t keys_read;       /* key rows read in full to choose those that are selected, these included */
+  int64_t tokens_selected; /* read in full and attended to */
+  int64_t rows_read;       /* rows of K, and as many of V, that were read: a list serves every query head of its KV head */
   int64_t heads_sparse;    /* query heads of sparse rows */
   int64_t heads_guarded;   /* of these, read densely because of their noise (max_noise) */
-  int64_t heads_widened;   /* of these, with a larger budget or dense because of min_mass */
-  int64_t heads_reranked;
-  double mass;             /* share of the softmax that the selected tokens hold, as estimated, summed over heads_sparse */
+  int64_t heads_widened;   /* of these, with more tokens or dense because of min_mass */
+  double mass;             /* share of the softmax that the selected tokens hold, as estimated, summed over heads_sparse; NaN where
+                            * nothing estimated it: a fixed budget whose caller asked for no masses, streaming, Quest */
   int64_t blocks_encoded; /* blocks x kv_heads encoded by this step */
   int64_t rows_stale;     /* key rows whose hash differed from the one their codes were made from */
 } adamas_step_stats;
@@ -259,11 +250,11 @@ typedef struct adamas_step_times {
   int64_t encode;       /* codes of the blocks that changed since the last step */
   int64_t prepare;      /* rotation of the queries; scores of the blocks' centres */
   int64_t estimate;     /* scores of all tokens, from codes of keys */
-  int64_t select;       /* candidates by their estimates, then the selected by exact scores */
-  int64_t exact;        /* the candidates' keys */
+  int64_t select;       /* which tokens are read: by threshold or top budget */
+  int64_t exact;        /* their keys */
   int64_t check;        /* hashes of key rows (verify) */
-  int64_t attend;       /* the values of the selected; with quest and streaming their keys too */
-  int64_t sketch;       /* second tier and tail: weights, levels, means */
+  int64_t attend;       /* their values; with quest and streaming their keys too */
+  int64_t rest;         /* weights of all tokens by estimate, and the blocks' means */
   int64_t dense;        /* rows and heads whose tokens are all read */
 } adamas_step_times;
 
@@ -271,10 +262,10 @@ typedef struct adamas_step_times {
  *   out[b, r, h] = sum_t softmax_t(softcap(scale * q[b, r, h] . k[s, h / group, t]) + bias[b, r, h, t]) * v[s, h / group, t]
  * over the tokens t that row r may see and that the policy selects; s = sequences[b], group = q_heads / kv_heads,
  * softcap(x) = softcap * tanh(x / softcap) when softcap > 0, bias = slope[h] * mask[b, r, t].
- * With `sketch` and `tail` the other tokens count as well: those of known score with their weights, the rest with weights estimated from
- * codes of K and corrected by the factor that the former show; their values are read from 2-bit codes or taken as their block's mean.
- * Rows that a step shows and that were never appended are encoded on sight. A row that may see at most `budget` tokens,
- * or fewer than `min_context`, is computed densely. A row that may see no token gives 0 and lse -inf. */
+ * With ADAMAS_BUDGET_AUTO the other tokens count as well, as the rest: with weights estimated from the codes of K, corrected by the
+ * factor that the tokens read show, at their blocks' mean values, moved by what the lowest tokens read show (docs/quality.md).
+ * Rows that a step shows and that were never appended are encoded on sight. A row that may see at most `budget` tokens
+ * (ADAMAS_AUTO_TOKENS, when it is automatic), or fewer than `min_context`, is computed densely. A row that may see no token gives 0 and lse -inf. */
 typedef struct adamas_step_params {
   uint32_t struct_size; /* sizeof(adamas_step_params) */
   int32_t threads;      /* 1 to the plan's max_threads */

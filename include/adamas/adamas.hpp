@@ -51,7 +51,6 @@ enum class Policy : std::int32_t {
 };
 
 enum class Estimator : std::int32_t { dot = ADAMAS_ESTIMATOR_DOT, manhattan = ADAMAS_ESTIMATOR_MANHATTAN };
-enum class Rerank : std::int32_t { off = ADAMAS_RERANK_OFF, on = ADAMAS_RERANK_ON, automatic = ADAMAS_RERANK_AUTO };
 enum class Preset : std::int32_t { standard = ADAMAS_PRESET_DEFAULT, paper = ADAMAS_PRESET_PAPER };
 enum class RowsMode : std::int32_t { decode = ADAMAS_ROWS_DECODE, all = ADAMAS_ROWS_ALL };
 
@@ -146,12 +145,10 @@ struct Config {
   Preset preset = Preset::standard;
   Policy policy = static_cast<Policy>(detail::preset_values(preset).policy);
   Estimator estimator = static_cast<Estimator>(detail::preset_values(preset).estimator);
-  std::int64_t budget = detail::preset_values(preset).budget;
+  std::int64_t budget = detail::preset_values(preset).budget;  // ADAMAS_BUDGET_AUTO, or tokens
   std::int64_t sinks = detail::preset_values(preset).sinks;
   std::int64_t recent = detail::preset_values(preset).recent;
-  std::int64_t sketch = detail::preset_values(preset).sketch;  // ADAMAS_SKETCH_AUTO, or tokens
-  bool tail = detail::preset_values(preset).tail != 0;
-  Rerank rerank = static_cast<Rerank>(detail::preset_values(preset).rerank);
+  double share = detail::preset_values(preset).share;
   double max_noise = detail::preset_values(preset).max_noise;
   double min_mass = detail::preset_values(preset).min_mass;
   std::int64_t dense_layers = detail::preset_values(preset).dense_layers;
@@ -202,9 +199,7 @@ struct Config {
     config.budget = budget;
     config.sinks = sinks;
     config.recent = recent;
-    config.sketch = sketch;
-    config.tail = tail;
-    config.rerank = static_cast<std::int32_t>(rerank);
+    config.share = share;
     config.max_noise = max_noise;
     config.min_mass = min_mass;
     config.dense_layers = dense_layers;
@@ -221,9 +216,7 @@ struct Config {
             .budget = config.budget,
             .sinks = config.sinks,
             .recent = config.recent,
-            .sketch = config.sketch,
-            .tail = config.tail != 0,
-            .rerank = static_cast<Rerank>(config.rerank),
+            .share = config.share,
             .max_noise = config.max_noise,
             .min_mass = config.min_mass,
             .dense_layers = config.dense_layers,
@@ -420,7 +413,7 @@ struct CacheParams {
   std::int32_t head_dim = 0;
   std::int64_t sequences = 1;
   std::int64_t capacity = 0;  // tokens of each sequence
-  std::int64_t rotated = 0;   // ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES: the caller has done so
+  std::int64_t rotated = 0;   // ADAMAS_ROTATED_KEYS: the caller has done so
 };
 
 // Tokens [first, first + count) of a sequence.

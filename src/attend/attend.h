@@ -34,15 +34,10 @@ void attend_list(const Attention& a, const float* const* queries, const float* s
 void attend_range(const Attention& a, const float* const* queries, const float* slopes, int heads,
                   const uint64_t* visible, int64_t first_block, int64_t last_block, SoftmaxState* states);
 
-// In two halves, for a choice in between: s_t of the listed tokens for one query, scores: [count], and their largest (-inf when there is
-// none, or none but NaN); then the state with those scores given, which reads V alone.
-float score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores);
-void attend_scored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state);
-
-// Asks the memory for the rows of tokens [count].
-inline void fetch_rows(const Rows& rows, int head_dim, const int32_t* tokens, int64_t count) {
-  const int64_t bytes = row_bytes(rows.dtype, head_dim);
-  for (int64_t i = 0; i < count; i++) fetch_row(rows, tokens[i], bytes);
-}
+// In two halves, for what is decided in between. First s_t of the listed tokens: scores[h] [count]. Then, with any weights [count] of each
+// head, the sum of weighted rows of V: outs[h] [head_dim] += sum_i weights[h][i] v[tokens[i]]. 1 to max_attend_heads heads.
+void score_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens, int64_t count,
+                float* const* scores);
+void add_values(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count, float* const* outs);
 
 }  // namespace adamas

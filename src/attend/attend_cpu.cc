@@ -121,17 +121,17 @@ HWY_INLINE void Weigh(int head_dim, float* scores, SoftmaxState& state) {
   state.sum += hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
-// out[h] += sum of weights[h][t] v[t], for P vectors of dimensions from `start` on, kept in registers over all tokens.
+// outs[h] += sum of weights[h][t] v[t], for P vectors of dimensions from `start` on, kept in registers over all tokens.
 template <class T, int H, int P>
-HWY_INLINE void AddValues(const Attention& a, const int32_t* tokens, int count, const float (&weights)[H][attend_tile],
-                          int start, SoftmaxState* states) {
+HWY_INLINE void AddValuesOf(const Rows& rows, const int32_t* tokens, int count, const float* const (&weights)[H], int start,
+                            float* const* outs) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   Floats out[H][P];
   for (int h = 0; h < H; h++)
-    for (int p = 0; p < P; p++) out[h][p] = hn::LoadU(d, states[h].out + start + p * lanes);
+    for (int p = 0; p < P; p++) out[h][p] = hn::LoadU(d, outs[h] + start + p * lanes);
   for (int t = 0; t < count; t++) {
-    const T* v = row_of<T>(a.v, tokens[t]);
+    const T* v = row_of<T>(rows, tokens[t]);
     Floats x[P];
     for (int p = 0; p < P; p++) x[p] = load(d, v, start + p * lanes);
     for (int h = 0; h < H; h++) {
@@ -140,19 +140,17 @@ HWY_INLINE void AddValues(const Attention& a, const int32_t* tokens, int count, 
     }
   }
   for (int h = 0; h < H; h++)
-    for (int p = 0; p < P; p++) hn::StoreU(out[h][p], d, states[h].out + start + p * lanes);
+    for (int p = 0; p < P; p++) hn::StoreU(out[h][p], d, outs[h] + start + p * lanes);
 }
 
-// states[h] += the tokens of a tile, whose weights are given.
+// The tokens of a tile, whose weights are given.
 template <int H>
-HWY_INLINE void AddTile(const Attention& a, const int32_t* tokens, int count, const float (&weights)[H][attend_tile],
-                        SoftmaxState* states) {
+HWY_INLINE void AddTile(const Attention& a, const int32_t* tokens, int count, const float* const (&weights)[H], float* const* outs) {
   const int lanes = static_cast<int>(hn::Lanes(F32()));
   with_dtype(a.v.dtype, [&]<class T>(T) {
     int start = 0;
-    for (; start + 4 * lanes <= a.head_dim; start += 4 * lanes)
-      AddValues<T, H, 4>(a, tokens, count, weights, start, states);
-    for (; start < a.head_dim; start += lanes) AddValues<T, H, 1>(a, tokens, count, weights, start, states);
+    for (; start + 4 * lanes <= a.head_dim; start += 4 * lanes) AddValuesOf<T, H, 4>(a.v, tokens, count, weights, start, outs);
+    for (; start < a.head_dim; start += lanes) AddValuesOf<T, H, 1>(a.v, tokens, count, weights, start, outs);
   });
 }
 
@@ -171,13 +169,30 @@ void Tile(const Attention& a, const float* const* queries, const float* slopes, 
           SoftmaxState* states) {
   HWY_ALIGN float scores[H][attend_tile];
   ScoreTile<H>(a, queries, slopes, tokens, count, reads, scores);
-  for (int h = 0; h < H; h++) Weigh(a.head_dim, scores[h], states[h]);
-  AddTile<H>(a, tokens, count, scores, states);
+  const float* weights[H];
+  float* outs[H];
+  for (int h = 0; h < H; h++) {
+    Weigh(a.head_dim, scores[h], states[h]);
+    weights[h] = scores[h];
+    outs[h] = states[h].out;
+  }
+  AddTile<H>(a, tokens, count, weights, outs);
 }
 
 // To a multiple of four, with any token.
 HWY_INLINE void pad(int32_t* tokens, int count) {
   for (int t = count; t % 4 != 0; t++) tokens[t] = tokens[count - 1];
+}
+
+// Calls visit with the number of heads as a constant: with_heads(heads, [&]<int H>() { ... }).
+template <class Visit>
+HWY_INLINE void with_heads(int heads, Visit&& visit) {
+  switch (heads) {
+    case 1: return visit.template operator()<1>();
+    case 2: return visit.template operator()<2>();
+    case 3: return visit.template operator()<3>();
+    default: return visit.template operator()<4>();
+  }
 }
 
 template <class Next>  // next(tokens) fills a tile and says how many; 0 ends
@@ -186,12 +201,7 @@ void Tiles(const Attention& a, const float* const* queries, const float* slopes,
   int32_t tokens[attend_tile];
   while (const int count = next(tokens)) {
     pad(tokens, count);
-    switch (heads) {
-      case 1: Tile<1>(a, queries, slopes, tokens, count, reads, states); break;
-      case 2: Tile<2>(a, queries, slopes, tokens, count, reads, states); break;
-      case 3: Tile<3>(a, queries, slopes, tokens, count, reads, states); break;
-      default: Tile<4>(a, queries, slopes, tokens, count, reads, states);
-    }
+    with_heads(heads, [&]<int H>() { Tile<H>(a, queries, slopes, tokens, count, reads, states); });
   }
 }
 
@@ -236,28 +246,24 @@ HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* token
   }
 }
 
-float ScoreList(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
-  const F32 d;
-  auto largest = hn::Set(d, minus_infinity);
-  ForEachTile(a.k, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) HWY_ATTR {
-    HWY_ALIGN float of_tile[1][attend_tile];
-    ScoreTile<1>(a, &query, &slope, tile, n, Reads::list_fetched, of_tile);
-    std::copy_n(of_tile[0], n, scores + first);
-    for (int t = 0; t < attend_tile; t += static_cast<int>(hn::Lanes(d))) {
-      const auto s = hn::Load(d, of_tile[0] + t);
-      largest = hn::IfThenElse(hn::Gt(s, largest), s, largest);  // false for NaN
-    }
+void ScoreList(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens, int64_t count,
+               float* const* scores) {
+  with_heads(heads, [&]<int H>() {
+    ForEachTile(a.k, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+      HWY_ALIGN float of_tile[H][attend_tile];
+      ScoreTile<H>(a, queries, slopes, tile, n, Reads::list_fetched, of_tile);
+      for (int h = 0; h < H; h++) std::copy_n(of_tile[h], n, scores[h] + first);
+    });
   });
-  return hn::GetLane(hn::MaxOfLanes(d, largest));
 }
 
-void AttendScored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state) {
-  ForEachTile(a.v, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
-    HWY_ALIGN float weights[1][attend_tile];
-    std::copy_n(scores + first, n, weights[0]);
-    std::fill(weights[0] + n, weights[0] + attend_tile, minus_infinity);
-    Weigh(a.head_dim, weights[0], state);
-    AddTile<1>(a, tile, n, weights, &state);
+void AddValues(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count, float* const* outs) {
+  with_heads(heads, [&]<int H>() {
+    ForEachTile(a.v, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+      const float* of_tile[H];
+      for (int h = 0; h < H; h++) of_tile[h] = weights[h] + first;
+      AddTile<H>(a, tile, n, of_tile, outs);
+    });
   });
 }
 
@@ -271,7 +277,7 @@ namespace adamas {
 HWY_EXPORT(AttendList);
 HWY_EXPORT(AttendRange);
 HWY_EXPORT(ScoreList);
-HWY_EXPORT(AttendScored);
+HWY_EXPORT(AddValues);
 
 void attend_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
                  int64_t count, SoftmaxState* states) {
@@ -283,12 +289,13 @@ void attend_range(const Attention& a, const float* const* queries, const float* 
   HWY_DYNAMIC_DISPATCH(AttendRange)(a, queries, slopes, heads, visible, first_block, last_block, states);
 }
 
-float score_list(const Attention& a, const float* query, float slope, const int32_t* tokens, int64_t count, float* scores) {
-  return HWY_DYNAMIC_DISPATCH(ScoreList)(a, query, slope, tokens, count, scores);
+void score_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens, int64_t count,
+                float* const* scores) {
+  HWY_DYNAMIC_DISPATCH(ScoreList)(a, queries, slopes, heads, tokens, count, scores);
 }
 
-void attend_scored(const Attention& a, const int32_t* tokens, const float* scores, int64_t count, SoftmaxState& state) {
-  HWY_DYNAMIC_DISPATCH(AttendScored)(a, tokens, scores, count, state);
+void add_values(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count, float* const* outs) {
+  HWY_DYNAMIC_DISPATCH(AddValues)(a, tokens, weights, heads, count, outs);
 }
 
 }  // namespace adamas

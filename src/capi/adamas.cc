@@ -293,7 +293,7 @@ adamas_status adamas_cache_create(const adamas_config* config, const adamas_cach
     ADAMAS_TRY(check_head_dim(params->head_dim));
     ADAMAS_TRY(check_range(params->sequences, 1, max_tokens, "sequences"));
     ADAMAS_TRY(check_range(params->capacity, 1, max_tokens, "capacity"));
-    ADAMAS_TRY(check_range(params->rotated, 0, ADAMAS_ROTATED_KEYS | ADAMAS_ROTATED_VALUES, "rotated"));
+    ADAMAS_TRY(check_range(params->rotated, 0, ADAMAS_ROTATED_KEYS, "rotated"));
     *cache = new adamas_cache{Cache(*config, *params), make_array<float>(block_tokens * params->head_dim)};
     return {};
   });
@@ -365,10 +365,8 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
     ADAMAS_TRY(check_range(kv_head, 0, c.params.kv_heads - 1, "kv_head"));
     ADAMAS_TRY(check_range(block, 0, blocks_of(c.length(sequence)) - 1, "block"));
     const Codes codes = c.codes(sequence, kv_head);
-    std::vector<Block> kinds{codes.block(block)};
-    if (c.has_values()) kinds.push_back(c.values(sequence, kv_head).block(block));
-    size_t total = 0;
-    for (const Block& b : kinds) total += b.layout.block_bytes() + 2 * sizeof(float);
+    const Block b = codes.block(block);
+    const size_t total = b.layout.block_bytes() + 2 * sizeof(float) + (c.has_means() ? b.layout.centre_bytes() + sizeof(float) : 0);
     if (needed != nullptr) *needed = total;
     if (bytes == nullptr) return {};
     if (c.marked(sequence, block) || c.coded(sequence, block) == 0) return invalid("block " + std::to_string(block) + " is not encoded yet");
@@ -378,12 +376,15 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
       std::memcpy(to, from, count);
       to += count;
     };
-    for (const Block& b : kinds) {
-      put(b.high, b.layout.code_bytes());
-      put(b.centre, b.layout.centre_bytes());
-      if (b.hash != nullptr) put(b.hash, block_tokens * sizeof(uint32_t));
-      put(b.centre_scale, sizeof(float));
-      put(b.sigma, sizeof(float));
+    put(b.high, b.layout.code_bytes());
+    put(b.centre, b.layout.centre_bytes());
+    put(b.hash, block_tokens * sizeof(uint32_t));
+    put(b.centre_scale, sizeof(float));
+    put(b.sigma, sizeof(float));
+    if (c.has_means()) {
+      const Means means = c.means(sequence, kv_head);
+      put(means.mean + block * c.params.head_dim, b.layout.centre_bytes());
+      put(means.scale + block, sizeof(float));
     }
     return {};
   });
@@ -437,7 +438,7 @@ adamas_status adamas_selection(const adamas_plan* plan, int32_t q_head, int64_t*
       for (int64_t b = 0; b < blocks_of(p.last_tokens); b++)
         for_each_bit(p.visible[b], [&](int t) { emit(b * block_tokens + t); });
     } else {
-      for (int64_t i = 0; i < p.heads[q_head].selected; i++) emit(p.selected[q_head * p.room + i]);
+      for (int64_t i = 0; i < p.heads[q_head].selected; i++) emit(p.heads[q_head].tokens[i]);
     }
     *count = written;
     if (indices != nullptr && written > size)

@@ -86,7 +86,7 @@ TEST(Settings, HostileValuesGetTheRange) {
   config.policy = 77;
   expect_sentence(adamas_config_check(&config), ADAMAS_INVALID_ARGUMENT, "streaming");
   char tiny[2];
-  expect_sentence(adamas_config_get(&config, "budget", tiny, 2), ADAMAS_OUT_OF_RANGE, "4 bytes");
+  expect_sentence(adamas_config_get(&config, "budget", tiny, 2), ADAMAS_OUT_OF_RANGE, "5 bytes");
 }
 
 TEST(Settings, ComeFromTheEnvironmentAllOrNothing) {
@@ -113,11 +113,11 @@ TEST(Settings, AFileSetsThemForAllLayersOrSome) {
     std::fputs(text, file);
     std::fclose(file);
   };
-  write("# made by hand\nbudget = 96   # general\n sketch=auto\r\n\n[layers 0,3-5]\nbudget = 256\nmax_noise = 2.5\n[layers 7]\npolicy = full\n");
+  write("# made by hand\nbudget = 96   # general\n share=0.001\r\n\n[layers 0,3-5]\nbudget = 256\nmax_noise = 2.5\n[layers 7]\npolicy = full\n");
   adamas_config config = config_of({});
   ASSERT_EQ(adamas_config_load(&config, path.c_str(), -1), ADAMAS_OK) << adamas_last_error();
   EXPECT_EQ(config.budget, 96);
-  EXPECT_EQ(config.sketch, ADAMAS_SKETCH_AUTO);
+  EXPECT_EQ(config.share, 0.001);
   EXPECT_EQ(config.max_noise, 8);
   for (int layer : {0, 3, 5}) {
     adamas_config of_layer = config;
@@ -132,14 +132,19 @@ TEST(Settings, AFileSetsThemForAllLayersOrSome) {
     EXPECT_EQ(of_layer.policy, layer == 7 ? ADAMAS_POLICY_FULL : ADAMAS_POLICY_ADAMAS) << layer;
   }
   setenv("ADAMAS_CONFIG", path.c_str(), 1);
-  setenv("ADAMAS_SKETCH", "64", 1);
+  setenv("ADAMAS_SHARE", "0.002", 1);
   ASSERT_EQ(adamas_config_from_environment(&config), ADAMAS_OK) << adamas_last_error();
   EXPECT_EQ(config.budget, 96);
-  EXPECT_EQ(config.sketch, 64) << "a variable wins over the file";
-  unsetenv("ADAMAS_SKETCH");
+  EXPECT_EQ(config.share, 0.002) << "a variable wins over the file";
+  unsetenv("ADAMAS_SHARE");
+  for (const char* gone : {"ADAMAS_SKETCH", "ADAMAS_TAIL", "ADAMAS_RERANK"}) {
+    setenv(gone, "0", 1);
+    expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, "no setting any more: budget = auto");
+    unsetenv(gone);
+  }
   for (auto [text, sentence] : {std::pair{"budget 5", "line 1"}, {"\nbudgte = 5", "budgte"}, {"budget = 0", "range"}, {"[layer 3]", "section"},
                                 {"[layers 3-]", "section"}, {"[layers 5-3]", "section"}, {"[layers 1]\nmin_context = 3", "whole model"},
-                                {"[layers 9]\nbudget = -1", "line 2"}, {"budget = 2", "sinks"}}) {
+                                {"[layers 9]\nbudget = -1", "line 2"}, {"tail = 0", "block means"}, {"share = 0", "range"}, {"budget = 2", "sinks"}}) {
     write(text);
     expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, sentence);
   }
@@ -268,7 +273,7 @@ TEST(BadInput, ShapesThatAreNotServedSayWhichAre) {
   p.mask = o.memory.data();
   p.mask_dtype = ADAMAS_Q4_0;
   expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "mask: dtype 6");
-  for (int64_t rotated : {-1, 4, INT32_MAX}) {
+  for (int64_t rotated : {-1, 2, INT32_MAX}) {
     adamas_cache_params c = o.cache_params;
     c.rotated = rotated;
     expect_sentence(adamas_cache_create(&o.config, &c, &cache), ADAMAS_INVALID_ARGUMENT, "rotated");
@@ -278,7 +283,7 @@ TEST(BadInput, ShapesThatAreNotServedSayWhichAre) {
   ASSERT_EQ(adamas_step(o.plan, o.cache, &o.p), ADAMAS_OK) << adamas_last_error();
   int64_t one = -1;
   expect_sentence(adamas_selection(o.plan, 0, &one, 1, &count), ADAMAS_OUT_OF_RANGE, "room");
-  EXPECT_EQ(count, 128);
+  EXPECT_EQ(count, 256) << "of 256 tokens that weigh the same each may matter";
   expect_sentence(adamas_selection(o.plan, 4, &one, 1, &count), ADAMAS_INVALID_ARGUMENT, "q_head");
 }
 
@@ -326,7 +331,7 @@ TEST(BadInput, NonFiniteKeysAndQueriesStayWhereTheyAre) {
     std::vector<int64_t> indices(256);
     int64_t count = 0;
     ASSERT_EQ(adamas_selection(o.plan, h, indices.data(), 256, &count), ADAMAS_OK);
-    EXPECT_TRUE(count == 128 || count == 256) << count;  // an infinite query is all noise: it may be read densely
+    EXPECT_TRUE(count >= 64 && count <= 256) << count;  // an infinite query is all noise: it may be read densely
     for (int64_t i = 0; i < count; i++) {
       EXPECT_GE(indices[i], i == 0 ? 0 : indices[i - 1] + 1);
       EXPECT_LT(indices[i], 256);

@@ -1,4 +1,4 @@
-// Stage 2. Two bits for each dimension of a key or a value, made block by block.
+// Stage 2. Two bits for each dimension of a key, made block by block, and the mean of a block's values.
 //
 //   x = rotated row            mu = mean of x over the rows that count, stored as int16 times one scale
 //   r = x - stored mu          sigma = RMS of r over the same rows and all dimensions; 0 if that is within one unit of mu, by rounding
@@ -9,8 +9,8 @@
 // the rest), unless no other row is live. Codes are a function of the block's live rows and of nothing else, bit for bit.
 // An element that is NaN counts as 0, one beyond +-1e15 as +-1e15, so that one bad row leaves the others usable.
 //
-// Values are coded in the same way, for the tokens that are never read (attend/sketch.h); their mean is the block's mean value.
-// Preset `paper`: mu = 0 and t = 10, whatever the rows are; no values.
+// Of values the mean alone is kept, of the same rows and in the same form, as they are given: for the tokens that are not read (rest/rest.h).
+// Preset `paper`: mu = 0 and t = 10, whatever the rows are.
 #pragma once
 
 #include <cstdint>
@@ -34,11 +34,14 @@ constexpr uint64_t rows_that_count(uint64_t live, bool first_block) {
   return first_block && (live & ~sink_rows) != 0 ? live & ~sink_rows : live;
 }
 
-// Encodes the live rows of one block; the codes of other rows, and of keys their hashes, become 0.
+// Encodes the live rows of one block; the codes and hashes of other rows become 0.
 // rows: [64, head_dim] of the block, only live ones are read; rotate: false when they have been rotated already.
 // scratch: [64, head_dim] floats.
 void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate, const Block& block,
                   float* scratch);
+
+// The mean of the live rows that count, as mu is made: mean [head_dim] and its scale. The same scratch.
+void encode_mean(const Rows& rows, int head_dim, uint64_t live, bool first_block, int16_t* mean, float* scale, float* scratch);
 
 // How many of the `count` rows named by `tokens` no longer have the hash that their codes were made from.
 //

@@ -30,7 +30,7 @@ void LoadRow(const T* row, int head_dim, float* HWY_RESTRICT out) {
 }
 
 // Mean of the counted rows into int16 and one scale; `centre` becomes what is stored, read back.
-void Centre(const float* x, int head_dim, uint64_t counted, const Block& block, float* HWY_RESTRICT centre) {
+void Centre(const float* x, int head_dim, uint64_t counted, int16_t* stored_centre, float* stored_scale, float* HWY_RESTRICT centre) {
   const F32 d;
   const hn::Rebind<int16_t, F32> d16;
   const int lanes = static_cast<int>(hn::Lanes(d));
@@ -51,10 +51,10 @@ void Centre(const float* x, int head_dim, uint64_t counted, const Block& block, 
   for (int i = 0; i < head_dim; i += lanes) {
     const auto units = hn::Mul(hn::LoadU(d, centre + i), inverse);
     const auto stored = hn::NearestInt(hn::Min(hn::Max(units, hn::Neg(limit)), limit));
-    hn::StoreU(hn::DemoteTo(d16, stored), d16, block.centre + i);
+    hn::StoreU(hn::DemoteTo(d16, stored), d16, stored_centre + i);
     hn::StoreU(hn::Mul(hn::ConvertTo(d, stored), hn::Set(d, scale)), d, centre + i);
   }
-  *block.centre_scale = scale;
+  *stored_scale = scale;
 }
 
 // Takes the centre off every live row, in place, and answers with the RMS of the counted ones. The squares of a dimension
@@ -129,13 +129,13 @@ void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block
                  float* x) {
   if (~live != 0) {
     std::memset(block.high, 0, block.layout.code_words() * sizeof(uint32_t));
-    if (block.hash != nullptr) std::memset(block.hash, 0, block_tokens * sizeof(uint32_t));
+    std::memset(block.hash, 0, block_tokens * sizeof(uint32_t));
   }
   with_dtype(rows.dtype, [&]<class T>(T) {
     for_each_bit(live, [&](int t) {
       LoadRow(reinterpret_cast<const T*>(rows.row(t)), head_dim, x + t * head_dim);
       if (rotate) rotate_row(x + t * head_dim, head_dim);
-      if (block.hash != nullptr) block.hash[t] = HashRow(rows.row(t), row_bytes(rows.dtype, head_dim));
+      block.hash[t] = HashRow(rows.row(t), row_bytes(rows.dtype, head_dim));
     });
   });
   float threshold = paper_threshold;
@@ -146,12 +146,21 @@ void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block
   } else {
     HWY_ALIGN float centre[max_head_dim];
     const uint64_t counted = rows_that_count(live, first_block);
-    Centre(x, head_dim, counted, block, centre);
+    Centre(x, head_dim, counted, block.centre, block.centre_scale, centre);
     const float sigma = Residuals(x, head_dim, live, counted, centre);
     *block.sigma = sigma > *block.centre_scale ? sigma : 0.0f;
     threshold = threshold_sigmas * *block.sigma;
   }
   for_each_bit(live, [&](int t) { Pack(x + t * head_dim, head_dim, threshold, t, block); });
+}
+
+void EncodeMean(const Rows& rows, int head_dim, uint64_t live, bool first_block, int16_t* mean, float* scale, float* x) {
+  const uint64_t counted = rows_that_count(live, first_block);
+  with_dtype(rows.dtype, [&]<class T>(T) {
+    for_each_bit(counted, [&](int t) { LoadRow(reinterpret_cast<const T*>(rows.row(t)), head_dim, x + t * head_dim); });
+  });
+  HWY_ALIGN float centre[max_head_dim];
+  Centre(x, head_dim, counted, mean, scale, centre);
 }
 
 int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
@@ -178,11 +187,16 @@ HWY_AFTER_NAMESPACE();
 namespace adamas {
 
 HWY_EXPORT(EncodeBlock);
+HWY_EXPORT(EncodeMean);
 HWY_EXPORT(CountStale);
 
 void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate, const Block& block,
                   float* scratch) {
   HWY_DYNAMIC_DISPATCH(EncodeBlock)(rows, head_dim, live, first_block, coding, rotate, block, scratch);
+}
+
+void encode_mean(const Rows& rows, int head_dim, uint64_t live, bool first_block, int16_t* mean, float* scale, float* scratch) {
+  HWY_DYNAMIC_DISPATCH(EncodeMean)(rows, head_dim, live, first_block, mean, scale, scratch);
 }
 
 int64_t count_stale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {

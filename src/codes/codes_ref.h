@@ -89,6 +89,14 @@ inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bo
   return out;
 }
 
+// The mean of the counted rows, as stored, read back: [head_dim].
+inline std::vector<float> mean_value(const Rows& rows, int head_dim, uint64_t live, bool first_block) {
+  const BlockCodes made = encode_block(rows, head_dim, live, first_block, Coding::by_block, true);
+  std::vector<float> mean;
+  for (int16_t x : made.centre) mean.push_back(float(x) * made.centre_scale);
+  return mean;
+}
+
 // The code of one token and dimension, read from the planes.
 inline int code_at(const Block& block, int token, int dim) {
   const size_t word = block.word(token, dim / chunk_dims);

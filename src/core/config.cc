@@ -19,7 +19,7 @@ struct Entry {
   int64_t lowest = 0, highest = 0;
   bool or_auto = false;
   FieldReal real = nullptr;
-  double most = 0;  // of `real`, from 0
+  double least = 0, most = 0;  // of `real`
   Field32 choice = nullptr;
   std::vector<const char*> words = {};  // word i sets the field to i
 };
@@ -29,9 +29,7 @@ void apply_preset(adamas_config& config) {
   config.estimator = paper ? ADAMAS_ESTIMATOR_MANHATTAN : ADAMAS_ESTIMATOR_DOT;
   config.dense_layers = paper ? 2 : 0;
   config.sinks = paper ? 0 : 4;
-  config.sketch = paper ? 0 : ADAMAS_SKETCH_AUTO;
-  config.tail = paper ? 0 : 1;
-  config.rerank = paper ? ADAMAS_RERANK_OFF : ADAMAS_RERANK_AUTO;
+  config.budget = paper ? ADAMAS_AUTO_TOKENS : ADAMAS_BUDGET_AUTO;
   config.max_noise = paper ? 0 : 8;
 }
 
@@ -45,25 +43,20 @@ const std::vector<Entry>& table() {
        .choice = &adamas_config::policy, .words = {"adamas", "full", "quest", "streaming", "oracle"}},
       {.shown = {"estimator", "ADAMAS_ESTIMATOR", "dot | manhattan", "how the policy adamas scores tokens from their codes"},
        .choice = &adamas_config::estimator, .words = {"dot", "manhattan"}},
-      {.shown = {"budget", "ADAMAS_BUDGET", "1 to 2147483647", "tokens that a query reads in full, per head"},
-       .number = &adamas_config::budget, .lowest = 1, .highest = max_tokens},
-      {.shown = {"sinks", "ADAMAS_SINKS", "0 to 2147483647", "first tokens, always attended to, inside the budget"},
+      {.shown = {"budget", "ADAMAS_BUDGET", "auto | 1 to 2147483647",
+                 "auto: every token that may matter is read in full, the rest counts through block means (128, for the other policies); a number: so many tokens a query head, and nothing else"},
+       .number = &adamas_config::budget, .lowest = 1, .highest = max_tokens, .or_auto = true},
+      {.shown = {"share", "ADAMAS_SHARE", "0.000001 to 1", "with budget = auto: what a token may weigh in a head's softmax to be read in full"},
+       .real = &adamas_config::share, .least = 1e-6, .most = 1},
+      {.shown = {"sinks", "ADAMAS_SINKS", "0 to 2147483647", "first tokens, always attended to, inside a fixed budget"},
        .number = &adamas_config::sinks, .lowest = 0, .highest = max_tokens},
-      {.shown = {"recent", "ADAMAS_RECENT", "0 to 2147483647", "most recent tokens, always attended to, inside the budget"},
+      {.shown = {"recent", "ADAMAS_RECENT", "0 to 2147483647", "most recent tokens, always attended to, inside a fixed budget"},
        .number = &adamas_config::recent, .lowest = 0, .highest = max_tokens},
-      {.shown = {"sketch", "ADAMAS_SKETCH", "auto | 0 to 2147483647",
-                 "tokens behind the budget whose values are read through 2-bit codes, at most; auto: the larger of 1024 and a sixteenth of the context"},
-       .number = &adamas_config::sketch, .lowest = 0, .highest = max_tokens, .or_auto = true},
-      {.shown = {"tail", "ADAMAS_TAIL", "0 | 1", "1: every block's remaining tokens count with its mean value"},
-       .choice = &adamas_config::tail, .words = {"0", "1"}},
-      {.shown = {"rerank", "ADAMAS_RERANK", "0 | 1 | auto",
-                 "whose keys are read to choose the budget by exact scores; auto: of the tokens that may weigh 0.0003 of the softmax; 1: all of sketch; 0: the budget is chosen by estimate"},
-       .choice = &adamas_config::rerank, .words = {"0", "1", "auto"}},
       {.shown = {"max_noise", "ADAMAS_MAX_NOISE", "0 to 1000000",
                  "variance of an estimated score above which a head is read densely; 0: never"},
        .real = &adamas_config::max_noise, .most = 1e6},
       {.shown = {"min_mass", "ADAMAS_MIN_MASS", "0 to 1",
-                 "share of the softmax below which a head doubles its budget, at last to dense; 0: never"},
+                 "share of the softmax below which a head reads more tokens, at last all; 0: never"},
        .real = &adamas_config::min_mass, .most = 1},
       {.shown = {"dense_layers", "ADAMAS_DENSE_LAYERS", "0 to 2147483647", "the first layers of a model, left dense"},
        .number = &adamas_config::dense_layers, .lowest = 0, .highest = max_tokens},
@@ -84,7 +77,20 @@ const Entry* find(const std::string& name) {
   return nullptr;
 }
 
+// Settings of versions before 0.2, and what to say to who still has one.
+struct Gone {
+  const char* name;
+  const char* environment;
+};
+constexpr Gone gone[] = {{"sketch", "ADAMAS_SKETCH"}, {"tail", "ADAMAS_TAIL"}, {"rerank", "ADAMAS_RERANK"}};
+Status no_more(const std::string& name) {
+  return invalid("'" + name + "' is no setting any more: budget = auto reads what may matter in full and counts the rest through block "
+                 "means (share says what matters); budget = N is N tokens and nothing else");
+}
+
 Status unknown(const std::string& name) {
+  for (const Gone& setting : gone)
+    if (name == setting.name) return no_more(name);
   std::string list;
   for (const Entry& entry : table()) list += (list.empty() ? "" : ", ") + std::string(entry.shown.name);
   return invalid("'" + name + "' is not a setting; there are " + list);
@@ -107,7 +113,7 @@ Status check_entry(const Entry& entry, const adamas_config& config) {
     if (value < entry.lowest || value > entry.highest) return out_of_its_range(entry, std::to_string(value));
   } else if (entry.real != nullptr) {
     const double value = config.*entry.real;
-    if (!(value >= 0 && value <= entry.most)) return out_of_its_range(entry, text_of(value));
+    if (!(value >= entry.least && value <= entry.most)) return out_of_its_range(entry, text_of(value));
   } else {
     const int32_t value = config.*entry.choice;
     if (value < 0 || value >= static_cast<int32_t>(entry.words.size()))
@@ -121,7 +127,7 @@ Status check_entry(const Entry& entry, const adamas_config& config) {
 adamas_config default_config() {
   adamas_config config{};
   config.struct_size = sizeof config;
-  config.budget = 128;
+  config.share = 0.0004;
   config.min_context = 2048;
   apply_preset(config);
   return config;
@@ -154,7 +160,7 @@ Status set(adamas_config& config, const std::string& name, const std::string& va
   if (entry->real != nullptr) {
     double real = 0;
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), real);
-    if (error != std::errc{} || end != value.data() + value.size() || !(real >= 0 && real <= entry->most))
+    if (error != std::errc{} || end != value.data() + value.size() || !(real >= entry->least && real <= entry->most))
       return out_of_its_range(*entry, value.empty() ? "an empty value" : value);
     config.*entry->real = real;
     return {};
@@ -186,6 +192,8 @@ Status from_environment(adamas_config& config) {
       return status;
     }
   }
+  for (const Gone& setting : gone)
+    if (std::getenv(setting.environment) != nullptr) return no_more(setting.environment);
   for (const Entry& entry : table()) {  // the preset comes first
     const char* value = std::getenv(entry.shown.environment);
     if (value == nullptr) continue;
@@ -203,7 +211,7 @@ Status from_environment(adamas_config& config) {
 Status check(const adamas_config& config) {
   for (const Entry& entry : table())
     if (Status status = check_entry(entry, config); !status.ok()) return status;
-  if (config.sinks + config.recent > config.budget)
+  if (config.budget != ADAMAS_BUDGET_AUTO && config.sinks + config.recent > config.budget)
     return invalid("sinks + recent: " + std::to_string(config.sinks) + " + " + std::to_string(config.recent) +
                    " is not in its range: 0 to budget, " + std::to_string(config.budget));
   return {};

@@ -14,6 +14,7 @@ struct Rows {
   int64_t stride = 0;  // bytes from a token to the next
 
   const std::byte* row(int64_t token) const { return data + token * stride; }
+  Rows from(int64_t token) const { return {row(token), dtype, stride}; }
 };
 
 // Asks the memory for a row that will be read soon. To the second cache: a core waits for many more lines there than it can for the

@@ -1,4 +1,4 @@
-// Stage 4. The exact top k of a row of scores.
+// Stage 4. The exact top k of a row of scores, or all that reach a bound.
 //
 // Among equal scores the larger position wins: it is the more recent token. Positions are written in ascending order, so
 // that the rows they name are read forwards. A score of `hidden` is never selected; `always` marks tokens that must be.
@@ -16,10 +16,9 @@ inline constexpr int64_t select_scratch(int64_t count) { return 6 * count + 256;
 // min(k, the number of scores that are not hidden). scratch: [select_scratch(count)].
 int64_t select(const int16_t* scores, int64_t count, int64_t k, int32_t* positions, int16_t* scratch);
 
-// The same with k = the number of scores at or above `bound`, but at least `least` and at most `most`; `selected` are the scores at
-// the positions. Both have room for `count`.
-int64_t select_reaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
-                        int16_t* selected, int16_t* scratch);
+// Bit t of marked[b] says whether score 64 b + t reaches the bound: `bound`, or `other` in the blocks that lower[b] names. scores:
+// [blocks, 64]; both bounds above hidden; lower (NULL: no block), marked: [blocks]. Returns how many do.
+int64_t mark_reaching(const int16_t* scores, int64_t blocks, int16_t bound, const uint8_t* lower, int16_t other, uint64_t* marked);
 
 // The highest of scores [count]; hidden when all are.
 int16_t highest_score(const int16_t* scores, int64_t count);

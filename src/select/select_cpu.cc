@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "core/shape.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "select/select_cpu.cc"
 #include "hwy/foreach_target.h"
@@ -147,14 +149,22 @@ int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
   return kept;
 }
 
-int64_t SelectReaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
-                       int16_t* selected, int16_t* scratch) {
-  const bool bounded = bound > hidden_score + 1;
-  int64_t kept = bounded ? Gather(scores, count, bound, positions, scratch) : count;
-  const bool near = bounded && kept >= least && kept <= 4 * most;  // else they are found sooner without the bound
-  if (!near) kept = Select(scores, count, kept < least ? least : most, positions, scratch);
-  for (int64_t i = 0; i < kept; i++) selected[i] = scores[positions[i]];
-  return kept > most ? Trim(selected, kept, most, positions, scratch) : kept;
+int64_t MarkReaching(const int16_t* scores, int64_t blocks, int16_t bound, const uint8_t* lower, int16_t other, uint64_t* marked) {
+  const I16 d;
+  constexpr int lanes = static_cast<int>(hn::MaxLanes(I16()));
+  int64_t total = 0;
+  for (int64_t b = 0; b < blocks; b++) {
+    const auto below = hn::Set(d, static_cast<int16_t>((lower != nullptr && lower[b] ? other : bound) - 1));
+    uint64_t bits = 0;
+    for (int t = 0; t < block_tokens; t += lanes) {
+      uint8_t bytes[8] = {};
+      hn::StoreMaskBits(d, hn::Gt(hn::LoadU(d, scores + b * block_tokens + t), below), bytes);
+      bits |= bits_at<uint64_t>(bytes) << t;
+    }
+    marked[b] = bits;
+    total += std::popcount(bits);
+  }
+  return total;
 }
 
 int16_t HighestScore(const int16_t* scores, int64_t count) {
@@ -178,10 +188,9 @@ int64_t select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
   return HWY_DYNAMIC_DISPATCH(Select)(scores, count, k, positions, scratch);
 }
 
-HWY_EXPORT(SelectReaching);
-int64_t select_reaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most, int32_t* positions,
-                        int16_t* selected, int16_t* scratch) {
-  return HWY_DYNAMIC_DISPATCH(SelectReaching)(scores, count, bound, least, most, positions, selected, scratch);
+HWY_EXPORT(MarkReaching);
+int64_t mark_reaching(const int16_t* scores, int64_t blocks, int16_t bound, const uint8_t* lower, int16_t other, uint64_t* marked) {
+  return HWY_DYNAMIC_DISPATCH(MarkReaching)(scores, blocks, bound, lower, other, marked);
 }
 
 HWY_EXPORT(HighestScore);

@@ -20,9 +20,4 @@ inline std::vector<int32_t> select(const int16_t* scores, int64_t count, int64_t
   return order;
 }
 
-inline std::vector<int32_t> select_reaching(const int16_t* scores, int64_t count, int16_t bound, int64_t least, int64_t most) {
-  const int64_t reached = std::count_if(scores, scores + count, [&](int16_t s) { return s != hidden_score && s >= bound; });
-  return select(scores, count, std::clamp(reached, least, most));
-}
-
 }  // namespace adamas::ref

@@ -51,21 +51,27 @@ TEST_P(SelectTest, OfTwoHundredThousandEqualScoresTakesTheLast) {
   for (int64_t k : {1, 128, 199999}) expect_reference(scores, k);
 }
 
-TEST_P(SelectTest, TakesWhatReachesABoundWithinItsLimits) {
+TEST_P(SelectTest, MarksWhatReachesABound) {
   std::mt19937 random(3);
   std::normal_distribution<float> normal(0, 300);
   std::uniform_int_distribution<int> percent(0, 99);
   for (int64_t n : sizes) {
     std::vector<int16_t> scores(n);
-    for (int16_t& s : scores) s = percent(random) < 10 ? hidden_score : percent(random) < 1 ? always_score : int16_t(normal(random));
-    std::vector<int32_t> scratch(select_scratch(n) / 2 + 1), got(n);
-    std::vector<int16_t> selected(n);
-    for (int bound : {-32768, -32767, -500, 0, 300, 900, 32766})
-      for (auto [least, most] : {std::pair<int64_t, int64_t>{16, 48}, {0, n}, {n, n}, {200, 1000}}) {
-        got.resize(n);
-        got.resize(select_reaching(scores.data(), n, int16_t(bound), least, most, got.data(), selected.data(), reinterpret_cast<int16_t*>(scratch.data())));
-        EXPECT_EQ(got, ref::select_reaching(scores.data(), n, int16_t(bound), least, most)) << n << " scores, bound " << bound << ", " << least << " to " << most;
-        for (size_t i = 0; i < got.size(); i++) ASSERT_EQ(selected[i], scores[got[i]]);
+    for (int16_t& s : scores) s = percent(random) < 10 ? hidden_score : int16_t(normal(random));
+    std::vector<uint8_t> lower(n / block_tokens);
+    for (uint8_t& l : lower) l = percent(random) < 30;
+    std::vector<uint64_t> marked(lower.size());
+    for (int bound : {-32767, -500, 0, 300, 900, 32766})
+      for (const uint8_t* of : {static_cast<const uint8_t*>(nullptr), static_cast<const uint8_t*>(lower.data())}) {
+        const int16_t other = int16_t(std::max(bound - 200, -32767));
+        int64_t total = 0;
+        const int64_t count = mark_reaching(scores.data(), n / block_tokens, int16_t(bound), of, other, marked.data());
+        for (int64_t i = 0; i < n; i++) {
+          const bool reaches = scores[i] >= (of != nullptr && of[i / block_tokens] ? other : bound);
+          ASSERT_EQ(marked[i / block_tokens] >> i % block_tokens & 1, reaches) << i << " of " << n << ", bound " << bound;
+          total += reaches;
+        }
+        EXPECT_EQ(count, total);
       }
   }
 }

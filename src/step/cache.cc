@@ -9,10 +9,10 @@
 namespace adamas {
 namespace {
 
-// Fresh rows are always attended to, so they need room in the budget; the baselines choose by codes alone.
+// Fresh rows are always attended to, so they need room in a fixed budget; the baselines choose by codes alone.
 int open_rows(const adamas_config& config) {
   constexpr int rows = 16;
-  const bool has_room = config.budget - config.sinks - config.recent >= 4 * rows;
+  const bool has_room = has_rest(config) || config.budget - config.sinks - config.recent >= 4 * rows;
   return config.policy == ADAMAS_POLICY_ADAMAS && coding_of(config) == Coding::by_block && has_room ? rows : 1;
 }
 
@@ -22,24 +22,17 @@ Coding coding_of(const adamas_config& config) {
   return config.preset == ADAMAS_PRESET_PAPER ? Coding::paper : Coding::by_block;
 }
 
-bool wants_values(const adamas_config& config) {
-  return config.policy == ADAMAS_POLICY_ADAMAS && (config.tail != 0 || config.sketch != 0);
-}
-
-Cache::Store::Store(BlockLayout layout, int64_t heads, int64_t blocks)
-    : layout(layout), blocks(blocks), memory(make_array<std::byte>(product(heads, layout.head_bytes(blocks)))),
-      centre_scale(make_array<float>(product(heads, blocks))), sigma(make_array<float>(product(heads, blocks))) {}
-
-Codes Cache::Store::codes(int64_t head) const {
-  return {memory.get() + head * layout.head_bytes(blocks), blocks, centre_scale.get() + head * blocks, sigma.get() + head * blocks, layout};
-}
-
 Cache::Cache(const adamas_config& config, const adamas_cache_params& params)
     : config(config), params(params), blocks_(blocks_of(params.capacity)),
-      all_marks_(wants_values(config) ? keys_mark | values_mark : keys_mark), open_rows_(open_rows(config)) {
+      all_marks_(has_rest(config) ? keys_mark | values_mark : keys_mark), open_rows_(open_rows(config)), layout_{params.head_dim} {
   const int64_t heads = product(params.sequences, params.kv_heads);
-  keys_ = Store({params.head_dim, Coded::keys}, heads, blocks_);
-  if (has_values()) values_ = Store({params.head_dim, Coded::values}, heads, blocks_);
+  codes_ = make_array<std::byte>(product(heads, layout_.head_bytes(blocks_)));
+  centre_scale_ = make_array<float>(product(heads, blocks_));
+  sigma_ = make_array<float>(product(heads, blocks_));
+  if (has_means()) {
+    mean_ = make_array<int16_t>(product(heads, blocks_, params.head_dim));
+    mean_scale_ = make_array<float>(product(heads, blocks_));
+  }
   if (config.policy == ADAMAS_POLICY_QUEST)
     quest_ = make_array<float>(product(heads, blocks_, block_tokens / quest_page, 2, params.head_dim));
   live_.assign(product(params.sequences, blocks_), 0);
@@ -92,26 +85,36 @@ void Cache::clear(int64_t sequence) {
 
 void Cache::invalidate() { std::fill(marked_.begin(), marked_.end(), all_marks_); }
 
-void Cache::encode(Coded kind, const adamas_rows& view, int64_t sequence, int64_t block, int kv_head, float* scratch) {
-  const bool keys = kind == Coded::keys;
-  if (!(marked_[sequence * blocks_ + block] & (keys ? keys_mark : values_mark))) return;
+void Cache::encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, int kv_head, float* scratch) {
+  if (!keys_marked(sequence, block)) return;
   const uint64_t coded = to_code(sequence, block);
-  Rows rows = rows_of(view, sequence, kv_head);
-  rows.data += block * block_tokens * rows.stride;
-  if (keys && quest_) {
+  const Rows rows = rows_of(k, sequence, kv_head).from(block * block_tokens);
+  if (quest_) {
     const int pages = block_tokens / quest_page;
     float* bounds = quest_.get() + (head(sequence, kv_head) * blocks_ + block) * pages * 2 * params.head_dim;
     for (int p = 0; p < pages; p++, bounds += 2 * params.head_dim)
       adamas::quest_bounds(rows, params.head_dim, p * quest_page, coded >> (p * quest_page) & 0xFFFF, bounds,
                            bounds + params.head_dim);
   }
-  const Codes codes = keys ? this->codes(sequence, kv_head) : values(sequence, kv_head);
-  encode_block(rows, params.head_dim, coded, block == 0, keys ? coding_of(config) : Coding::by_block, !rotated(kind), codes.block(block),
-               scratch);
+  encode_block(rows, params.head_dim, coded, block == 0, coding_of(config), params.rotated == 0, codes(sequence, kv_head).block(block), scratch);
 }
 
-Codes Cache::codes(int64_t sequence, int kv_head) const { return keys_.codes(head(sequence, kv_head)); }
-Codes Cache::values(int64_t sequence, int kv_head) const { return values_.codes(head(sequence, kv_head)); }
+void Cache::encode_values(const adamas_rows& v, int64_t sequence, int64_t block, int kv_head, float* scratch) {
+  if (!(marked_[sequence * blocks_ + block] & values_mark)) return;
+  const Means means = this->means(sequence, kv_head);
+  encode_mean(rows_of(v, sequence, kv_head).from(block * block_tokens), params.head_dim, to_code(sequence, block), block == 0,
+              means.mean + block * params.head_dim, means.scale + block, scratch);
+}
+
+Codes Cache::codes(int64_t sequence, int kv_head) const {
+  const int64_t h = head(sequence, kv_head);
+  return {codes_.get() + h * layout_.head_bytes(blocks_), blocks_, centre_scale_.get() + h * blocks_, sigma_.get() + h * blocks_, layout_};
+}
+
+Means Cache::means(int64_t sequence, int kv_head) const {
+  const int64_t first = head(sequence, kv_head) * blocks_;
+  return {mean_.get() + first * params.head_dim, mean_scale_.get() + first};
+}
 
 const float* Cache::quest_bounds(int64_t sequence, int kv_head) const {
   const int64_t pages = blocks_ * (block_tokens / quest_page);
@@ -121,7 +124,9 @@ const float* Cache::quest_bounds(int64_t sequence, int kv_head) const {
 int64_t Cache::bytes() const {
   const int64_t heads = params.sequences * params.kv_heads;
   const int64_t quest = quest_ ? heads * blocks_ * (block_tokens / quest_page) * 2 * params.head_dim * 4 : 0;
-  return heads * (keys_.head_bytes() + values_.head_bytes()) + quest + int64_t(live_.size()) * 17;
+  const int64_t keys = layout_.head_bytes(blocks_) + blocks_ * int64_t(2 * sizeof(float));
+  const int64_t means = mean_ ? blocks_ * int64_t(layout_.centre_bytes() + sizeof(float)) : 0;
+  return heads * (keys + means) + quest + int64_t(live_.size()) * 17;
 }
 
 }  // namespace adamas

@@ -1,4 +1,4 @@
-// The codes of one layer's keys and values, for every sequence and KV head, and what is known of their rows.
+// The codes of one layer's keys and the means of its values, for every sequence and KV head, and what is known of their rows.
 //
 // A row is live once it was appended (or seen by a step). A block whose rows that are to have codes changed is marked, and encoded when
 // it is next needed: appending, truncating, overwriting and repairing are that one operation.
@@ -31,19 +31,18 @@ class Cache {
       grew(sequence, block);
     }
   }
-  // Makes the codes of one block and head from the rows of K, or of V, unless they are right. Different blocks, heads and kinds may
-  // be encoded at the same time.
-  void encode(Coded kind, const adamas_rows& rows, int64_t sequence, int64_t block, int kv_head, float* scratch);
+  // Makes the codes of one block and head from the rows of K, or the mean from those of V, unless they are right. Different blocks, heads
+  // and kinds may be encoded at the same time.
+  void encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, int kv_head, float* scratch);
+  void encode_values(const adamas_rows& v, int64_t sequence, int64_t block, int kv_head, float* scratch);
   void encoded(int64_t sequence, int64_t block, bool values_too) {
     marked_[sequence * blocks_ + block] &= values_too ? 0 : values_mark;
     coded_[sequence * blocks_ + block] = to_code(sequence, block);
   }
 
-  Codes codes(int64_t sequence, int kv_head) const;   // of keys
-  Codes values(int64_t sequence, int kv_head) const;  // of values, when has_values
-  bool has_values() const { return all_marks_ != keys_mark; }
-  // The caller's rows are rotated, and with them its queries (keys) or what it is given (values).
-  bool rotated(Coded coded) const { return params.rotated & (coded == Coded::keys ? ADAMAS_ROTATED_KEYS : ADAMAS_ROTATED_VALUES); }
+  Codes codes(int64_t sequence, int kv_head) const;
+  Means means(int64_t sequence, int kv_head) const;  // when has_means
+  bool has_means() const { return all_marks_ != keys_mark; }
   const float* quest_bounds(int64_t sequence, int kv_head) const;  // [pages, 2, head_dim]
 
   int64_t length(int64_t sequence) const { return lengths_[sequence]; }
@@ -67,25 +66,17 @@ class Cache {
   }
   void grew(int64_t sequence, int64_t block);  // has new live rows
 
-  // The codes of one kind of row.
-  struct Store {
-    BlockLayout layout;
-    int64_t blocks = 0;          // of a sequence
-    Array<std::byte> memory;     // [sequences, kv_heads, head_bytes]
-    Array<float> centre_scale;   // [sequences, kv_heads, blocks]
-    Array<float> sigma;          // [sequences, kv_heads, blocks]
-
-    Store() = default;
-    Store(BlockLayout layout, int64_t heads, int64_t blocks);
-    Codes codes(int64_t head) const;
-    int64_t head_bytes() const { return memory ? layout.head_bytes(blocks) + blocks * int64_t(2 * sizeof(float)) : 0; }
-  };
   int64_t head(int64_t sequence, int kv_head) const { return sequence * params.kv_heads + kv_head; }
 
   int64_t blocks_;  // of a sequence
   uint8_t all_marks_;
   int open_rows_;
-  Store keys_, values_;
+  BlockLayout layout_;
+  Array<std::byte> codes_;      // [sequences, kv_heads, head_bytes]
+  Array<float> centre_scale_;   // [sequences, kv_heads, blocks]
+  Array<float> sigma_;          // [sequences, kv_heads, blocks]
+  Array<int16_t> mean_;         // [sequences, kv_heads, blocks, head_dim]; NULL when nobody asks for means
+  Array<float> mean_scale_;     // [sequences, kv_heads, blocks]
   Array<float> quest_;          // [sequences, kv_heads, pages, 2, head_dim], for the policy quest
   std::vector<uint64_t> live_, coded_;  // [sequences, blocks]
   std::vector<uint8_t> marked_;         // [sequences, blocks]
@@ -93,7 +84,5 @@ class Cache {
 };
 
 Coding coding_of(const adamas_config& config);
-// The policy looks at codes of values.
-bool wants_values(const adamas_config& config);
 
 }  // namespace adamas

@@ -27,7 +27,7 @@ class Clock {
   // Adds all laps since the last call to `total`.
   void move_to(Times& total) {
     for (int64_t Times::* stage : {&Times::look, &Times::encode, &Times::prepare, &Times::estimate, &Times::select,
-                                   &Times::exact, &Times::check, &Times::attend, &Times::sketch, &Times::dense})
+                                   &Times::exact, &Times::check, &Times::attend, &Times::rest, &Times::dense})
       total.*stage += times_.*stage;
     times_ = {};
   }

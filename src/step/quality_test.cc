@@ -41,7 +41,7 @@ double share_found(const std::vector<float>& keys, float slow, const char* prese
   adamas_config config;
   adamas_config_init(&config);
   for (auto [name, value] : {std::pair{"preset", preset}, {"estimator", estimator}, {"dense_layers", "0"}, {"sinks", "0"},
-                             {"rerank", "0"}, {"max_noise", "0"}})
+                             {"budget", "128"}, {"max_noise", "0"}})
     EXPECT_EQ(adamas_config_set(&config, name, value), ADAMAS_OK) << adamas_last_error();
   adamas_cache* cache;
   const adamas_cache_params cache_params{sizeof cache_params, 0, 1, head_dim, 1, tokens, 0};

@@ -35,11 +35,17 @@ struct Row {
   float slope(int h) const { return p.slopes != nullptr ? p.slopes[h] : 1.0f; }
   float scale() const { return p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(head_dim())); }
   SoftmaxState* states(int h) const { return &plan.states[int64_t(h) * plan.splits]; }
-  int32_t* selected(int h) const { return plan.selected.get() + h * plan.room; }
   int16_t* scores(int h) const { return plan.scores.get() + int64_t(h) * plan.blocks * block_tokens; }
   Estimator estimator() const {
     return plan.config.estimator == ADAMAS_ESTIMATOR_DOT ? Estimator::dot : Estimator::manhattan;
   }
+  float* sums(int h) const { return plan.sums.get() + h * plan.blocks; }
+  uint64_t* marked(int h) const { return plan.marked.get() + h * plan.blocks; }
+  // A list of tokens, their positions in the scores, and a head's weights of it.
+  int32_t* tokens_of(int64_t list) const { return plan.tokens.get() + list * plan.room; }
+  int32_t* positions_of(int64_t list) const { return plan.positions.get() + list * plan.room; }
+  float* weights(int h) const { return plan.list_weights.get() + h * plan.room; }
+  const uint8_t* mixed_blocks() const { return mixed > 0 ? plan.is_mixed.get() : nullptr; }
   Attention attention(int kv_head) const {
     return {head_dim(), scale(), p.softcap, rows_of(p.k, sequence, kv_head), rows_of(p.v, sequence, kv_head),
             biased ? plan.bias.get() : nullptr};
@@ -61,9 +67,11 @@ struct Row {
   // Active blocks are the first ones, none left out: scores lie token after token.
   bool whole() const { return active > 0 && plan.active[active - 1] == active - 1; }
   // Scores lie active block after active block: the tokens at `count` positions.
+  int32_t token_at(int64_t position) const {
+    return plan.active[position / block_tokens] * block_tokens + int32_t(position % block_tokens);
+  }
   void tokens_at(const int32_t* positions, int64_t count, int32_t* tokens) const {
-    for (int64_t i = 0; i < count; i++)
-      tokens[i] = plan.active[uint32_t(positions[i]) / block_tokens] * block_tokens + int32_t(uint32_t(positions[i]) % block_tokens);
+    for (int64_t i = 0; i < count; i++) tokens[i] = token_at(uint32_t(positions[i]));
   }
 };
 

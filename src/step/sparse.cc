@@ -1,19 +1,19 @@
-// The five stages of the policies that select.
+// The stages of the policies that select.
 #include <omp.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <thread>
 
-#include "attend/sketch.h"
 #include "baselines/quest.h"
 #include "baselines/streaming.h"
 #include "codes/codes.h"
 #include "hadamard/hadamard.h"
 #include "select/select.h"
-#include "step/row.h"
-#include "step/tiers.h"
+#include "step/list.h"
 
 namespace adamas {
 namespace {
@@ -45,7 +45,7 @@ void prepare(Row& row, int h) {
     const float x = row.q(h)[d];
     y[d] = std::isnan(x) ? 0.0f : std::clamp(x, -largest_key, largest_key);
   }
-  if (!row.cache.rotated(Coded::keys)) rotate(y, row.head_dim());
+  if (row.cache.params.rotated == 0) rotate(y, row.head_dim());
   const float threshold = coding_of(plan.config) == Coding::paper ? paper_threshold : 0.0f;
   prepare_query(y, row.head_dim(), row.estimator(), threshold, plan.queries[h]);
   HeadReport& head = plan.heads[h];
@@ -81,41 +81,186 @@ void estimate(Row& row, int g, int64_t first, int64_t last) {
 // Calls work(i) for every i below count: each thread goes through its own part in order, because heads of a group read many of the same
 // rows, and then takes from what the others have left. next: [threads], 0 at first.
 template <class Work>
-void share(int64_t count, std::vector<std::atomic<int64_t>>& next, int threads, Work&& work) {
+void share(int64_t count, std::atomic<int64_t>* next, int threads, Work&& work) {
   for (int turn = 0, part = omp_get_thread_num(); turn < threads; turn++, part = (part + 1) % threads) {
     const int64_t first = count * part / threads, last = count * (part + 1) / threads;
     for (int64_t i; (i = first + next[part].fetch_add(1, std::memory_order_relaxed)) < last;) work(i);
   }
 }
 
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Where the others are: soon there, or without a processor.
+void wait_for(const std::atomic<bool>& ready) {
+  constexpr int patience = 2000;  // some 50 us
+  for (int turn = 0; !ready.load(std::memory_order_acquire); turn++) turn < patience ? pause() : std::this_thread::yield();
+}
+
+// One thread's way through the stages: all work that is left in one, then in the next. Threads need not meet: a KV head's work
+// in a stage waits for the stage before of that KV head only, which others have taken before they went on, and who takes what is nobody's
+// business but the clock's. So a thread that has lost its processor holds up no more than the piece in its hands.
+class Way {
+ public:
+  Way(Row& row, int threads) : row_(row), stages_(row.plan.stages), threads_(threads), thread_(omp_get_thread_num()) {}
+
+  // work(g, unit) for every unit below `units` of every KV head; after(g) when the last one of g has ended.
+  template <class Work, class After>
+  void stage(int64_t units, Work&& work, After&& after) {
+    const int stage = stage_++;
+    if (units == 0) return;
+    Clock& clock = row_.start_clock(thread_);
+    share(stages_.kv_heads * units, &stages_.next[stage * threads_], threads_, [&](int64_t i) {
+      const int g = int(i / units);
+      if (before_ >= 0 && !stages_.ready[before_ * stages_.kv_heads + g].load(std::memory_order_acquire)) {
+        wait_for(stages_.ready[before_ * stages_.kv_heads + g]);
+        clock.start(row_.p.times != nullptr);
+      }
+      work(g, i % units);
+      const int64_t at = stage * stages_.kv_heads + g;
+      if (stages_.ended[at].fetch_add(1, std::memory_order_acq_rel) + 1 < units) return;
+      after(g);
+      stages_.ready[at].store(true, std::memory_order_release);
+    });
+    before_ = stage;
+  }
+  template <class Work>
+  void stage(int64_t units, Work&& work) {
+    stage(units, work, [](int) {});
+  }
+
+ private:
+  Row& row_;
+  Stages& stages_;
+  const int threads_, thread_;
+  int stage_ = 0, before_ = -1;
+};
+
+// A part of a list: whole tiles of 64 tokens, the same for any number of threads.
+struct Part {
+  int64_t first, count;
+};
+Part part_of(int64_t count, int64_t part) {
+  const int64_t tokens = std::max<int64_t>(attend_tile, padded((count + list_parts - 1) / list_parts));
+  const int64_t first = std::min(count, part * tokens);
+  return {first, std::min(count - first, tokens)};
+}
+
+// Calls visit(heads, how many) for the query heads of a KV head that attend to its list, so many at a time.
+template <class Visit>
+void for_heads(const Row& row, int g, Visit&& visit) {
+  int heads[max_attend_heads], count = 0;
+  for (int h = g * row.group(); h < (g + 1) * row.group(); h++) {
+    if (!row.plan.heads[h].dense && !row.plan.heads[h].widened) heads[count++] = h;
+    if (count == max_attend_heads || (h + 1 == (g + 1) * row.group() && count > 0)) {
+      visit(heads, count);
+      count = 0;
+    }
+  }
+}
+
+// The keys of a part of a list: each row is read once, for all query heads. Returns stale ones.
+int64_t read_keys(Row& row, int g, Part part, Clock& clock) {
+  if (part.count == 0) return 0;
+  const int32_t* tokens = row.tokens_of(g) + part.first;
+  for_heads(row, g, [&](const int* heads, int count) {
+    const float* queries[max_attend_heads];
+    float* scores[max_attend_heads];
+    float slopes[max_attend_heads];
+    for (int j = 0; j < count; j++) {
+      queries[j] = row.q(heads[j]);
+      slopes[j] = row.slope(heads[j]);
+      scores[j] = row.weights(heads[j]) + part.first;
+    }
+    score_list(row.attention(g), queries, slopes, count, tokens, part.count, scores);
+  });
+  clock.lap(&Times::exact);
+  const int64_t stale = row.p.verify != 0 ? row.count_stale(g, tokens, part.count) : 0;
+  clock.lap(&Times::check);
+  return stale;
+}
+
+// The values of a part of a list, or the means of a part of the blocks: into states(h)[unit].
+void read_values(Row& row, int g, int64_t unit, Clock& clock) {
+  const Plan& plan = row.plan;
+  for_heads(row, g, [&](const int* heads, int count) {
+    const float* weights[max_attend_heads];
+    float* outs[max_attend_heads];
+    for (int j = 0; j < count; j++) {
+      outs[j] = row.states(heads[j])[unit].out;
+      std::fill_n(outs[j], row.head_dim(), 0.0f);
+    }
+    if (unit < list_parts) {
+      const Part part = part_of(plan.listed[g], unit);
+      for (int j = 0; j < count; j++) weights[j] = row.weights(heads[j]) + part.first;
+      if (part.count > 0) add_values(row.attention(g), row.tokens_of(g) + part.first, weights, count, part.count, outs);
+      clock.lap(&Times::attend);
+    } else {
+      const int64_t first = row.active * (unit - list_parts) / mean_parts, last = row.active * (unit - list_parts + 1) / mean_parts;
+      for (int j = 0; j < count; j++) weights[j] = row.sums(heads[j]) + first;
+      add_means(row.cache.means(row.sequence, g), row.head_dim(), plan.active.get() + first, weights, count, last - first, outs);
+      clock.lap(&Times::rest);
+    }
+  });
+}
+
+// All parts are summed up, in their order.
+void finish_heads(Row& row, int g) {
+  for_heads(row, g, [&](const int* heads, int count) {
+    for (int j = 0; j < count; j++) {
+      SoftmaxState* states = row.states(heads[j]);
+      for (int part = 1; part < list_parts + mean_parts; part++)
+        for (int d = 0; d < row.head_dim(); d++) states[0].out[d] += states[part].out[d];
+      add_mixed(row, heads[j]);
+      finish(row, heads[j]);
+    }
+  });
+}
+
 // The top tokens by their true scores: every key is read.
 void attend_oracle(Row& row, int h, HeadRoom& room) {
   Plan& plan = row.plan;
   HeadReport& head = plan.heads[h];
+  int32_t* all = room.positions.get();
   int64_t count = 0;
   for (int64_t i = 0; i < row.active; i++)
-    for_each_bit(plan.visible[plan.active[i]],
-                 [&](int t) { room.tokens[count++] = int32_t(plan.active[i] * block_tokens + t); });
+    for_each_bit(plan.visible[plan.active[i]], [&](int t) { all[count++] = int32_t(plan.active[i] * block_tokens + t); });
   room.clock.lap(&Times::select);
   const Attention attention = row.attention(h / row.group());
-  const float max = score_list(attention, row.q(h), row.slope(h), room.tokens.get(), count, room.exact.get());
-  head.keys_read = count;
+  const float* query = row.q(h);
+  const float slope = row.slope(h);
+  float* exact = room.scores.get();
+  score_list(attention, &query, &slope, 1, all, count, &exact);
   room.clock.lap(&Times::exact);
-  std::fill(room.exact.get() + count, room.exact.get() + padded(count), -std::numeric_limits<float>::infinity());
-  rank_exact(room.exact.get(), max, padded(count), room.ranks.get());
-  std::fill(room.ranks.get() + count, room.ranks.get() + padded(count), hidden_score);
-  weigh_exact(room.exact.get(), max, padded(count), room.weights.get());
-  double all = 0;
-  for (int64_t i = 0; i < count; i++) all += double(room.weights[i]);
-  head.selected = select(room.ranks.get(), padded(count), plan.config.budget, room.positions.get(), room.select.get());
+  int32_t* tokens = row.tokens_of(h);
+  head.selected = std::min(budget_of(plan.config), count);
+  head.tokens = tokens;
+  auto* order = reinterpret_cast<int32_t*>(room.select.get());  // has room for three times as many
+  const auto known = [&](int32_t i) { return std::isnan(exact[i]) ? -std::numeric_limits<float>::infinity() : exact[i]; };
+  std::iota(order, order + count, 0);
+  std::nth_element(order, order + head.selected, order + count,
+                   [&](int32_t a, int32_t b) { return known(a) != known(b) ? known(a) > known(b) : a > b; });
+  std::sort(order, order + head.selected);
+  float* weights = row.weights(h);
   for (int64_t i = 0; i < head.selected; i++) {
-    row.selected(h)[i] = room.tokens[room.positions[i]];
-    room.scores[i] = room.exact[room.positions[i]];
+    tokens[i] = all[order[i]];
+    weights[i] = exact[order[i]];
   }
   room.clock.lap(&Times::select);
   SoftmaxState& state = *row.states(h);
-  attend_scored(attention, row.selected(h), room.scores.get(), head.selected, state);
-  head.mass = float(double(state.sum) * std::exp(double(state.max) - double(max)) / all);
+  std::fill_n(state.out, row.head_dim(), 0.0f);
+  state.max = state.sum = highest_exact(weights, head.selected);
+  if (std::isnan(state.max)) return;
+  double everything = 0;
+  for (int64_t i = 0; i < count; i++)
+    if (!std::isnan(exact[i])) everything += std::exp(double(exact[i]) - double(state.max));
+  state.sum = state.max > -std::numeric_limits<float>::infinity() ? weigh_exact(weights, state.max, head.selected) : 0.0f;
+  const float* of_head = weights;
+  add_values(attention, tokens, &of_head, 1, head.selected, &state.out);
+  head.mass = float(double(state.sum) / everything);
 }
 
 // Stages 4 and 5 of a baseline that estimates no score, for one query head.
@@ -123,67 +268,92 @@ int64_t attend_unscored(Row& row, int h, int thread) {
   Plan& plan = row.plan;
   HeadReport& head = plan.heads[h];
   const int g = h / row.group();
-  int32_t* tokens = row.selected(h);
+  int32_t* tokens = row.tokens_of(h);
+  head.tokens = tokens;
   int64_t stale = 0;
   if (plan.config.policy == ADAMAS_POLICY_STREAMING) {
-    head.selected = select_streaming(plan.visible.get(), blocks_of(row.tokens), row.visible, plan.config.budget,
+    head.selected = select_streaming(plan.visible.get(), blocks_of(row.tokens), row.visible, budget_of(plan.config),
                                      plan.config.sinks, tokens);
     plan.rooms[thread].clock.lap(&Times::select);
   } else {
     const int64_t pages = plan.blocks * (block_tokens / quest_page);
     head.selected = select_quest(row.q(h), row.head_dim(), row.cache.quest_bounds(row.sequence, g), plan.visible.get(),
-                                 blocks_of(row.tokens), plan.config.budget, plan.page_scores.get() + thread * pages,
+                                 blocks_of(row.tokens), budget_of(plan.config), plan.page_scores.get() + thread * pages,
                                  plan.pages.get() + thread * pages, tokens);
     plan.rooms[thread].clock.lap(&Times::select);
     if (row.p.verify != 0) stale = row.count_stale(g, tokens, head.selected);
     plan.rooms[thread].clock.lap(&Times::check);
   }
-  head.keys_read = head.selected;
   head.mass = std::numeric_limits<float>::quiet_NaN();
   const float* query = row.q(h);
   const float slope = row.slope(h);
+  row.states(h)->clear(row.head_dim());
   attend_list(row.attention(g), &query, &slope, 1, tokens, head.selected, row.states(h));
   return stale;
 }
 
 }  // namespace
 
+Stages::Stages(int kv_heads, int threads)
+    : kv_heads(kv_heads), next(size_t(most) * threads), ended(size_t(most) * kv_heads), ready(size_t(most) * kv_heads) {}
+
+void Stages::begin() {
+  for (auto& n : next) n.store(0, std::memory_order_relaxed);
+  for (auto& n : ended) n.store(0, std::memory_order_relaxed);
+  for (auto& n : ready) n.store(false, std::memory_order_relaxed);
+}
+
 int64_t attend_sparse(Row& row, int threads) {
   Plan& plan = row.plan;
-  const int kv_heads = plan.params.kv_heads, q_heads = plan.params.q_heads;
-  const bool scored = plan.config.policy == ADAMAS_POLICY_ADAMAS;
+  const int kv_heads = plan.params.kv_heads, group = row.group();
+  const bool scored = plan.config.policy == ADAMAS_POLICY_ADAMAS, with_rest = has_rest(plan.config);
   const int64_t pieces = scored ? (row.active + scan_blocks - 1) / scan_blocks : 0;
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{});
   int64_t stale = 0;
-  for (auto& next : plan.next_head) next.store(0, std::memory_order_relaxed);
+  plan.stages.begin();
   Clock& first_clock = row.start_clock();
-  for (int g = 0; scored && g < kv_heads; g++) prepare_keys(row, g);  // less work than a barrier
+  for (int g = 0; scored && g < kv_heads; g++) prepare_keys(row, g);  // less work than to share it
   first_clock.lap(&Times::prepare);
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
     const int thread = omp_get_thread_num();
-    Clock& clock = row.start_clock(thread);
-#pragma omp for schedule(static)
-    for (int h = 0; h < q_heads; h++) {
-      prepare(row, h);
+    HeadRoom& room = plan.rooms[thread];
+    Clock& clock = room.clock;
+    Way way(row, omp_get_num_threads());
+    way.stage(group, [&](int g, int64_t j) {
+      prepare(row, g * group + int(j));
       clock.lap(&Times::prepare);
-    }
-    row.start_clock(thread);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < kv_heads * pieces; i++) {
-      estimate(row, int(i / pieces), i % pieces * scan_blocks, std::min(row.active, (i % pieces + 1) * scan_blocks));
-      clock.lap(&Times::estimate);
-    }
-    row.start_clock(thread);
-    share(q_heads, plan.next_head, omp_get_num_threads(), [&](int64_t h) {
-      if (plan.heads[h].dense) return;
-      row.states(int(h))->clear(row.head_dim());
-      if (scored) stale += attend_tiers(row, int(h), plan.rooms[thread]);
-      else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, int(h), plan.rooms[thread]);
-      else stale += attend_unscored(row, int(h), thread);
-      if (!plan.heads[h].dense) finish(row, int(h));
-      clock.lap(&Times::attend);
     });
+    way.stage(pieces, [&](int g, int64_t piece) {
+      estimate(row, g, piece * scan_blocks, std::min(row.active, (piece + 1) * scan_blocks));
+      clock.lap(&Times::estimate);
+    });
+    if (with_rest) {
+      way.stage(
+          group, [&](int g, int64_t j) { if (!plan.heads[g * group + j].dense) choose(row, g * group + int(j), room); },
+          [&](int g) {
+            make_list(row, g);
+            clock.lap(&Times::select);
+          });
+      way.stage(list_parts, [&](int g, int64_t part) { stale += read_keys(row, g, part_of(plan.listed[g], part), clock); });
+      way.stage(group, [&](int g, int64_t j) { if (!plan.heads[g * group + j].dense) stale += weigh_list(row, g * group + int(j), room); });
+      way.stage(
+          list_parts + mean_parts, [&](int g, int64_t unit) { read_values(row, g, unit, clock); },
+          [&](int g) {
+            finish_heads(row, g);
+            clock.lap(&Times::attend);
+          });
+    } else {
+      way.stage(group, [&](int g, int64_t j) {
+        const int h = g * group + int(j);
+        if (plan.heads[h].dense) return;
+        if (scored) stale += attend_budget(row, h, room);
+        else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, h, room);
+        else stale += attend_unscored(row, h, thread);
+        if (!plan.heads[h].dense) finish(row, h);
+        clock.lap(&Times::attend);
+      });
+    }
 #pragma omp for schedule(dynamic) nowait  // small work comes last
     for (int g = 0; g < kv_heads; g++) {
       if (plan.checked.empty()) continue;

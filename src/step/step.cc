@@ -7,7 +7,7 @@
 
 #include "baselines/quest.h"
 #include "select/select.h"
-#include "step/row.h"
+#include "step/list.h"
 
 namespace adamas {
 namespace {
@@ -23,7 +23,7 @@ int64_t encode_changed(Row& row, int threads) {
     if (plan.seen[b] != 0) row.cache.see(row.sequence, b, plan.seen[b]);
   for (int64_t b = 0; b < blocks; b++)
     if (plan.seen[b] != 0 && row.cache.marked(row.sequence, b)) plan.unencoded[count++] = int32_t(b);
-  const int kinds = row.cache.has_values() ? 2 : 1;
+  const int kinds = row.cache.has_means() ? 2 : 1;
   const int64_t work = count * kv_heads * kinds;
   first_clock.lap(&Times::encode);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && work > 1)
@@ -31,8 +31,9 @@ int64_t encode_changed(Row& row, int threads) {
     Clock& clock = row.start_clock(omp_get_thread_num());
     float* scratch = plan.encode_room.get() + int64_t(omp_get_thread_num()) * block_tokens * row.head_dim();
     const int32_t block = plan.unencoded[i / (kv_heads * kinds)];
-    const Coded coded = i % kinds == 0 ? Coded::keys : Coded::values;
-    row.cache.encode(coded, coded == Coded::keys ? row.p.k : row.p.v, row.sequence, block, int(i / kinds % kv_heads), scratch);
+    const int g = int(i / kinds % kv_heads);
+    if (i % kinds == 0) row.cache.encode_keys(row.p.k, row.sequence, block, g, scratch);
+    else row.cache.encode_values(row.p.v, row.sequence, block, g, scratch);
     clock.lap(&Times::encode);
   }
   for (int64_t i = 0; i < count; i++) row.cache.encoded(row.sequence, plan.unencoded[i], true);
@@ -44,6 +45,7 @@ int64_t encode_changed(Row& row, int threads) {
 void find_special(Row& row) {
   Plan& plan = row.plan;
   int64_t rank = 0, mixed = 0, special = 0;
+  plan.always_count = 0;
   const int64_t first_recent = row.visible - plan.config.recent;
   for (int64_t i = 0; i < row.active; i++) {
     const int32_t b = plan.active[i];
@@ -58,6 +60,7 @@ void find_special(Row& row) {
         r++;
       });
     if (~visible != 0 || always != 0) plan.special[special++] = {i, visible, always};
+    for_each_bit(always, [&](int t) { plan.always[plan.always_count++] = b * block_tokens + t; });
     rank = next;
   }
   row.mixed = mixed;
@@ -98,12 +101,10 @@ void add(const adamas_step_stats& counted, adamas_step_stats& stats) {
   stats.rows_dense += counted.rows_dense;
   stats.tokens_visible += counted.tokens_visible;
   stats.tokens_selected += counted.tokens_selected;
-  stats.tokens_sketched += counted.tokens_sketched;
-  stats.keys_read += counted.keys_read;
+  stats.rows_read += counted.rows_read;
   stats.heads_sparse += counted.heads_sparse;
   stats.heads_guarded += counted.heads_guarded;
   stats.heads_widened += counted.heads_widened;
-  stats.heads_reranked += counted.heads_reranked;
   stats.mass += counted.mass;
   stats.blocks_encoded += counted.blocks_encoded;
   stats.rows_stale += counted.rows_stale;
@@ -111,7 +112,7 @@ void add(const adamas_step_stats& counted, adamas_step_stats& stats) {
 
 // The row's heads in the totals of the step.
 void count_heads(const Row& row, adamas_step_stats& stats) {
-  const int64_t q_heads = row.plan.params.q_heads;
+  const int q_heads = row.plan.params.q_heads;
   bool all_dense = true;
   for (const HeadReport& head : row.plan.heads) all_dense &= head.dense && !head.guarded && !head.widened;
   if (all_dense) {
@@ -121,21 +122,26 @@ void count_heads(const Row& row, adamas_step_stats& stats) {
   stats.rows_sparse++;
   stats.tokens_visible += row.visible * q_heads;
   stats.heads_sparse += q_heads;
-  for (const HeadReport& head : row.plan.heads) {
+  const bool lists = has_rest(row.plan.config);  // one for all heads of a KV head
+  for (int h = 0; h < q_heads; h++) {
+    const HeadReport& head = row.plan.heads[h];
     stats.tokens_selected += head.dense ? row.visible : head.selected;
-    stats.tokens_sketched += head.dense ? 0 : head.sketched;
-    stats.keys_read += head.keys_read + (head.dense ? row.visible : 0);
+    stats.rows_read += head.dense || (lists && !head.widened) ? 0 : head.selected;
     stats.heads_guarded += head.guarded;
     stats.heads_widened += head.widened;
-    stats.heads_reranked += head.reranked;
     stats.mass += double(head.mass);
+  }
+  for (int g = 0; g < row.plan.params.kv_heads; g++) {
+    const auto first = row.plan.heads.begin() + g * row.group();
+    if (lists) stats.rows_read += row.plan.listed[g];
+    if (std::any_of(first, first + row.group(), [](const HeadReport& head) { return head.dense; })) stats.rows_read += row.visible;
   }
 }
 
 bool is_dense(const Row& row) {
   const adamas_config& config = row.plan.config;
   return config.policy == ADAMAS_POLICY_FULL || row.cache.params.layer < config.dense_layers ||
-         row.visible <= config.budget || row.visible < config.min_context;
+         row.visible <= budget_of(config) || row.visible < config.min_context;
 }
 
 bool is_coded(const Plan& plan) {
@@ -249,20 +255,13 @@ void move_times(Plan& plan, Times& total) {
 
 }  // namespace
 
-HeadRoom::HeadRoom(int64_t blocks, int head_dim)
-    : select(make_array<int16_t>(select_scratch(blocks * block_tokens))), blocks(make_array<float>(blocks)),
-      means(make_array<float>(blocks)), kept(make_array<int32_t>(blocks)), positions(make_array<int32_t>(blocks * block_tokens)),
-      tokens(make_array<int32_t>(blocks * block_tokens)), estimated(make_array<int16_t>(blocks * block_tokens)),
-      weights(make_array<float>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)),
-      ranks(make_array<int16_t>(blocks * block_tokens)), chosen(make_array<uint8_t>(blocks * block_tokens)),
-      scores(make_array<float>(blocks * block_tokens)), changes(make_array<float>(blocks * block_tokens)),
-      listed(make_array<int32_t>(blocks * block_tokens)), listed_weights(make_array<float>(blocks * block_tokens)),
-      out(make_array<float>(head_dim)) {}
+HeadRoom::HeadRoom(int64_t blocks, int64_t list)
+    : select(make_array<int16_t>(select_scratch(blocks * block_tokens))), positions(make_array<int32_t>(blocks * block_tokens)),
+      scores(make_array<float>(blocks * block_tokens)), estimated(make_array<int16_t>(list)), guesses(make_array<float>(list)) {}
 
 Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
-    : config(config), params(params), blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))),
-      room(config.min_mass > 0 ? blocks * block_tokens
-                               : std::min(std::max<int64_t>(config.budget, quest_page), blocks * block_tokens)) {
+    : config(config), params(params), blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))), room(list_room(config, params)),
+      stages(params.kv_heads, params.max_threads) {
   const int64_t q_heads = params.q_heads, threads = params.max_threads;
   visible = make_array<uint64_t>(blocks);
   active = make_array<int32_t>(blocks);
@@ -270,6 +269,7 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
   special = make_array<Special>(blocks);
   seen = make_array<uint64_t>(blocks);
   unencoded = make_array<int32_t>(blocks);
+  always = make_array<int32_t>(blocks * block_tokens);
   bias = make_array<float>(blocks * block_tokens);
   queries = make_array<Query>(q_heads);
   q = make_array<float>(product(q_heads, params.head_dim));
@@ -280,10 +280,16 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
   centres = make_array<double>(product(q_heads, blocks));
   offsets = make_array<int16_t>(product(q_heads, blocks));
   scores = make_array<int16_t>(product(q_heads, blocks, block_tokens));
-  selected = make_array<int32_t>(product(q_heads, room));
+  sums = make_array<float>(product(q_heads, blocks));
+  marked = make_array<uint64_t>(product(q_heads, blocks));
+  head_scores.resize(q_heads);
+  const int64_t lists = !has_rest(config) ? q_heads : config.min_mass > 0 ? params.kv_heads + q_heads : params.kv_heads;
+  tokens = make_array<int32_t>(product(lists, room));
+  positions = make_array<int32_t>(product(lists, room));
+  list_weights = make_array<float>(product(q_heads, room));
+  listed.resize(params.kv_heads);
   heads.resize(q_heads);
-  for (int64_t i = 0; i < threads; i++) rooms.emplace_back(blocks, params.head_dim);
-  next_head = std::vector<std::atomic<int64_t>>(threads);
+  for (int64_t i = 0; i < threads; i++) rooms.emplace_back(blocks, room);
   checked.reserve(blocks * block_tokens);
   if (config.policy == ADAMAS_POLICY_QUEST) {
     page_scores = make_array<float>(product(threads, blocks, block_tokens / quest_page));
@@ -316,8 +322,8 @@ void encode_marked(Cache& cache, const adamas_rows& k, const adamas_rows* v, int
   for (int64_t b = first_block; b < last_block; b++) {
     if (!cache.marked(sequence, b)) continue;
     for (int g = 0; g < cache.params.kv_heads; g++) {
-      cache.encode(Coded::keys, k, sequence, b, g, scratch);
-      if (v != nullptr && cache.has_values()) cache.encode(Coded::values, *v, sequence, b, g, scratch);
+      cache.encode_keys(k, sequence, b, g, scratch);
+      if (v != nullptr && cache.has_means()) cache.encode_values(*v, sequence, b, g, scratch);
     }
     cache.encoded(sequence, b, v != nullptr);
   }

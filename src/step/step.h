@@ -8,31 +8,21 @@
 #include "attend/softmax_state.h"
 #include "core/memory.h"
 #include "estimate/estimate.h"
+#include "rest/rest.h"
 #include "step/cache.h"
 #include "step/clock.h"
 
 namespace adamas {
 
-// What a thread writes while it works on one query head; positions are those of scores. Room for every token of the context.
+// What a thread writes while it works on one query head.
 struct HeadRoom {
-  HeadRoom(int64_t blocks, int head_dim);
+  HeadRoom(int64_t blocks, int64_t list);
 
   Array<int16_t> select;      // select_scratch
-  Array<float> blocks;        // [blocks] sums of estimated weights
-  Array<float> means;         // [blocks] weights of the mean values
-  Array<int32_t> kept;        // [blocks] those whose mean is added
-  Array<int32_t> positions;   // of the tokens that are looked at one by one: candidates, second tier
-  Array<int32_t> tokens;      // the same
-  Array<int16_t> estimated;   // their scores
-  Array<float> weights;
-  Array<float> exact;         // scores of the candidates
-  Array<int16_t> ranks;
-  Array<uint8_t> chosen;      // of the candidates
-  Array<float> scores;        // of the selected tokens
-  Array<float> changes;       // of the candidates, in the weights of their blocks
-  Array<int32_t> listed;      // tokens whose levels are added
-  Array<float> listed_weights;
-  Array<float> out;           // [head_dim], rotated
+  Array<int32_t> positions;   // [blocks * 64] of a selection; the oracle's tokens
+  Array<float> scores;        // [blocks * 64] estimates that become scores anew; exact scores
+  Array<int16_t> estimated;   // [list] scores of listed tokens
+  Array<float> guesses;       // [list] their weights
   Clock clock;                // of the thread
 };
 
@@ -45,13 +35,34 @@ struct Special {
 
 // How the last row of a query head went.
 struct HeadReport {
-  float mass = 1, noise = 0;
-  int64_t selected = 0, sketched = 0;
-  int64_t keys_read = 0;
+  float mass = 1, noise = 0;      // mass: NaN when nobody asked
+  const int32_t* tokens = nullptr;  // [selected] that it attended to, unless dense
+  int64_t selected = 0;
   bool dense = false;     // every visible token
   bool guarded = false;   // because of its noise
   bool widened = false;   // because of its mass
-  bool reranked = false;
+};
+
+// How the scores of a query head are read, and from which on it lists tokens.
+struct HeadScores {
+  Estimated e;
+  int16_t bound;
+  float mixed;  // weight of the rest that has no mean value
+};
+
+// The parts that a list is split into, and the blocks' means: threads share them, and a head's sums are added up in their order.
+inline constexpr int list_parts = 8, mean_parts = 2;
+
+// Work that threads share in stages. What a stage does for a KV head waits for the stage before, of that KV head alone.
+struct Stages {
+  static constexpr int most = 6;
+  Stages(int kv_heads, int threads);
+  void begin();
+
+  const int kv_heads;
+  std::vector<std::atomic<int64_t>> next;   // [most, threads] units of a thread's own part that are taken
+  std::vector<std::atomic<int64_t>> ended;  // [most, kv_heads] units
+  std::vector<std::atomic<bool>> ready;     // [most, kv_heads] all of them, and what comes after
 };
 
 // Everything that a step writes besides its output, sized once; the step itself allocates nothing, but for the first one of many rows.
@@ -61,7 +72,7 @@ struct Plan {
   const adamas_config config;
   const adamas_plan_params params;
   const int64_t blocks;   // of the longest context
-  const int64_t room;     // of a selection
+  const int64_t room;     // tokens of a list, a multiple of 64
   static constexpr int splits = 32;  // parts that a dense step is split into, at most
 
   // What the row at hand sees.
@@ -71,6 +82,8 @@ struct Plan {
   Array<Special> special;    // [blocks]
   Array<uint64_t> seen;      // [blocks] what any sparse row of the sequence sees
   Array<int32_t> unencoded;  // [blocks]
+  Array<int32_t> always;     // [blocks * 64] visible tokens that must be attended to, ascending
+  int64_t always_count = 0;
   Array<float> bias;         // [blocks * 64]
 
   Array<Query> queries;      // [q_heads]
@@ -82,11 +95,17 @@ struct Plan {
   Array<double> centres;     // [q_heads, blocks]
   Array<int16_t> offsets;    // [q_heads, blocks]
   Array<int16_t> scores;     // [q_heads, blocks * 64]
-  Array<int32_t> selected;   // [q_heads, room] tokens
+  Array<float> sums;         // [q_heads, blocks] estimated weights, at last weights of mean values
+  Array<uint64_t> marked;    // [q_heads, blocks] tokens that a head lists
+  std::vector<HeadScores> head_scores;  // [q_heads]
+  Array<int32_t> tokens;     // [lists, room] with a rest a list a KV head, and for each widened query head its own behind them; else a query head
+  Array<int32_t> positions;  // [lists, room] of the same in the scores
+  Array<float> list_weights;   // [q_heads, room] exact scores, then weights
+  std::vector<int64_t> listed;     // [kv_heads] tokens of a list
   std::vector<HeadReport> heads;   // [q_heads]
   std::vector<int32_t> checked;    // tokens whose rows are checked in this step besides the selected ones
   std::vector<HeadRoom> rooms;     // [threads]
-  std::vector<std::atomic<int64_t>> next_head;  // [threads]
+  Stages stages;
   Array<float> page_scores;     // [threads, pages], for the policy quest
   Array<int32_t> pages;         // [threads, pages]
   Array<float> encode_room;     // [threads, 64, head_dim]

@@ -70,8 +70,9 @@ Case case_of(const Values& flags) {
       one.policy = value;
     else if (name == "estimator")
       one.estimator = value;
-    else if (name == "budget")
-      one.budget = one.config.budget;
+    else if (name == "budget")  // for the baselines the automatic one is a number
+      one.budget = one.config.budget == ADAMAS_BUDGET_AUTO && one.config.policy != ADAMAS_POLICY_ADAMAS ? ADAMAS_AUTO_TOKENS
+                                                                                                       : one.config.budget;
     else
       one.others.emplace_back(name, value);
   }
@@ -107,8 +108,12 @@ bool is_of_case(const std::string& setting) { return setting != "rows" && settin
 
 bool Case::operator==(const Case& other) const { return words() == other.words(); }
 
+std::string Case::budget_text() const {
+  return budget == 0 ? "" : budget == ADAMAS_BUDGET_AUTO ? "auto" : std::to_string(budget);
+}
+
 std::vector<std::string> Case::words() const {
-  std::vector<std::string> words{policy, estimator, std::to_string(budget)};
+  std::vector<std::string> words{policy, estimator, budget_text()};
   for (const auto& [name, value] : others) words.push_back(name + " " + value);
   words.insert(words.end(), {file, file_text});
   return words;
@@ -142,7 +147,7 @@ std::string label_of(const Case& one, const std::vector<Case>& all) {
 std::string name_of(const Case& one, const std::vector<Case>& all) {
   if (one.full()) return "without";
   std::string name = one.policy;
-  for (const std::string& word : {one.estimator, one.budget > 0 ? std::to_string(one.budget) : "", label_of(one, all)})
+  for (const std::string& word : {one.estimator, one.budget_text(), label_of(one, all)})
     if (!word.empty()) name += " " + word;
   return name;
 }
@@ -154,7 +159,7 @@ Json json_of(const Case& one, const std::vector<Case>& all) {
   const std::string label = label_of(one, all);
   return {{"policy", one.policy},
           {"estimator", one.estimator.empty() ? Json(nullptr) : Json(one.estimator)},
-          {"budget", one.budget > 0 ? Json(one.budget) : Json(nullptr)},
+          {"budget", one.budget > 0 ? Json(one.budget) : one.budget == 0 ? Json(nullptr) : Json(one.budget_text())},
           {"label", label.empty() ? Json(nullptr) : Json(label)},
           {"settings", others}};
 }

@@ -17,13 +17,14 @@ struct Case {
   adamas_config config;
   std::string policy;
   std::string estimator;                                    // empty: the policy has none
-  std::int64_t budget = 0;                                  // 0: the policy has none
+  std::int64_t budget = 0;                                  // 0: the policy has none; ADAMAS_BUDGET_AUTO
   std::vector<std::pair<std::string, std::string>> others;  // the further settings that mean something to the policy
   std::string file, file_text;                              // settings file, whose sections hold for their layers; empty: none
 
   // Dense in every layer: a settings file that is dense in general is no such case, its sections are for other layers.
   bool full() const { return config.policy == ADAMAS_POLICY_FULL && file.empty(); }
   std::vector<std::string> words() const;  // everything that tells it from another case
+  std::string budget_text() const;         // "auto", "128", or ""
   bool operator==(const Case& other) const;
 };
 
@@ -33,10 +34,10 @@ bool is_of_case(const std::string& setting);
 // The engine's own dense attention.
 Case full_case();
 
-// "sketch=0 tail=1": the further settings by which it differs from other cases of its policy.
+// "share=0.001 sinks=0": the further settings by which it differs from other cases of its policy.
 std::string label_of(const Case& one, const std::vector<Case>& all);
 
-// "adamas dot 128 tail=1", or "without": what a table of one column calls the case.
+// "adamas dot auto share=0.001", or "without": what a table of one column calls the case.
 std::string name_of(const Case& one, const std::vector<Case>& all);
 
 // policy, estimator, budget and the other settings, with which every row of results begins.
@@ -44,7 +45,7 @@ Json json_of(const Case& one, const std::vector<Case>& all);
 
 class CaseFlags {
  public:
-  // Adds --policy, --budget, --sketch, ..., --settings and --device: every setting that a case has.
+  // Adds --policy, --budget, --share, ..., --settings and --device: every setting that a case has.
   explicit CaseFlags(CLI::App& command);
 
   // What a setting is without a flag or a variable, instead of the library's own.

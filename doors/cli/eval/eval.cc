@@ -131,7 +131,7 @@ Eval::Eval(CLI::App& eval, const std::string& footer) : eval_(eval), footer_(foo
   Kind& tune = add("tune", "Write settings by layer for a model", tune_details);
   add_samples(tune.app, tune_);
   tune.app->add_option("--config", tune_.config, "The settings file to write")->check(named_file())->type_name("FILE");
-  tune.cases->set_default("budget", {"32", "64", "128", "256", "512", "1024"});
+  tune.cases->set_default("share", {"0.01", "0.004", "0.002", "0.001", "0.0004", "0.0002", "0.0001"});
 }
 
 int Eval::run(const std::vector<std::string>& command) {

@@ -37,8 +37,7 @@ struct Sums {
   double same_top = 0;
   double heads = 0;            // query heads of the sparse rows
   double tokens_read = 0;      // by these
-  double tokens_sketched = 0;  // by these, through their codes
-  double mass = 0, guarded = 0, widened = 0, reranked = 0;
+  double mass = 0, guarded = 0, widened = 0;
   double seconds = 0;
 
   static constexpr double Sums::*fields[] = {&Sums::scored,
@@ -49,11 +48,9 @@ struct Sums {
                                              &Sums::same_top,
                                              &Sums::heads,
                                              &Sums::tokens_read,
-                                             &Sums::tokens_sketched,
                                              &Sums::mass,
                                              &Sums::guarded,
                                              &Sums::widened,
-                                             &Sums::reranked,
                                              &Sums::seconds};
 
   void add(const Sums& other) {
@@ -192,12 +189,10 @@ class Measurement {
     const adamas_step_stats& stats = *observation.stats;
     Sums& sums = sums_[current_];
     sums.tokens_read += static_cast<double>(stats.tokens_selected);
-    sums.tokens_sketched += static_cast<double>(stats.tokens_sketched);
     sums.heads += static_cast<double>(stats.heads_sparse);
     sums.mass += stats.mass;
     sums.guarded += static_cast<double>(stats.heads_guarded);
     sums.widened += static_cast<double>(stats.heads_widened);
-    sums.reranked += static_cast<double>(stats.heads_reranked);
   }
 
   const LoadedModel& model_;
@@ -240,11 +235,9 @@ Json row_of(const Case& one, const std::vector<Case>& all, const Sums& sums) {
               {"same_top", sums.same_top / sums.scored},
               {"mass", share(sums.mass, sums.heads)},
               {"tokens_read", share(sums.tokens_read, sums.heads)},
-              {"tokens_sketched", share(sums.tokens_sketched, sums.heads)},
               {"seconds", sums.seconds},
               {"guarded", share(sums.guarded, sums.heads)},
               {"widened", share(sums.widened, sums.heads)},
-              {"reranked", share(sums.reranked, sums.heads)},
               {"scored", sums.scored}});
   return row;
 }
@@ -265,13 +258,13 @@ std::string windows_text(const PerplexityOptions& what) {
 
 void print_text(const Json& rows, const PerplexityOptions& what) {
   Table table({"policy", "estimator", "budget", "perplexity", "ratio", "+-", "KL", "same top", "mass", "tokens read",
-               "sketched", "seconds", ""},
+               "seconds", ""},
               2);
   for (const Json& row : rows)
     table.add({word_of(row["policy"]), word_of(row["estimator"]), word_of(row["budget"]), text_of(row["perplexity"], 4),
                text_of(row["ratio"], 4), text_of(row["ratio_error"], 4), text_of(row["kl"], 4), text_of(row["same_top"], 3),
-               text_of(row["mass"], 3), text_of(row["tokens_read"], 1), text_of(row["tokens_sketched"], 1),
-               text_of(row["seconds"], 1), row["label"].is_null() ? "" : row["label"].get<std::string>()});
+               text_of(row["mass"], 3), text_of(row["tokens_read"], 1), text_of(row["seconds"], 1),
+               row["label"].is_null() ? "" : row["label"].get<std::string>()});
   fmt::print("{}: {} of {}, {} scored, those behind the first {} of each\n\n",
              rows[0]["file"].get<std::string>(), windows_text(what), counted(what.context, "token"),
              counted(static_cast<std::int64_t>(rows[0]["scored"].get<double>()), "token"),

@@ -123,7 +123,7 @@ std::map<std::size_t, LayerMeans> by_layer(const Json& rows, const Case& one, co
 std::string title_of(const Case& one, const std::vector<Case>& cases) {
   std::string title = one.policy;
   if (!one.estimator.empty()) title += " " + one.estimator;
-  title += fmt::format(", {} tokens", one.budget);
+  title += one.budget > 0 ? fmt::format(", {} tokens", one.budget) : std::string(", an automatic budget");
   if (const std::string label = label_of(one, cases); !label.empty()) title += ", " + label;
   return title;
 }
@@ -155,7 +155,7 @@ void print_text(const Json& rows, const std::vector<Case>& cases, const RecallOp
       fmt::print(
           "\nLayer{} {}: less than {:.0f}% of the softmax is read there. The highest true scores would need up to {:.0f} "
           "tokens for "
-          "it, on average; give {} a larger budget, or leave {} dense.\n\n",
+          "it, on average; give {} a larger budget or a smaller share, or leave {} dense.\n\n",
           poor.size() == 1 ? "" : "s", ranges_text(poor), 100 * what.enough, std::ceil(needed),
           poor.size() == 1 ? "it" : "them", poor.size() == 1 ? "it" : "them");
   }
@@ -163,7 +163,7 @@ void print_text(const Json& rows, const std::vector<Case>& cases, const RecallOp
 
 // ---- tune -----------------------------------------------------------------------------------------------------------
 
-// For each layer the first case, cases being in ascending order of budget, that reads enough there; dense if none does.
+// For each layer the first case, the cheapest coming first, that reads enough there; dense if none does.
 std::map<std::size_t, Case> choose(const Json& rows, const std::vector<Case>& cases, double enough) {
   std::map<std::size_t, Case> chosen;
   for (const Case& one : cases)
@@ -189,7 +189,7 @@ void write_settings(const EvalOptions& options, const LoadedModel& model, const 
   Table table({"layer", "policy", "budget", "mass", "worst head"}, 2);
   for (const auto& [index, one] : chosen) {
     const LayerMeans layer = one.full() ? LayerMeans{} : by_layer(rows, one, cases).at(index);
-    table.add({std::to_string(index), one.policy, one.full() ? "" : std::to_string(one.budget),
+    table.add({std::to_string(index), one.policy, one.budget_text(),
                one.full() ? "1" : fmt::format("{:.3f}", layer.mean.at("mass_true").value()),
                one.full() ? "1" : fmt::format("{:.3f}", layer.worst_mass)});
   }
@@ -219,7 +219,10 @@ int recall(const EvalOptions& options, const RecallOptions& what) {
                                           what.context / 2));
   std::vector<Case> cases = options.cases;
   std::erase_if(cases, [](const Case& one) { return one.full(); });  // which selects nothing
-  if (tune) std::stable_sort(cases.begin(), cases.end(), [](const Case& a, const Case& b) { return a.budget < b.budget; });
+  if (tune)  // the cheapest first
+    std::stable_sort(cases.begin(), cases.end(), [](const Case& a, const Case& b) {
+      return std::pair(a.budget, -a.config.share) < std::pair(b.budget, -b.config.share);
+    });
   if (cases.empty())
     throw Failure(exit_usage, fmt::format("eval {}: the policy full selects nothing; name another", options.kind));
 

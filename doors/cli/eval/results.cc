@@ -83,9 +83,10 @@ std::string why_all_dense(const adamas_config& config, const std::string& file, 
   if (tokens < config.min_context)
     return fmt::format("the context of {} is below min_context, {}; a smaller --min-context lets it run sparse", counted(tokens, "token"),
                        config.min_context);
-  if (file.empty() && tokens <= config.budget)
+  const std::int64_t budget = config.budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : config.budget;
+  if (file.empty() && tokens <= budget)
     return fmt::format("the context of {} tokens is within the budget, {}; a smaller --budget lets it run sparse", tokens,
-                       config.budget);
+                       budget);
   return "";
 }
 

@@ -14,7 +14,7 @@ std::vector<std::pair<std::string, std::string>> settings_of(const Case& one) {
     if (name == "preset") settings.emplace_back(name, value);
   settings.emplace_back("policy", one.policy);
   if (!one.estimator.empty()) settings.emplace_back("estimator", one.estimator);
-  if (one.budget > 0) settings.emplace_back("budget", std::to_string(one.budget));
+  if (one.budget != 0) settings.emplace_back("budget", one.budget_text());
   for (const auto& [name, value] : one.others)
     if (name != "preset") settings.emplace_back(name, value);
   return settings;

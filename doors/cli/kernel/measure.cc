@@ -77,8 +77,7 @@ class Ours {
     measured_.stats.heads_sparse += stats.heads_sparse;
     measured_.stats.heads_guarded += stats.heads_guarded;
     measured_.stats.tokens_selected += stats.tokens_selected;
-    measured_.stats.tokens_sketched += stats.tokens_sketched;
-    measured_.stats.keys_read += stats.keys_read;
+    measured_.stats.rows_read += stats.rows_read;
     measured_.stats.mass += stats.mass;
   }
 

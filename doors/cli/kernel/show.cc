@@ -25,13 +25,13 @@ void print_stages(const Point& point) {
   const auto per_head = [&](std::int64_t count) {
     return static_cast<double>(count) / std::max(1.0, static_cast<double>(one.stats.heads_sparse));
   };
+  const double heads_of_group = static_cast<double>(point.shape.q_heads) / static_cast<double>(point.shape.kv_heads);
   fmt::print(
-      "{}, {} tokens: a head reads {:.0f} keys and {:.0f} values in full, {:.0f} values through codes; {:.2f} of the "
+      "{}, {} tokens: a query head attends to {:.0f} tokens in full, a KV head reads {:.0f} rows of K and of V; {:.2f} of the "
       "softmax is read in full\n"
       "{} layers in turn; memory {:.1f} GB/s\n\n",
-      point.shape.name(), point.tokens, per_head(one.stats.keys_read), per_head(one.stats.tokens_selected),
-      per_head(one.stats.tokens_sketched), one.stats.mass / std::max(1.0, static_cast<double>(one.stats.heads_sparse)),
-      point.layers, point.bandwidth / 1e9);
+      point.shape.name(), point.tokens, per_head(one.stats.tokens_selected), per_head(one.stats.rows_read) * heads_of_group,
+      one.stats.mass / std::max(1.0, static_cast<double>(one.stats.heads_sparse)), point.layers, point.bandwidth / 1e9);
   Table table({"stage", "us", "of the step", "bytes", "GB/s", "of memory"}, 1);
   const auto add = [&](const std::string& name, double seconds, double bytes) {
     const bool rated = bytes > 0 && seconds > 0;
@@ -98,9 +98,8 @@ Json json_of(const Point& point) {
          {"bandwidth_share", one.all_bytes() / one.step() / point.bandwidth},
          {"over_dense", point.over_dense(one)},
          {"over_ggml", json_number(point.over_ggml(one))},
-         {"keys_read", sparse ? Json(static_cast<double>(one.stats.keys_read) / heads) : Json(nullptr)},
          {"tokens_read", sparse ? Json(static_cast<double>(one.stats.tokens_selected) / heads) : Json(nullptr)},
-         {"tokens_sketched", sparse ? Json(static_cast<double>(one.stats.tokens_sketched) / heads) : Json(nullptr)},
+         {"rows_read", sparse ? Json(static_cast<double>(one.stats.rows_read) / heads) : Json(nullptr)},
          {"guarded", sparse ? Json(static_cast<double>(one.stats.heads_guarded) / heads) : Json(nullptr)},
          {"mass", sparse ? json_number(one.stats.mass / heads) : Json(nullptr)},
          {"scores_per_second_and_core", sparse ? Json(point.scores_per_second(one)) : Json(nullptr)},

@@ -26,38 +26,34 @@ StageBytes bytes_of(const StepDone& step) {
     set(&adamas_step_times::dense, tokens_of_kv_heads * 2 * row);
     return bytes;
   }
-  const bool values = config.sketch != 0 || config.tail != 0;
-  const bool weighed = values || config.min_mass > 0;
+  const bool lists = config.budget == ADAMAS_BUDGET_AUTO;
+  const double mean = shape.head_dim * 2.0 + 4;  // of a block: i16, its scale
   // Heads that were too noisy are read densely: K and V of their KV head once, for as many of them as share it.
-  const double guarded = static_cast<double>(stats.heads_guarded * tokens);
-  const double selected = static_cast<double>(stats.tokens_selected) - guarded,
-               keys = static_cast<double>(stats.keys_read) - guarded;
+  const double dense_rows = static_cast<double>(std::min<std::int64_t>(stats.heads_guarded, shape.kv_heads) * tokens);
+  const double rows = static_cast<double>(stats.rows_read) - dense_rows;
 
   // No mask here: the step knows from the length what a row sees.
   set(&adamas_step_times::look, 0);
   // The rows of the blocks that changed: of the open one those that are there.
   const std::int64_t open = (tokens - 1) % block + 1;
-  set(&adamas_step_times::encode, static_cast<double>(stats.blocks_encoded * open) * row * (values ? 2 : 1));
+  set(&adamas_step_times::encode, static_cast<double>(stats.blocks_encoded * open) * row * (lists ? 2 : 1));
   // The queries, f32, and every block's centre, scale and sigma.
   set(&adamas_step_times::prepare, shape.q_heads * shape.head_dim * 4.0 + blocks_of_kv_heads * centre);
   // The codes of all keys.
   set(&adamas_step_times::estimate, tokens_of_kv_heads * code);
   // The scores of all tokens, for every query head.
   set(&adamas_step_times::select, tokens_of_q_heads * score);
-  // The candidates' keys.
-  set(&adamas_step_times::exact, keys * row);
-  // The hashes of the selected, whose keys were just read, and the rows that have their turn, with their hashes.
+  // The keys of the tokens that are read.
+  set(&adamas_step_times::exact, rows * row);
+  // Their hashes, whose keys were just read, and the rows that have their turn, with their hashes.
   set(&adamas_step_times::check,
-      selected * hash + static_cast<double>(std::min(verify_rows, tokens) * shape.kv_heads) * (row + hash));
-  // The values of the selected.
-  set(&adamas_step_times::attend, selected * row);
-  // The scores again, for their weights; the codes of the values of the second tier; for the tail each block's mean value.
-  set(&adamas_step_times::sketch, (weighed ? tokens_of_q_heads * score : 0) +
-                                      static_cast<double>(stats.tokens_sketched) * code +
-                                      (values ? blocks_of_kv_heads * centre : 0));
+      rows * hash + static_cast<double>(std::min(verify_rows, tokens) * shape.kv_heads) * (row + hash));
+  // Their values.
+  set(&adamas_step_times::attend, rows * row);
+  // The scores again, for their weights, and each block's mean value.
+  set(&adamas_step_times::rest, lists ? tokens_of_q_heads * score + blocks_of_kv_heads * mean : 0);
   // K and V of the KV heads of noisy heads.
-  set(&adamas_step_times::dense,
-      static_cast<double>(std::min<std::int64_t>(stats.heads_guarded, shape.kv_heads) * tokens) * 2 * row);
+  set(&adamas_step_times::dense, dense_rows * 2 * row);
   return bytes;
 }
 

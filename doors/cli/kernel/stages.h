@@ -19,7 +19,7 @@ inline constexpr std::array stages{
     Stage{"prepare", &adamas_step_times::prepare}, Stage{"estimate", &adamas_step_times::estimate},
     Stage{"select", &adamas_step_times::select},   Stage{"exact", &adamas_step_times::exact},
     Stage{"check", &adamas_step_times::check},     Stage{"attend", &adamas_step_times::attend},
-    Stage{"sketch", &adamas_step_times::sketch},   Stage{"dense", &adamas_step_times::dense}};
+    Stage{"rest", &adamas_step_times::rest},   Stage{"dense", &adamas_step_times::dense}};
 using StageBytes = std::array<double, stages.size()>;
 
 // One step of one query row without a mask.

@@ -1,0 +1,86 @@
+// What the list and the rest of a query head mean: rest.h in plain loops, in double precision.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "rest/rest.h"
+#include "select/select.h"
+
+namespace adamas::ref {
+
+inline double weight(const Estimated& e, int16_t score) {
+  if (score == hidden_score) return 0;
+  double s = e.unit * score + e.highest;
+  if (e.softcap > 0) s = e.softcap * std::tanh(s / e.softcap);
+  return std::exp(s - double(e.max));
+}
+
+struct Rest {
+  double max = 0;                                 // the largest exact score, which all sums are relative to
+  double listed = 0, rest = 0, mixed = 0;
+  std::vector<double> weights;                    // [count] of listed values
+  std::vector<double> means;                      // [blocks] of mean values
+  double mass() const { return listed / (listed + rest + mixed); }
+};
+
+// scores: [blocks * 64] of all tokens; exact: [count] of the list's.
+inline Rest rest(const HeadList& list, const std::vector<int16_t>& scores, const std::vector<double>& exact) {
+  Rest out;
+  out.max = -std::numeric_limits<double>::infinity();
+  for (double s : exact) out.max = std::max(out.max, s);
+
+  std::vector<char> is_listed(scores.size());
+  std::vector<double> guesses;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t i = 0; i < list.count; i++) {
+    const int32_t at = list.positions[i];
+    is_listed[at] = 1;
+    out.weights.push_back(std::exp(exact[i] - out.max));
+    out.listed += out.weights[i];
+    guesses.push_back(weight(list.e, scores[at]));
+    if (scores[at] >= list.bound) least = std::min(least, guesses[i]);
+  }
+
+  std::vector<char> is_low(list.count);
+  double low = 0, guessed = 0;
+  const auto take_low = [&](double limit) {
+    low = guessed = 0;
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < list.count; i++) {
+      is_low[i] = scores[list.positions[i]] >= list.bound && guesses[i] <= limit;
+      if (!is_low[i]) continue;
+      tokens++;
+      low += out.weights[i];
+      guessed += guesses[i];
+    }
+    return tokens;
+  };
+  if (take_low(2 * least) < enough_low) take_low(std::numeric_limits<double>::infinity());
+  const double expected = std::exp(std::min(double(list.e.max) - out.max, double(highest_weight)));
+  const double factor = std::isfinite(low / guessed) ? std::min(low / guessed, highest_factor * expected) : expected;
+
+  const auto has_mean = [&](int64_t block) { return list.mixed == nullptr || list.mixed[block] == 0; };
+  for (int64_t b = 0; b < list.blocks; b++) {
+    double sum = 0;
+    for (int64_t t = b * block_tokens; t < (b + 1) * block_tokens; t++) sum += is_listed[t] ? 0 : factor * weight(list.e, scores[t]);
+    out.means.push_back(has_mean(b) ? sum : 0);
+    (has_mean(b) ? out.rest : out.mixed) += sum;
+  }
+
+  double with_mean = 0;
+  for (int64_t i = 0; i < list.count; i++)
+    if (is_low[i] && has_mean(list.positions[i] / block_tokens)) with_mean += out.weights[i];
+  for (int64_t i = 0; i < list.count && with_mean > 0; i++) {
+    const int64_t block = list.positions[i] / block_tokens;
+    if (!is_low[i] || !has_mean(block)) continue;
+    const double more = double(lean) * out.rest / with_mean * out.weights[i];
+    out.weights[i] += more;
+    out.means[block] -= more;
+  }
+  return out;
+}
+
+}  // namespace adamas::ref
