@@ -10,7 +10,7 @@
 #define HWY_TARGET_INCLUDE "codes/codes_cpu.cc"
 #include "hwy/foreach_target.h"
 
-#include "core/load-inl.h"
+#include "core/sum-inl.h"
 #include "hadamard/hadamard-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -125,6 +125,26 @@ HWY_INLINE uint32_t HashRow(const std::byte* row, int64_t bytes) {
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
+// The hashes of four rows at once, whose sums across lanes are taken together.
+HWY_INLINE void HashFour(const std::byte* const (&rows)[4], int64_t bytes, uint32_t* hashes) {
+  const hn::CappedTag<uint32_t, 16> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  if (bytes % (lanes * 4) != 0) {
+    for (int i = 0; i < 4; i++) hashes[i] = HashRow(rows[i], bytes);
+    return;
+  }
+  auto a = hn::Zero(d), b = a, c = a, e = a;
+  const auto at = [&](int row, int64_t i) HWY_ATTR { return hn::LoadU(d, reinterpret_cast<const uint32_t*>(rows[row]) + i); };
+  for (int64_t i = 0; i < bytes / 4; i += lanes) {
+    const auto constants = hn::LoadU(d, hash_constants.data() + i);
+    a = hn::Add(a, hn::Mul(at(0, i), constants));
+    b = hn::Add(b, hn::Mul(at(1, i), constants));
+    c = hn::Add(c, hn::Mul(at(2, i), constants));
+    e = hn::Add(e, hn::Mul(at(3, i), constants));
+  }
+  SumLanesOfFour(a, b, c, e, hashes);
+}
+
 void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate, const Block& block,
                  float* x) {
   if (~live != 0) {
@@ -167,14 +187,17 @@ int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
   constexpr int64_t ahead = 8;  // rows fetched before they are hashed: they lie far apart
   int64_t stale = 0;
-  for (int64_t i = 0; i < count; i++) {
-    if (i + ahead < count) {
-      fetch_row(rows, tokens[i + ahead], bytes);
-      __builtin_prefetch(codes.block(tokens[i + ahead] / block_tokens).hash + tokens[i + ahead] % block_tokens, 0, 2);
+  for (int64_t i = 0; i < count; i += 4) {
+    const std::byte* four[4];
+    uint32_t hashes[4];
+    for (int64_t j = 0; j < 4; j++) {
+      four[j] = rows.row(tokens[std::min(i + j, count - 1)]);
+      if (i + j + ahead >= count) continue;
+      fetch_row(rows, tokens[i + j + ahead], bytes);
+      __builtin_prefetch(codes.hash + tokens[i + j + ahead], 0, 2);
     }
-    const int64_t token = tokens[i];
-    const uint32_t made_from = codes.block(token / block_tokens).hash[token % block_tokens];
-    stale += HashRow(rows.row(token), bytes) != made_from;
+    HashFour(four, bytes, hashes);
+    for (int64_t j = 0; j < std::min<int64_t>(4, count - i); j++) stale += hashes[j] != codes.hash[tokens[i + j]];
   }
   return stale;
 }

@@ -16,8 +16,9 @@ using Floats = hn::Vec<F32>;
 
 // The sums of the lanes of four vectors, to out[0..3]: pairs of lanes are added while the four are interleaved, so that each
 // 128-bit block holds four partial sums; then the blocks are added.
-HWY_INLINE void SumLanesOfFour(Floats a, Floats b, Floats c, Floats e, float* out) {
-  const F32 d;
+template <class V, class T>
+HWY_INLINE void SumLanesOfFour(V a, V b, V c, V e, T* out) {
+  const hn::DFromV<V> d;
 #if HWY_TARGET == HWY_SCALAR
   (void)d;
   out[0] = hn::GetLane(a);
@@ -25,7 +26,7 @@ HWY_INLINE void SumLanesOfFour(Floats a, Floats b, Floats c, Floats e, float* ou
   out[2] = hn::GetLane(c);
   out[3] = hn::GetLane(e);
 #else
-  const hn::RepartitionToWide<F32> pairs;
+  const hn::RepartitionToWide<hn::DFromV<V>> pairs;
   const auto ab = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
   const auto ce = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
   const auto sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, ce)),

@@ -59,7 +59,8 @@ inline constexpr float highest_weight = 30;   // exponent of an estimate that fa
 struct HeadList {
   Estimated e;
   int16_t bound;             // from which score on the head lists tokens itself
-  const int32_t* positions;  // [count] of the listed tokens, in the head's scores, ascending
+  const uint64_t* listed;    // [blocks] bit t of word b: score 64 b + t is of a listed token
+  const int32_t* positions;  // [count] the same, ascending
   int64_t count;
   const uint8_t* mixed;      // [blocks]; NULL: no block is
   int64_t blocks;            // of its scores
@@ -78,15 +79,17 @@ struct Measured {
   double mass() const { return double(listed) / (double(listed) + double(rest) + double(mixed)); }
 };
 
-// In and out:  scores [blocks, 64] of all tokens, with an estimate or hidden: those of the list become hidden
-//              sums [blocks] of estimated weights, as weigh_blocks made them of these scores: T_b
+// In:          scores [blocks, 64] of all tokens, with an estimate or hidden
+// In and out:  sums [blocks] of estimated weights, as weigh_blocks made them of these scores: T_b
 //              weights [count] exact scores: w
 // Out:         estimated [count] the list's scores; guesses [count] their w^ (relative to e.max)
-// Arrays of the list have room for count to a multiple of 64.
-Measured measure_rest(const HeadList& list, int16_t* scores, float* sums, float* weights, int16_t* estimated, float* guesses);
+// Arrays of the list have room for count to a multiple of 64, and for 64 more.
+Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, float* weights, int16_t* estimated, float* guesses);
+inline constexpr int64_t rest_room(int64_t count) { return (count + 63) / 64 * 64 + 64; }
 
-// Weights w become those of the values, sums T_b those of the means.
-void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, const float* guesses, float* weights, float* sums);
+// Weights w become those of the values, sums T_b those of the means. scratch: [rest_room(count)] of each.
+void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, const float* guesses, float* weights, float* sums,
+               int32_t* low_positions, float* low_weights);
 
 // outs[h] [head_dim] += sum of weights[h][i] times the mean value of blocks[i], [count], for 1 to 4 heads.
 inline constexpr int max_mean_heads = 4;

@@ -29,18 +29,22 @@ BENCHMARK(BM_weigh_blocks)->Arg(8192)->Arg(32768);
 
 void BM_measure_and_lean(benchmark::State& state) {
   const int64_t tokens = state.range(0), blocks = tokens / block_tokens, count = 400;
-  std::vector<int16_t> scores = random_scores(tokens), estimated(padded(count));
-  std::vector<int32_t> positions(count);
-  for (int64_t i = 0; i < count; i++) positions[i] = int32_t(i * tokens / count);
-  std::vector<float> all(blocks), sums, exact = bench::random_f32(padded(count)), weights, guesses(padded(count));
-  const HeadList list{{0.003, 0, 0, 0}, -2000, positions.data(), count, nullptr, blocks};
+  const std::vector<int16_t> scores = random_scores(tokens);
+  std::vector<int16_t> estimated(rest_room(count));
+  std::vector<int32_t> positions(rest_room(count)), low_positions(rest_room(count));
+  std::vector<uint64_t> listed(blocks);
+  for (int64_t i = 0; i < count; i++) {
+    positions[i] = int32_t(i * tokens / count);
+    listed[positions[i] / block_tokens] |= uint64_t{1} << positions[i] % block_tokens;
+  }
+  std::vector<float> all(blocks), sums, exact = bench::random_f32(rest_room(count)), weights, guesses(rest_room(count)), low_weights(rest_room(count));
+  const HeadList list{{0.003, 0, 0, 0}, -2000, listed.data(), positions.data(), count, nullptr, blocks};
   weigh_blocks(list.e, scores.data(), blocks, all.data());
   for (auto _ : state) {
     sums = all;
     weights = exact;
     const Measured measured = measure_rest(list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
-    lean_rest(list, measured, estimated.data(), guesses.data(), weights.data(), sums.data());
-    for (int64_t i = 0; i < count; i++) scores[positions[i]] = estimated[i];
+    lean_rest(list, measured, estimated.data(), guesses.data(), weights.data(), sums.data(), low_positions.data(), low_weights.data());
     benchmark::DoNotOptimize(weights.data());
   }
   bench::rates(state, count, count * 14);

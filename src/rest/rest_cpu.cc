@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "select/select.h"
@@ -171,6 +172,67 @@ float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
   return hn::GetLane(hn::SumOfLanes(d, total));
 }
 
+// The sums of blocks that the list leaves, made anew of their other tokens: to take weights off a sum would leave its rounding, where estimates
+// stand far above what they stand for. The list's scores are gathered on the way. Returns how many.
+int64_t LeaveOut(const Estimated& e, const uint64_t* listed, int64_t blocks, const int16_t* scores, float* sums, int16_t* estimated) {
+  int64_t count = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const I16 d;
+  const F32 df;
+  const hn::RebindToUnsigned<F32> du;
+  constexpr int lanes = static_cast<int>(hn::MaxLanes(I16()));
+  const SmallWeights small(e);
+  const Weights of(e);
+  int64_t waiting[4], held = 0;  // blocks whose sums are added up across lanes, four at a time
+  Floats lane_sums[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
+  const auto settle = [&]() HWY_ATTR {
+    float of_four[4];
+    SumLanesOfFour(lane_sums[0], lane_sums[1], lane_sums[2], lane_sums[3], of_four);
+    for (int64_t i = 0; i < held; i++) sums[waiting[i]] = of_four[i];
+    held = 0;
+  };
+  for (int64_t b = 0; b < blocks; b++) {
+    if (listed[b] == 0) continue;
+    auto even = hn::Zero(df), odd = hn::Zero(df);
+    for (int t = 0; t < block_tokens; t += lanes) {
+      const uint64_t bits = listed[b] >> t;
+      uint8_t bytes[8];
+      std::memcpy(bytes, &bits, sizeof bytes);
+      const auto mask = hn::LoadMaskBits(d, bytes);
+      const auto of_tokens = hn::LoadU(d, scores + b * block_tokens + t);
+      hn::StoreU(hn::Compress(of_tokens, mask), d, estimated + count);
+      count += static_cast<int64_t>(hn::CountTrue(d, mask));
+      const auto others = hn::IfThenElse(mask, hn::Set(d, hidden_score), of_tokens);
+      if (small.fits) {
+        const auto pairs = hn::BitCast(du, small(others));
+        even = hn::Add(even, hn::BitCast(df, hn::ShiftLeft<16>(pairs)));
+        odd = hn::Add(odd, hn::BitCast(df, hn::And(pairs, hn::Set(du, 0xFFFF0000u))));
+      } else {
+        HWY_ALIGN int16_t buffer[lanes];
+        hn::Store(others, d, buffer);
+        for (int i = 0; i < lanes; i += static_cast<int>(hn::Lanes(df))) even = hn::Add(even, of(LoadScores(buffer + i)));
+      }
+    }
+    lane_sums[held] = hn::Add(even, odd);
+    waiting[held++] = b;
+    if (held == 4) settle();
+  }
+  if (held > 0) settle();
+#else
+  const Weights of(e);
+  for (int64_t b = 0; b < blocks; b++) {
+    if (listed[b] == 0) continue;
+    sums[b] = 0;
+    for (int t = 0; t < block_tokens; t++) {
+      const int16_t score = scores[b * block_tokens + t];
+      if (listed[b] >> t & 1) estimated[count++] = score;
+      else sums[b] += hn::GetLane(of(LoadScores(&score)));
+    }
+  }
+#endif
+  return count;
+}
+
 float HighestExact(const float* scores, int64_t count) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -239,6 +301,24 @@ float SumLow(const int16_t* estimated, int16_t bound, const float* guesses, cons
     sum_up();
   }
   return limit;
+}
+
+// The low tokens' weights grow by a factor; their positions, and by how much, are gathered. Returns how many.
+int64_t GrowLow(const int16_t* estimated, int16_t bound, const float* guesses, float limit, float factor, const int32_t* positions, int64_t count,
+                float* weights, int32_t* low_positions, float* low_weights) {
+  const F32 d;
+  const I32 di;
+  int64_t written = 0;
+  for (int64_t i = 0; i < padded(count); i += static_cast<int64_t>(hn::Lanes(d))) {
+    const auto low = hn::And(AreOwn(d, estimated + i, bound), hn::Le(hn::LoadU(d, guesses + i), hn::Set(d, limit)));
+    const auto weight = hn::LoadU(d, weights + i);
+    const auto more = hn::IfThenElseZero(low, hn::Mul(weight, hn::Set(d, factor)));
+    hn::StoreU(hn::Add(weight, more), d, weights + i);
+    hn::StoreU(hn::Compress(more, low), d, low_weights + written);
+    hn::StoreU(hn::Compress(hn::LoadU(di, positions + i), hn::RebindMask(di, low)), di, low_positions + written);
+    written += static_cast<int64_t>(hn::CountTrue(d, low));
+  }
+  return written;
 }
 
 // The sums times a factor; those of mixed blocks become 0 and are counted apart. Returns the sum of the others.
@@ -332,6 +412,8 @@ HWY_EXPORT(Weigh);
 HWY_EXPORT(WeighBlocks);
 HWY_EXPORT(WeighExact);
 HWY_EXPORT(HighestExact);
+HWY_EXPORT(LeaveOut);
+HWY_EXPORT(GrowLow);
 HWY_EXPORT(SumLow);
 HWY_EXPORT(ScaleSums);
 HWY_EXPORT(AddMeans);
@@ -348,26 +430,13 @@ float weigh_exact(float* scores, float max, int64_t count) { return HWY_DYNAMIC_
 
 float highest_exact(const float* scores, int64_t count) { return HWY_DYNAMIC_DISPATCH(HighestExact)(scores, count); }
 
-Measured measure_rest(const HeadList& list, int16_t* scores, float* sums, float* weights, int16_t* estimated, float* guesses) {
+Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, float* weights, int16_t* estimated, float* guesses) {
   Measured measured{};
   measured.max = highest_exact(weights, list.count);
   if (std::isnan(measured.max)) return measured;
   if (std::isinf(measured.max)) measured.max = list.e.max;  // -inf: the list weighs nothing, or is empty
-
-  // The list leaves its blocks, whose sums are made anew of the others: to take weights off a sum would leave its rounding, where estimates
-  // stand far above what they stand for.
-  for (int64_t i = 0; i < list.count; i++) {
-    estimated[i] = scores[list.positions[i]];
-    scores[list.positions[i]] = hidden_score;
-  }
+  HWY_DYNAMIC_DISPATCH(LeaveOut)(list.e, list.listed, list.blocks, scores, sums, estimated);
   std::fill(estimated + list.count, estimated + padded(list.count), hidden_score);
-  for (int64_t i = 0; i < list.count;) {  // runs of blocks that it leaves
-    const int64_t first = list.positions[i] / block_tokens;
-    int64_t last = first + 1;
-    for (; i < list.count && list.positions[i] / block_tokens <= last; i++) last = list.positions[i] / block_tokens + 1;
-    weigh_blocks(list.e, scores + first * block_tokens, last - first, sums + first);
-  }
-
   weigh(list.e, estimated, padded(list.count), guesses);
   measured.listed = weigh_exact(weights, measured.max, list.count);
   float low, guessed;
@@ -382,9 +451,16 @@ Measured measure_rest(const HeadList& list, int16_t* scores, float* sums, float*
   return measured;
 }
 
-void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, const float* guesses, float* weights, float* sums) {
+void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, const float* guesses, float* weights, float* sums,
+               int32_t* low_positions, float* low_weights) {
   if (!(measured.low > 0)) return;
   const float beta = lean * measured.rest / measured.low;
+  if (list.mixed == nullptr) {
+    const int64_t low = HWY_DYNAMIC_DISPATCH(GrowLow)(estimated, list.bound, guesses, measured.low_limit, beta, list.positions, list.count, weights,
+                                                      low_positions, low_weights);
+    for (int64_t i = 0; i < low; i++) sums[uint32_t(low_positions[i]) / block_tokens] -= low_weights[i];
+    return;
+  }
   for (int64_t i = 0; i < list.count; i++) {
     const int64_t block = list.positions[i] / block_tokens;
     if (!is_low(list, measured, estimated[i], guesses[i], block)) continue;

@@ -92,7 +92,9 @@ struct Head {
       if (e.softcap > 0) s = e.softcap * std::tanh(s / e.softcap);
       exact.push_back(float(s) + noise(random));
     }
-    list = {e, 0, positions.data(), int64_t(positions.size()), with_mixed ? mixed.data() : nullptr, blocks};
+    listed.assign(blocks, 0);
+    for (int32_t p : positions) listed[p / block_tokens] |= uint64_t{1} << p % block_tokens;
+    list = {e, 0, listed.data(), positions.data(), int64_t(positions.size()), with_mixed ? mixed.data() : nullptr, blocks};
     std::vector<int16_t> own;
     for (int32_t p : positions)
       if (scores[p] != hidden_score) own.push_back(scores[p]);
@@ -102,6 +104,7 @@ struct Head {
   std::mt19937 random;
   std::vector<int16_t> scores;
   std::vector<uint8_t> mixed;
+  std::vector<uint64_t> listed;
   std::vector<int32_t> positions;
   std::vector<float> exact;
   HeadList list;
@@ -117,9 +120,13 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
                                           << ", " << count << " listed, mixed " << with_mixed);
         Head head(uint32_t(count), 40, count, e, with_mixed);
         const ref::Rest expected = ref::rest(head.list, head.scores, {head.exact.begin(), head.exact.end()});
-        std::vector<int16_t> scores = head.scores, estimated(padded(head.list.count));
-        std::vector<float> sums(40), weights = head.exact, guesses(estimated.size());
+        const std::vector<int16_t>& scores = head.scores;
+        std::vector<int16_t> estimated(rest_room(head.list.count));
+        std::vector<int32_t> low_positions(estimated.size());
+        std::vector<float> sums(40), weights = head.exact, guesses(estimated.size()), low_weights(estimated.size());
         weights.resize(estimated.size());
+        head.positions.resize(estimated.size());
+        head.list.positions = head.positions.data();
         weigh_blocks(e, scores.data(), 40, sums.data());
         const Measured measured = measure_rest(head.list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
         EXPECT_EQ(measured.max, float(expected.max));
@@ -128,11 +135,8 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
         EXPECT_NEAR(measured.rest, expected.rest, off + 1e-30);
         EXPECT_NEAR(measured.mixed, expected.mixed, off + 1e-30);
         EXPECT_NEAR(measured.mass(), expected.mass(), 0.03);
-        for (int64_t i = 0; i < head.list.count; i++) {
-          EXPECT_EQ(scores[head.list.positions[i]], hidden_score);
-          EXPECT_EQ(estimated[i], head.scores[head.list.positions[i]]);
-        }
-        lean_rest(head.list, measured, estimated.data(), guesses.data(), weights.data(), sums.data());
+        for (int64_t i = 0; i < head.list.count; i++) EXPECT_EQ(estimated[i], scores[head.list.positions[i]]);
+        lean_rest(head.list, measured, estimated.data(), guesses.data(), weights.data(), sums.data(), low_positions.data(), low_weights.data());
         double total = 0, expected_total = 0, leaned = 0;
         for (int64_t i = 0; i < head.list.count; i++) {
           total += double(weights[i]);
@@ -161,14 +165,15 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
 
 // What a sum over all tokens would leave of itself when the list's weights are taken off it is rounding where the list outweighs everything.
 TEST_P(RestTest, TheRestIsNotWhatRoundingLeaves) {
-  std::vector<int16_t> scores(128, -9000), estimated(64);
-  std::vector<float> sums(2), weights(64), guesses(64);
+  std::vector<int16_t> scores(128, -9000), estimated(128);
+  std::vector<float> sums(2), weights(128), guesses(128);
+  const uint64_t listed[] = {bits_between(0, 20), 0};
   std::vector<int32_t> positions(20);
   std::iota(positions.begin(), positions.end(), 0);
   for (int32_t p : positions) scores[p] = 9000;
   const Estimated e{2e-3, 0, 0, 0};  // e^36 between them
   weigh_blocks(e, scores.data(), 2, sums.data());
-  const HeadList list{e, 9000, positions.data(), 20, nullptr, 2};
+  const HeadList list{e, 9000, listed, positions.data(), 20, nullptr, 2};
   const Measured measured = measure_rest(list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
   EXPECT_NEAR(double(measured.rest), 108 * std::exp(-36.0), 0.1 * 108 * std::exp(-36.0));
 }

@@ -105,14 +105,19 @@ int16_t score_reaching(const Estimated& e, double logit) {
   return units > hidden_score + 1 ? int16_t(std::min(units, always_score - 1.0)) : int16_t(hidden_score + 1);
 }
 
-// What of a row's KV head's list, or its own, a head's weights are about.
-HeadList head_list(const Row& row, int h, int64_t list, int64_t count) {
+// A query head, and the list of its KV head or its own.
+HeadList head_list(const Row& row, int h, const uint64_t* listed, int64_t list, int64_t count) {
   const HeadScores& of = row.plan.head_scores[h];
-  return {of.e, of.bound, row.positions_of(list), count, row.mixed_blocks(), row.active};
+  return {of.e, of.bound, listed, row.positions_of(list), count, row.mixed_blocks(), row.active};
 }
 
-void restore(const HeadList& list, const int16_t* estimated, int16_t* scores) {
-  for (int64_t i = 0; i < list.count; i++) scores[list.positions[i]] = estimated[i];
+Measured measure(Row& row, int h, const HeadList& list, HeadRoom& room) {
+  return measure_rest(list, row.scores(h), row.sums(h), row.weights(h), room.estimated.get(), room.guesses.get());
+}
+
+void lean_towards(Row& row, int h, const HeadList& list, const Measured& measured, HeadRoom& room) {
+  lean_rest(list, measured, room.estimated.get(), room.guesses.get(), row.weights(h), row.sums(h), room.low_positions.get(),
+            room.low_weights.get());
 }
 
 // A head's sums: what was read, and where it is not NaN the rest.
@@ -123,22 +128,32 @@ void take(Row& row, int h, const Measured& measured, bool rest) {
   state.sum = measured.listed + (rest ? measured.rest : 0.0f);
 }
 
-// The marked tokens of a list of their own; and those that must be in. Returns how many.
-template <class Marked>
-int64_t list_marked(Row& row, int64_t list, Marked&& marked) {
+// The marked tokens, and those that must be in: marked, too, and listed. Returns how many.
+int64_t list_marked(Row& row, int64_t list, uint64_t* marked) {
   int32_t* positions = row.positions_of(list);
   int32_t* tokens = row.tokens_of(list);
   int64_t count = 0, special = 0;
   for (int64_t i = 0; i < row.active; i++) {
-    uint64_t bits = marked(i);
-    if (special < row.special && row.plan.special[special].index == i) bits |= row.plan.special[special++].always;
+    if (special < row.special && row.plan.special[special].index == i) marked[i] |= row.plan.special[special++].always;
     const int32_t first = row.plan.active[i] * block_tokens;
-    for_each_bit(bits, [&](int t) {
+    for_each_bit(marked[i], [&](int t) {
       positions[count] = int32_t(i * block_tokens + t);
       tokens[count++] = first + t;
     });
   }
   return count;
+}
+
+// A selection as marks and the lowest of its estimates as the bound.
+void mark_selected(Row& row, int h, const int32_t* positions, int64_t count) {
+  uint64_t* marked = row.marked(h);
+  int16_t& bound = row.plan.head_scores[h].bound = always_score;
+  std::fill_n(marked, row.active, uint64_t{0});
+  for (int64_t i = 0; i < count; i++) {
+    const auto position = uint32_t(positions[i]);
+    marked[position / block_tokens] |= uint64_t{1} << position % block_tokens;
+    if (const int16_t score = row.scores(h)[position]; score != hidden_score) bound = std::min(bound, score);
+  }
 }
 
 // By itself, from half the share on, from a quarter, and so on, until the mass is reached or half of the tokens are read: dense is cheaper
@@ -155,7 +170,7 @@ int64_t widen(Row& row, int h, HeadRoom& room) {
     of.bound = int16_t(std::max(bound, hidden_score + 1));
     uint64_t* marked = row.marked(h);
     mark_reaching(row.scores(h), row.active, of.bound, nullptr, 0, marked);
-    const int64_t count = list_marked(row, own, [&](int64_t i) { return marked[i]; });
+    const int64_t count = list_marked(row, own, marked);
     if (2 * count >= row.visible) {
       head.dense = true;
       head.mass = 1;
@@ -165,12 +180,9 @@ int64_t widen(Row& row, int h, HeadRoom& room) {
     room.clock.lap(&Times::select);
     score_one(row, h, row.tokens_of(own), count, row.weights(h));
     room.clock.lap(&Times::exact);
-    const HeadList list = head_list(row, h, own, count);
-    const Measured measured = measure_rest(list, row.scores(h), row.sums(h), row.weights(h), room.estimated.get(), room.guesses.get());
-    if (!std::isnan(measured.max) && measured.mass() < plan.config.min_mass) {
-      restore(list, room.estimated.get(), row.scores(h));
-      continue;
-    }
+    const HeadList list = head_list(row, h, marked, own, count);
+    const Measured measured = measure(row, h, list, room);
+    if (!std::isnan(measured.max) && measured.mass() < plan.config.min_mass) continue;
     if (row.p.verify != 0) stale += row.count_stale(h / row.group(), row.tokens_of(own), count);
     room.clock.lap(&Times::check);
     head.tokens = row.tokens_of(own);
@@ -180,7 +192,7 @@ int64_t widen(Row& row, int h, HeadRoom& room) {
     SoftmaxState& state = *row.states(h);
     std::fill_n(state.out, row.head_dim(), 0.0f);
     if (!std::isnan(state.sum)) {
-      lean_rest(list, measured, room.estimated.get(), room.guesses.get(), row.weights(h), row.sums(h));
+      lean_towards(row, h, list, measured, room);
       const float *weights = row.weights(h), *sums = row.sums(h);
       add_values(row.attention(h / row.group()), head.tokens, &weights, 1, count, &state.out);
       add_means(row.cache.means(row.sequence, h / row.group()), row.head_dim(), plan.active.get(), &sums, 1, row.active, &state.out);
@@ -223,13 +235,7 @@ void choose(Row& row, int h, HeadRoom& room) {
                                       score_reaching(of.e, threshold + std::log(mixed_share)), marked);
   if (count < fewest_listed || count > most) {
     const int64_t kept = select(row.scores(h), row.active * block_tokens, count > most ? most : fewest_listed, room.positions.get(), room.select.get());
-    std::fill_n(marked, row.active, uint64_t{0});
-    of.bound = always_score;
-    for (int64_t i = 0; i < kept; i++) {
-      const auto position = uint32_t(room.positions[i]);
-      marked[position / block_tokens] |= uint64_t{1} << position % block_tokens;
-      of.bound = std::min(of.bound, row.scores(h)[position]);
-    }
+    mark_selected(row, h, room.positions.get(), kept);
   }
   room.clock.lap(&Times::select);
 }
@@ -239,11 +245,11 @@ void make_list(Row& row, int g) {
   const int first = g * row.group(), last = first + row.group();
   plan.listed[g] = 0;
   if (std::all_of(&plan.heads[first], &plan.heads[last - 1] + 1, [](const HeadReport& head) { return head.dense; })) return;
-  plan.listed[g] = list_marked(row, g, [&](int64_t i) {
-    uint64_t bits = 0;
-    for (int h = first; h < last; h++) bits |= plan.heads[h].dense ? 0 : row.marked(h)[i];
-    return bits;
-  });
+  uint64_t* on_list = row.on_list(g);
+  std::fill_n(on_list, row.active, uint64_t{0});
+  for (int h = first; h < last; h++)
+    for (int64_t i = 0; i < row.active && !plan.heads[h].dense; i++) on_list[i] |= row.marked(h)[i];
+  plan.listed[g] = list_marked(row, g, on_list);
   for (int h = first; h < last; h++) {
     if (plan.heads[h].dense) continue;
     plan.heads[h].tokens = row.tokens_of(g);
@@ -254,8 +260,8 @@ void make_list(Row& row, int g) {
 int64_t weigh_list(Row& row, int h, HeadRoom& room) {
   HeadReport& head = row.plan.heads[h];
   const int g = h / row.group();
-  const HeadList list = head_list(row, h, g, row.plan.listed[g]);
-  const Measured measured = measure_rest(list, row.scores(h), row.sums(h), row.weights(h), room.estimated.get(), room.guesses.get());
+  const HeadList list = head_list(row, h, row.on_list(g), g, row.plan.listed[g]);
+  const Measured measured = measure(row, h, list, room);
   take(row, h, measured, true);
   if (std::isnan(measured.max)) {
     head.mass = measured.max;
@@ -263,11 +269,10 @@ int64_t weigh_list(Row& row, int h, HeadRoom& room) {
   }
   head.mass = float(measured.mass());
   if (head.mass < row.plan.config.min_mass) {
-    restore(list, room.estimated.get(), row.scores(h));
     room.clock.lap(&Times::rest);
     return widen(row, h, room);
   }
-  lean_rest(list, measured, room.estimated.get(), room.guesses.get(), row.weights(h), row.sums(h));
+  lean_towards(row, h, list, measured, room);
   row.plan.head_scores[h].mixed = measured.mixed;
   room.clock.lap(&Times::rest);
   return 0;
@@ -310,13 +315,9 @@ int64_t attend_budget(Row& row, int h, HeadRoom& room) {
     room.clock.lap(&Times::check);
     Measured measured{};
     if (measuring) {
-      of.bound = always_score;
-      for (int64_t i = 0; i < head.selected; i++)
-        if (const int16_t score = scores[row.positions_of(h)[i]]; score != hidden_score) of.bound = std::min(of.bound, score);
+      mark_selected(row, h, row.positions_of(h), head.selected);
       weigh_blocks(of.e, scores, row.active, row.sums(h));
-      const HeadList list = head_list(row, h, h, head.selected);
-      measured = measure_rest(list, scores, row.sums(h), row.weights(h), room.estimated.get(), room.guesses.get());
-      restore(list, room.estimated.get(), scores);
+      measured = measure(row, h, head_list(row, h, row.marked(h), h, head.selected), room);
       head.mass = float(measured.mass());
       room.clock.lap(&Times::rest);
       if (head.mass < config.min_mass) {

@@ -41,6 +41,7 @@ struct Row {
   }
   float* sums(int h) const { return plan.sums.get() + h * plan.blocks; }
   uint64_t* marked(int h) const { return plan.marked.get() + h * plan.blocks; }
+  uint64_t* on_list(int g) const { return plan.on_list.get() + g * plan.blocks; }
   // A list of tokens, their positions in the scores, and a head's weights of it.
   int32_t* tokens_of(int64_t list) const { return plan.tokens.get() + list * plan.room; }
   int32_t* positions_of(int64_t list) const { return plan.positions.get() + list * plan.room; }

@@ -166,6 +166,8 @@ void for_heads(const Row& row, int g, Visit&& visit) {
 int64_t read_keys(Row& row, int g, Part part, Clock& clock) {
   if (part.count == 0) return 0;
   const int32_t* tokens = row.tokens_of(g) + part.first;
+  const Codes codes = row.cache.codes(row.sequence, g);
+  for (int64_t i = 0; i < part.count && row.p.verify != 0; i++) __builtin_prefetch(codes.hash + tokens[i], 0, 2);
   for_heads(row, g, [&](const int* heads, int count) {
     const float* queries[max_attend_heads];
     float* scores[max_attend_heads];
@@ -311,15 +313,16 @@ int64_t attend_sparse(Row& row, int threads) {
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{});
   int64_t stale = 0;
   plan.stages.begin();
-  Clock& first_clock = row.start_clock();
-  for (int g = 0; scored && g < kv_heads; g++) prepare_keys(row, g);  // less work than to share it
-  first_clock.lap(&Times::prepare);
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
     const int thread = omp_get_thread_num();
     HeadRoom& room = plan.rooms[thread];
     Clock& clock = room.clock;
     Way way(row, omp_get_num_threads());
+    way.stage(scored ? 1 : 0, [&](int g, int64_t) {
+      prepare_keys(row, g);
+      clock.lap(&Times::prepare);
+    });
     way.stage(group, [&](int g, int64_t j) {
       prepare(row, g * group + int(j));
       clock.lap(&Times::prepare);

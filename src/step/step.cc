@@ -257,7 +257,9 @@ void move_times(Plan& plan, Times& total) {
 
 HeadRoom::HeadRoom(int64_t blocks, int64_t list)
     : select(make_array<int16_t>(select_scratch(blocks * block_tokens))), positions(make_array<int32_t>(blocks * block_tokens)),
-      scores(make_array<float>(blocks * block_tokens)), estimated(make_array<int16_t>(list)), guesses(make_array<float>(list)) {}
+      scores(make_array<float>(blocks * block_tokens)), estimated(make_array<int16_t>(rest_room(list))),
+      guesses(make_array<float>(rest_room(list))), low_positions(make_array<int32_t>(rest_room(list))),
+      low_weights(make_array<float>(rest_room(list))) {}
 
 Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
     : config(config), params(params), blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))), room(list_room(config, params)),
@@ -282,6 +284,7 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
   scores = make_array<int16_t>(product(q_heads, blocks, block_tokens));
   sums = make_array<float>(product(q_heads, blocks));
   marked = make_array<uint64_t>(product(q_heads, blocks));
+  on_list = make_array<uint64_t>(product(params.kv_heads, blocks));
   head_scores.resize(q_heads);
   const int64_t lists = !has_rest(config) ? q_heads : config.min_mass > 0 ? params.kv_heads + q_heads : params.kv_heads;
   tokens = make_array<int32_t>(product(lists, room));

@@ -21,8 +21,10 @@ struct HeadRoom {
   Array<int16_t> select;      // select_scratch
   Array<int32_t> positions;   // [blocks * 64] of a selection; the oracle's tokens
   Array<float> scores;        // [blocks * 64] estimates that become scores anew; exact scores
-  Array<int16_t> estimated;   // [list] scores of listed tokens
-  Array<float> guesses;       // [list] their weights
+  Array<int16_t> estimated;   // [rest_room(list)] scores of listed tokens
+  Array<float> guesses;       // the same: their weights
+  Array<int32_t> low_positions;  // the same: of the lowest of them
+  Array<float> low_weights;      // the same
   Clock clock;                // of the thread
 };
 
@@ -55,7 +57,7 @@ inline constexpr int list_parts = 8, mean_parts = 2;
 
 // Work that threads share in stages. What a stage does for a KV head waits for the stage before, of that KV head alone.
 struct Stages {
-  static constexpr int most = 6;
+  static constexpr int most = 7;
   Stages(int kv_heads, int threads);
   void begin();
 
@@ -97,6 +99,7 @@ struct Plan {
   Array<int16_t> scores;     // [q_heads, blocks * 64]
   Array<float> sums;         // [q_heads, blocks] estimated weights, at last weights of mean values
   Array<uint64_t> marked;    // [q_heads, blocks] tokens that a head lists
+  Array<uint64_t> on_list;   // [kv_heads, blocks] tokens of a KV head's list
   std::vector<HeadScores> head_scores;  // [q_heads]
   Array<int32_t> tokens;     // [lists, room] with a rest a list a KV head, and for each widened query head its own behind them; else a query head
   Array<int32_t> positions;  // [lists, room] of the same in the scores

@@ -932,7 +932,7 @@ struct ReferenceList {
       if (scores.score[t] != hidden_score && ref::weight(e, scores.score[t]) >= share) bound = std::min(bound, scores.score[t]);
     for (int32_t t : selected) list_scores.push_back(exact(t));
     e.max = float(*std::max_element(list_scores.begin(), list_scores.end()));
-    const HeadList list{e, bound, selected.data(), int64_t(selected.size()), mixed != nullptr ? mixed->data() : nullptr, blocks_of(tokens)};
+    const HeadList list{e, bound, nullptr, selected.data(), int64_t(selected.size()), mixed != nullptr ? mixed->data() : nullptr, blocks_of(tokens)};
     const ref::Rest rest = ref::rest(list, scores.score, list_scores);
     out.assign(head_dim, 0);
     const Rows v = rows_of(f.v.view(), 0, g);
