@@ -32,7 +32,7 @@ bench: build
 	@build/bin/adamas bench --kernel
 
 eval: build models
-	@tools/packages.sh debian-handbook
+	@tools/packages.sh debian-handbook fortunes
 	@python3 tools/evaluate.py
 
 models: model

@@ -147,7 +147,7 @@ def complete(job: Job, context: int, prompt: str, state: pathlib.Path, *more: st
 
 def environment(adamas: bool) -> dict[str, str]:
     plain = {name: value for name, value in os.environ.items() if name != "GGML_BACKEND_PATH"}
-    return {"ADAMAS_BUDGET": "128", **plain, "ADAMAS_STATS": "1", "GGML_BACKEND_PATH": str(BACK_END)} if adamas else plain
+    return {**plain, "ADAMAS_STATS": "1", "GGML_BACKEND_PATH": str(BACK_END)} if adamas else plain
 
 
 def measured(log: str, what: str) -> tuple[float, int]:

@@ -19,11 +19,14 @@ PAGE = ROOT / "docs/quality.md"
 COMMAND = ROOT / "build/bin/adamas"
 
 CONTEXT = int(os.environ.get("ADAMAS_EVAL_CONTEXT", "8192"))
-RUNS = [  # model file, texts, further flags of `adamas eval perplexity`
-    ("SmolLM2-135M-Instruct.Q4_1", ["kjv", "code", "manual", "german"], ["--policy", "full,adamas", "--budget", "64,128"]),
-    ("gemma-3-270m.Q4_K_M", ["kjv", "code", "manual", "german"], ["--policy", "full,adamas", "--budget", "128"]),
-    ("Qwen2.5-Coder-0.5B-Instruct.Q4", ["kjv", "code", "manual", "german"], ["--policy", "full,adamas", "--budget", "128"]),
+TEXTS_OF_ALL = ["kjv", "code", "manual", "german"]
+RUNS = [  # model file, texts
+    ("SmolLM2-135M-Instruct.Q4_1", TEXTS_OF_ALL),
+    ("gemma-3-270m.Q4_K_M", TEXTS_OF_ALL),
+    ("Qwen2.5-Coder-0.5B-Instruct.Q4", [*TEXTS_OF_ALL, "irc"]),
 ]
+DENSE = "1e-07"  # max_noise at which every head is read densely, by our kernels: what rounding alone makes of a divergence
+FLAGS = ["--policy", "full,adamas", "--max-noise", f"{DENSE},8"]
 
 
 def handbook(language):
@@ -37,6 +40,13 @@ def handbook(language):
     return "\n".join(parts)[200_000:600_000]
 
 
+def quotes():
+    """What people said to each other: the quotes from IRC among Debian's fortunes."""
+    folder = pathlib.Path("/usr/share/games/fortunes")
+    lines = [line for name in ("knghtbrd", "debian") for line in (folder / name).read_text(encoding="utf-8", errors="ignore").splitlines()]
+    return "\n".join(line for line in lines if line != "%") + "\n"
+
+
 def write_texts():
     """Every kind of text that is not there yet."""
     TEXTS.mkdir(parents=True, exist_ok=True)
@@ -46,6 +56,7 @@ def write_texts():
         "code": lambda: "".join((source / name).read_text(encoding="utf-8") for name in ("llama-context.cpp", "llama-vocab.cpp")),
         "manual": lambda: handbook("en-US"),
         "german": lambda: handbook("de-DE"),
+        "irc": quotes,
     }
     for kind, make in kinds.items():
         path = TEXTS / f"{kind}.txt"
@@ -57,11 +68,11 @@ def write_texts():
         path.write_text(text, encoding="utf-8")
 
 
-def evaluate(model, texts, flags):
+def evaluate(model, texts):
     files = [flag for text in texts for flag in ("--file", str(TEXTS / f"{text}.txt"))]
     print(f"adamas: {model}: {', '.join(texts)}", file=sys.stderr, flush=True)
     result = subprocess.run([str(COMMAND), "eval", "perplexity", "--model", str(MODELS / f"{model}.gguf"), *files,
-                             "--context", str(CONTEXT), *flags, "--json", "--html", str(OUT / f"{model}.html")],
+                             "--context", str(CONTEXT), *FLAGS, "--json", "--html", str(OUT / f"{model}.html")],
                             stdout=subprocess.PIPE, text=True)
     if result.returncode != 0:
         sys.exit(result.returncode)
@@ -70,23 +81,24 @@ def evaluate(model, texts, flags):
 
 
 def table(results):
-    lines = ["| model | text | full | budget | ratio | KL | same top token | mass |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| model | text | full | tokens read in full | ratio | KL | KL of rounding alone | same top token | mass |",
+             "|---|---|---|---|---|---|---|---|---|"]
     for model, rows in results:
         full = {row["file"]: row["perplexity"] for row in rows if row["policy"] == "full"}
+        floor = {row["file"]: row["kl"] for row in rows if row["settings"].get("max_noise") == DENSE}
         for row in rows:
-            if row["policy"] == "full":
+            if row["policy"] == "full" or row["settings"].get("max_noise") == DENSE:
                 continue
-            lines.append(f"| {model} | {pathlib.Path(row['file']).stem} | {full[row['file']]:.3f} | {row['budget']} | "
-                         f"**{row['ratio']:.4f}** ± {row['ratio_error']:.4f} | {row['kl']:.4f} | {100 * row['same_top']:.1f}% | "
-                         f"{'' if row['mass'] is None else format(row['mass'], '.3f')} |")
+            lines.append(f"| {model} | {pathlib.Path(row['file']).stem} | {full[row['file']]:.3f} | {row['tokens_read']:.0f} | "
+                         f"**{row['ratio']:.4f}** ± {row['ratio_error']:.4f} | {row['kl']:.4f} | {floor[row['file']]:.4f} | "
+                         f"{100 * row['same_top']:.1f}% | {row['mass']:.3f} |")
     return "\n".join(lines)
 
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     write_texts()
-    results = [(model.rsplit(".", 1)[0], evaluate(model, texts, flags))
-               for model, texts, flags in RUNS]
+    results = [(model.rsplit(".", 1)[0], evaluate(model, texts)) for model, texts in RUNS]
     page = PAGE.read_text(encoding="utf-8")
     begin, end = "<!-- table: make eval -->\n", "<!-- end -->"
     before, rest = page.split(begin, 1)

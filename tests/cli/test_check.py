@@ -123,7 +123,7 @@ class Verdicts(CheckTest):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("3 of 4 layers run sparse", result.stdout)
         self.assertIn("layer 1: dense: the context of 8192 tokens is within the budget, 8192", result.stdout)
-        self.assertIn("layers 0, 2: sparse: 8 query heads, 2 KV heads, head_dim 64, budget 128", result.stdout)
+        self.assertIn("layers 0, 2: sparse: 8 query heads, 2 KV heads, head_dim 64, budget auto", result.stdout)
         self.assertIn("layer 3: sparse: 8 query heads, 2 KV heads, head_dim 64, budget 64", result.stdout)
         self.assertIn("64 of 4096 tokens", result.stdout)
         self.assertIn("has settings for layer 5; the last layer of this model is 3", result.stderr)
@@ -143,7 +143,7 @@ class Verdicts(CheckTest):
 class SelfTest(CheckTest):
     def test_every_policy_preset_and_instruction_set(self):
         devices = json.loads(call("info", "--json").stdout)["devices"]
-        for arguments in [["--preset", "paper"], ["--estimator", "manhattan"], ["--budget", "1", "--sinks", "0"],
+        for arguments in [["--preset", "paper"], ["--estimator", "manhattan"], ["--share", "0.01"], ["--budget", "1", "--sinks", "0"],
                           ["--budget", "7", "--recent", "3"], *(["--device", device] for device in devices)]:
             with self.subTest(arguments=arguments):
                 self.assertTrue(self.report(model(), "--context", "4096", *arguments)["passed"])

@@ -31,7 +31,7 @@ class Usage(CommandTest):
             self.assertIn(f"\n  {kind} ", result.stdout)
             help_text = call("eval", kind, "--help").stdout
             self.assertIn(f"Usage: adamas eval {kind} --model MODEL.gguf", help_text)
-            for setting in ("budget", "policy", "sketch", "max-noise", "device"):
+            for setting in ("budget", "policy", "share", "max-noise", "device"):
                 self.assertIn(f"--{setting} ", help_text)
             for other in ("--rows", "--stats"):  # eval's own affair
                 self.assertNotIn(f"{other} ", help_text)
@@ -71,10 +71,11 @@ class Usage(CommandTest):
     def test_settings_out_of_range(self):
         for arguments, words in [
             (["--policy", "adamas,best"], ["best", "adamas | full | quest | streaming"]),
-            (["--budget", "32,0"], ["0 is not in its range: 1 to 2147483647"]),
+            (["--budget", "32,0"], ["0 is not in its range: auto | 1 to 2147483647"]),
             (["--budget", "32,3"], ["4 + 0", "budget, 3"]),
             (["--estimator", "cosine"], ["cosine", "dot | manhattan"]),
-            (["--sketch", "some"], ["some", "auto"]),
+            (["--share", "0"], ["0.000001 to 1"]),
+            (["--sketch", "0"], ["--sketch"]),
             (["--min-mass", "2"], ["0 to 1"]),
             (["--device", "AVX9"], ["AVX9"]),
         ]:
@@ -268,25 +269,29 @@ class Lists(CommandTest):
             + [(policy, None, budget) for policy in ("quest", "streaming") for budget in (16, 32)]))
 
     def test_further_settings_have_a_label(self):
-        rows = self.rows("--policy", "adamas,streaming", "--budget", "16", "--dense-layers", "0,2", "--sketch", "0")
+        rows = self.rows("--policy", "adamas,streaming", "--budget", "16", "--dense-layers", "0,2", "--share", "0.01")
         self.assertEqual([(row["policy"], row["label"]) for row in rows],
                          [("full", None), ("adamas", "dense_layers=0"), ("adamas", "dense_layers=2"),
                           ("streaming", "dense_layers=0"), ("streaming", "dense_layers=2")])
-        self.assertEqual(rows[1]["settings"]["sketch"], "0")
-        self.assertNotIn("sketch", rows[3]["settings"])  # means nothing to it
+        self.assertEqual(rows[1]["settings"]["share"], "0.01")
+        self.assertNotIn("share", rows[3]["settings"])  # means nothing to it
 
     def test_a_row(self):
         full, adamas = self.rows("--budget", "16")
         self.assertEqual(set(full), set(adamas))
         self.assertEqual(set(full), {"file", "model", "context", "policy", "estimator", "budget", "label", "settings", "perplexity",
-                                     "ratio", "ratio_error", "kl", "same_top", "mass", "tokens_read", "tokens_sketched", "seconds", "guarded",
-                                     "widened", "reranked", "scored"})
+                                     "ratio", "ratio_error", "kl", "same_top", "mass", "tokens_read", "seconds", "guarded", "widened", "scored"})
         self.assertEqual((full["ratio"], full["ratio_error"], full["kl"], full["same_top"]), (1, 0, 0, 1))
         self.assertIsNone(full["tokens_read"])
         self.assertEqual((full["scored"], adamas["scored"]), (47, 47))
         self.assertAlmostEqual(adamas["ratio"], adamas["perplexity"] / full["perplexity"], places=9)
         self.assertGreater(adamas["kl"], 0)
         self.assertGreaterEqual(adamas["tokens_read"], 16)
+
+    def test_an_automatic_budget(self):
+        rows = self.rows("--policy", "adamas,quest", "--share", "0.05,0.2", "--budget", "auto")
+        self.assertEqual([(row["policy"], row["budget"], row["label"]) for row in rows],
+                         [("full", None, None), ("adamas", "auto", "share=0.05"), ("adamas", "auto", "share=0.2"), ("quest", 128, None)])
 
     def test_a_text_for_people(self):
         text = self.folder / "text.txt"

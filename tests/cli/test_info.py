@@ -102,7 +102,7 @@ class Words(CommandTest):
 
     def test_other_hostile_settings(self):
         self.assert_fails(call("info", "--policy", "sparse"), 2, "adamas | full | quest | streaming")
-        self.assert_fails(call("info", "--sinks", "100", "--recent", "100"), 2, "100 + 100", "budget, 128")
+        self.assert_fails(call("info", "--sinks", "100", "--recent", "100", "--budget", "128"), 2, "100 + 100", "budget, 128")
         self.assert_fails(call("info", "--device", "AVX9"), 2, "AVX9", "auto")
 
 

@@ -16,20 +16,21 @@ import tempfile
 
 import numpy as np
 
-CONTEXT, SCORE_FROM, BUDGET, SINKS, BLOCK, PAGE = 1024, 512, 64, 4, 64, 16
+CONTEXT, SCORE_FROM, BUDGET, SINKS, BLOCK, PAGE, GROUP = 1024, 512, 64, 4, 64, 16, 16
 
-CASES = {  # name: the flags of `adamas eval perplexity` beside --budget 64 --min-context 0
-    "streaming": ["--policy", "streaming"],
-    "quest": ["--policy", "quest"],
-    "oracle": ["--policy", "oracle"],
-    "dot": ["--estimator", "dot", "--sketch", "0", "--tail", "0", "--rerank", "0", "--max-noise", "0"],
-    "manhattan": ["--estimator", "manhattan", "--sketch", "0", "--tail", "0", "--rerank", "0", "--max-noise", "0"],
-    "paper": ["--preset", "paper"],
-    "tail": ["--sketch", "0", "--rerank", "0"],
-    "sketch": ["--sketch", "128", "--rerank", "0"],
-    "tiers": [],
+FIXED = ["--budget", str(BUDGET)]
+CASES = {  # name: the flags of `adamas eval perplexity` beside --min-context 0
+    "streaming": [*FIXED, "--policy", "streaming"],
+    "quest": [*FIXED, "--policy", "quest"],
+    "oracle": [*FIXED, "--policy", "oracle"],
+    "dot": [*FIXED, "--estimator", "dot", "--max-noise", "0"],
+    "manhattan": [*FIXED, "--estimator", "manhattan", "--max-noise", "0"],
+    "paper": ["--preset", "paper", *FIXED],
+    "list": [],
+    "list_of_few": ["--share", "0.004"],
+    "list_manhattan": ["--estimator", "manhattan"],
 }
-TIERS = ("tail", "sketch", "tiers")
+SHARES = {"list": 0.0004, "list_of_few": 0.004, "list_manhattan": 0.0004}
 
 
 class Model:
@@ -54,7 +55,7 @@ class Model:
         return np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
 
     def logits(self, tokens, attention):
-        """attention(layer, q, k, v) of one query head: [rows, head_dim] each, out [rows, head_dim]."""
+        """attention(layer, queries, k, v) of one KV head: [rows, head_dim] each, the queries and outputs of its query heads as lists."""
         x = self.w["token_embd.weight"][tokens]
         f16 = lambda t: t.astype(np.float16).astype(np.float32)  # as the KV cache keeps them
         for layer in range(self.layers):
@@ -64,7 +65,8 @@ class Model:
             k = f16(self.turn((h @ w("attn_k").T).reshape(len(x), self.kv_heads, -1)))
             v = f16((h @ w("attn_v").T).reshape(len(x), self.kv_heads, -1))
             group = self.q_heads // self.kv_heads
-            out = [attention(layer, q[:, i], k[:, i // group], v[:, i // group]) for i in range(self.q_heads)]
+            out = [one for g in range(self.kv_heads)
+                   for one in attention(layer, [q[:, g * group + i] for i in range(group)], k[:, g], v[:, g])]
             x = x + np.concatenate(out, axis=-1) @ w("attn_output").T
             h = self.norm(x, f"blk.{layer}.ffn_norm.weight")
             gate = h @ w("ffn_gate").T
@@ -79,28 +81,37 @@ def hadamard(n):
     return h / np.sqrt(np.float32(n))
 
 
-class Codes:
-    """docs/codes.md, of all blocks of one head: levels -3 -1 1 3, and by block the centre and sigma."""
+def means(rows, coded):
+    """docs/codes.md: the mean of every block's coded rows, as it is stored."""
+    blocks = -(-len(rows) // BLOCK)
+    mean = np.zeros((blocks, rows.shape[1]), np.float32)
+    for b in range(blocks):
+        own = np.arange(b * BLOCK, min(coded, (b + 1) * BLOCK))
+        mean[b] = rows[own[SINKS:] if b == 0 else own].mean(axis=0)
+        unit = np.abs(mean[b]).max() / 32767
+        mean[b] = np.rint(mean[b] / unit) * unit
+    return mean
 
-    def __init__(self, rows, paper=False):
+
+class Codes:
+    """docs/codes.md, of all blocks of one head: levels -3 -1 1 3, and by block the centre and sigma. Rows from `coded` on have none yet."""
+
+    def __init__(self, rows, coded, paper=False):
         n, dim = rows.shape
         x = rows @ hadamard(dim)
         blocks = -(-n // BLOCK)
         self.centre, self.sigma = np.zeros((blocks, dim), np.float32), np.full(blocks, 10 / 0.98, np.float32)
         residual = x.copy()
+        if not paper:
+            self.centre = means(x, coded)
         for b in range(0 if paper else blocks):
-            own = slice(b * BLOCK, min(n, (b + 1) * BLOCK))
+            own = slice(b * BLOCK, min(coded, (b + 1) * BLOCK))
             counted = x[own][SINKS:] if b == 0 else x[own]
-            mean = counted.mean(axis=0)
-            unit = np.abs(mean).max() / 32767
-            self.centre[b] = np.rint(mean / unit) * unit
             self.sigma[b] = np.sqrt(np.mean((counted - self.centre[b]) ** 2))
             residual[own] -= self.centre[b]
         self.of = np.arange(n) // BLOCK  # a token's block
         t = (0.98 * self.sigma)[self.of][:, None]
         self.level = 2 * ((residual > -t).astype(int) + (residual > 0) + (residual > t)) - 3
-        self.mean = self.centre @ hadamard(dim)  # of every block
-        self.detail = (0.498 * self.sigma)[self.of][:, None] * (self.level @ hadamard(dim))  # of every token, about its block's mean
 
 
 def estimate(q, codes, estimator, paper):
@@ -143,81 +154,94 @@ def best(score, count):
     return chosen
 
 
+def weights_of_list(guess, bound, exact, listed, mixed):
+    """src/rest/rest.h: of one head and row, the weights of listed values [tokens] and of the blocks' means."""
+    seen = len(guess)
+    block = np.arange(seen) // BLOCK
+    max_exact, max_guess = exact[listed].max(), guess[np.isfinite(guess)].max()
+    w = np.where(listed, np.exp(exact - max_exact), 0)
+    estimated = np.exp(guess - max_guess)  # 0 of tokens without an estimate
+    own = listed & (guess >= bound)
+    low = own & (estimated <= 2 * estimated[own].min())
+    low = low if low.sum() >= 16 else own
+    factor = min(w[low].sum() / estimated[low].sum(), 5 * np.exp(min(max_guess - max_exact, 30)))
+    total = np.bincount(block, np.where(listed, 0, factor * estimated))
+    total[mixed] = 0  # what is left of them counts as what was attended to
+    low = low & ~mixed[block]
+    if w[low].sum() > 0:
+        more = np.where(low, w * total.sum() / (2 * w[low].sum()), 0)
+        return w + more, total - np.bincount(block, more)
+    return w, total
+
+
 def attention_of(case):
     paper = case == "paper"
+    estimator = "manhattan" if "manhattan" in case or paper else "dot"
 
-    def attention(layer, q, k, v):
-        n, dim = q.shape
+    def attention(layer, queries, k, v):
+        n, dim = k.shape
         scale = 1 / np.sqrt(dim)
-        exact = (q @ k.T * scale).astype(np.float64)
-        weight = np.zeros((2, n, n))  # of the value, of its detail in codes
-        mean_weight = np.zeros((n, -(-n // BLOCK)))  # of the blocks' means
-        if case in ("dot", "manhattan", "paper", *TIERS):
-            keys = Codes(k, paper)
-            score, unit, highest, squares = estimate(q, keys, "manhattan" if case in ("manhattan", "paper") else "dot", paper)
+        # Of the last block only whole groups of rows have codes; all, where a budget has no room for the others.
+        coded = n - (n - (n - 1) // BLOCK * BLOCK) % GROUP if case in SHARES else n
+        exacts = [(q @ k.T * scale).astype(np.float64) for q in queries]
+        weights = [np.zeros((n, n)) for _ in queries]  # of the values
+        mean_weights = [np.zeros((n, -(-n // BLOCK))) for _ in queries]
+        if case in ("dot", "manhattan", "paper") or case in SHARES:
+            keys = Codes(k, coded, paper)
+            estimates = [estimate(q, keys, estimator, paper) for q in queries]
         if case == "quest":
             pages = -(-n // PAGE)
             low = np.stack([k[p * PAGE:(p + 1) * PAGE].min(axis=0) for p in range(pages)])
             high = np.stack([k[p * PAGE:(p + 1) * PAGE].max(axis=0) for p in range(pages)])
-            bound = np.maximum(q, 0) @ high.T + np.minimum(q, 0) @ low.T
         for row in range(n):
             seen = row + 1
-            s = exact[row, :seen]
-            noise = 0.1188 * (q[row] @ q[row]) * squares[row] * scale**2 if case in TIERS else 0
-            if case == "full" or seen <= BUDGET or (paper and layer < 2) or noise > 8:
-                weight[0, row, :seen] = np.exp(s - s.max())
-                continue
-            if case == "streaming":
-                chosen = np.zeros(seen, bool)
-                chosen[:SINKS] = chosen[seen - (BUDGET - SINKS):] = True
-            elif case == "oracle":
-                chosen = best(s, BUDGET)
-            elif case == "quest":
-                newest = row // PAGE
-                chosen_pages = best(np.append(bound[row, :newest], np.inf), BUDGET // PAGE)
-                chosen = chosen_pages[np.arange(seen) // PAGE]
-            else:
-                own = score[row, :seen].copy()
-                always = np.zeros(seen, bool)
-                always[: 0 if paper else SINKS] = True
-                own[always] = np.inf
-                chosen = best(own, BUDGET)
-            if case not in TIERS:
-                weight[0, row, :seen][chosen] = np.exp(s[chosen] - s[chosen].max())
-                continue
-
-            # src/step/tiers.h, src/attend/sketch.h
-            guess = scale * (unit[row] * score[row, :seen] + highest[row])
-            top = guess[~always].max()
-            estimated = np.where(always, 0, np.exp(guess - top))
-            reach = top + np.log(3e-4 * estimated.sum()) - np.sqrt(noise)
-            sketch = {"tail": 0, "sketch": 128, "tiers": 1024}[case]
-            picked = best(own, int(np.clip((always | (guess >= reach)).sum(), BUDGET, BUDGET + sketch)))
-            candidate = picked if case == "tiers" else best(own, BUDGET)
-            most = s[candidate].max()
-            rank = np.where(candidate, np.rint(np.maximum(-32767, 1000 * (s - most))), -np.inf)
-            rank[always] = np.inf
-            chosen = best(rank, BUDGET)
-            known = candidate & ~always
-            w = np.exp(s - most)
-            low = known & (estimated <= 2 * estimated[known].min())
-            low = low if low.sum() >= 16 else known
-            gain = min(w[low].sum() / estimated[low].sum(), 5 * np.exp(min(top - most, 30)))
-            weight[0, row, :seen] = np.where(chosen, w, 0)
-            other = np.where(candidate, np.where(chosen, 0, w), gain * estimated)  # of the second tier and the tail
-            block = np.arange(seen) // BLOCK
-            mixed = (block == row // BLOCK) & (min(n, (row // BLOCK + 1) * BLOCK) != seen)
-            level = candidate & ~chosen | ~candidate & (mixed | picked)
-            weight[1, row, :seen] = np.where(level, other, 0)
-            of_block = np.bincount(block, other)
-            small = of_block <= of_block.mean() / 8  # their weight goes to the others
-            of_block = np.where(small, 0, of_block * of_block.sum() / of_block[~small].sum())
-            mean_weight[row, :len(of_block)] = of_block
-        out = weight[0] @ v
-        if case in TIERS:
-            values = Codes(v)
-            out += weight[1] @ values.detail + mean_weight @ values.mean
-        return (out / (weight[0].sum(axis=1) + mean_weight.sum(axis=1))[:, None]).astype(np.float32)
+            listing = []  # heads whose candidates make the list: guess, bound, exact
+            union = np.zeros(seen, bool)
+            always = np.zeros(seen, bool)
+            always[: 0 if paper else SINKS] = True
+            if case in SHARES:
+                always[coded:] = True
+            mixed = np.zeros(row // BLOCK + 1, bool)
+            mixed[-1] = min(coded, (row // BLOCK + 1) * BLOCK) > seen
+            for head, q in enumerate(queries):
+                s = exacts[head][row, :seen]
+                if case in SHARES or case in ("dot", "manhattan", "paper"):
+                    score, unit, highest, squares = (x[row] for x in estimates[head])
+                distortion = 0.556 if estimator == "manhattan" else 0.1188
+                noise = distortion * (q[row] @ q[row]) * squares * scale**2 if case in SHARES else 0
+                if case == "full" or seen <= (128 if case in SHARES else BUDGET) or (paper and layer < 2) or noise > 8:
+                    weights[head][row, :seen] = np.exp(s - s.max())
+                    continue
+                if case in SHARES:  # src/step/list.h
+                    own = np.where(always, -np.inf, score[:seen])
+                    guess = scale * (unit * own + highest)
+                    total = np.exp(guess).sum() + np.exp(s[always]).sum()
+                    bound = np.log(SHARES[case] * total) - np.sqrt(noise)
+                    candidate = guess >= bound + np.where(mixed[np.arange(seen) // BLOCK], np.log(1 / 8), 0)
+                    if not 64 <= candidate.sum() <= max(1024, seen // 16):
+                        candidate = best(own, max(64, min(candidate.sum(), max(1024, seen // 16)))) & ~always
+                        bound = guess[candidate].min()
+                    union |= candidate
+                    listing.append((head, guess, bound, s))
+                    continue
+                if case == "streaming":
+                    chosen = np.zeros(seen, bool)
+                    chosen[:SINKS] = chosen[seen - (BUDGET - SINKS):] = True
+                elif case == "oracle":
+                    chosen = best(s, BUDGET)
+                elif case == "quest":
+                    newest = row // PAGE
+                    bounds = np.maximum(q[row], 0) @ high.T + np.minimum(q[row], 0) @ low.T
+                    chosen = best(np.append(bounds[:newest], np.inf), BUDGET // PAGE)[np.arange(seen) // PAGE]
+                else:
+                    chosen = best(np.where(always, np.inf, score[:seen]), BUDGET)
+                weights[head][row, :seen][chosen] = np.exp(s[chosen] - s[chosen].max())
+            for head, guess, bound, s in listing:
+                values, of_means = weights_of_list(guess, bound, s, union | always, mixed)
+                weights[head][row, :seen] = values
+                mean_weights[head][row, :len(of_means)] = of_means
+        mean = means(v, coded)
+        return [((w @ v + m @ mean) / (w.sum(axis=1) + m.sum(axis=1))[:, None]).astype(np.float32) for w, m in zip(weights, mean_weights)]
 
     return attention
 

@@ -26,17 +26,17 @@ check(full.out == plain.out, "... and the 64 tokens are the same")
 automatic = complete(prompt, *cached, "-fa", "auto", policy="full", min_context=512)
 check(automatic["dense_rows"] >= 63 * 30 and automatic.out == plain.out, "-fa auto finds the back end as well")
 
-sparse = complete(prompt, *cached, budget=128, min_context=512)
-check(sparse.code == 0 and sparse["sparse_rows"] >= 63 * 30, "budget 128: every step was sparse")
+sparse = complete(prompt, *cached, min_context=512)
+check(sparse.code == 0 and sparse["sparse_rows"] >= 63 * 30, "every step was sparse")
 read = sparse["tokens_selected"] / sparse["sparse_rows"]
 seen = sparse["tokens_visible"] / sparse["sparse_rows"]
-check(read == 128 and seen > 1000, f"... a query read {read:.0f} of {seen:.0f} tokens")
+check(68 <= read < seen / 2 and seen > 1000, f"... a query read {read:.0f} of {seen:.0f} tokens")
 check(sparse["stale_rows"] == 0, "... with no stale row")
 check(0 < sparse["blocks_encoded"] < 63 * 30 * 3 * 3, "... and encoded little more than one block a head and step")
 
-short = complete(prompt, *cached, budget=128, min_context=100000)
+short = complete(prompt, *cached, min_context=100000)
 check(short["steps"] == 0 and short.out == plain.out, "below ADAMAS_MIN_CONTEXT the engine is left alone")
-layers = complete(prompt, *cached, budget=128, min_context=512, dense_layers=28)
+layers = complete(prompt, *cached, min_context=512, dense_layers=28)
 check(0 < layers["steps"] <= 64 * 2, "ADAMAS_DENSE_LAYERS=28 of 30 leaves 28 layers to the engine")
 
 few = text_file("few.txt", 300)

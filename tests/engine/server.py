@@ -1,5 +1,5 @@
 """llama-server through `adamas run`: several slots, separate and unified KV, prompt cache, saved slots, context shift, drafted
-tokens. With a full budget the answers are the plain engine's; with 128 tokens the same requests run sparse."""
+tokens. With a full budget the answers are the plain engine's; without it the same requests run sparse."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ REFRAINS = ("The wind goes toward the south, and turns about to the north.",
             "One generation goes, another comes, and the earth remains.",
             "The sun rises, and the sun goes down, and hurries to its place.")
 CHARACTERS = (5000, 2100, 2100, 1000, 2100, 2100)  # of the clients' documents, some 1,400, 580 and 280 tokens, and of two others
-SPARSE = {"budget": 128, "min_context": 512, "stats": 1}
+SPARSE = {"min_context": 512, "stats": 1}
 LAYERS = 30
 
 
@@ -80,7 +80,7 @@ def saved_slot(server):
     restored = server.slot(0, "restore", filename="slot.bin")
     after = server.ask(prompt, id_slot=0)
     tokens = before.usage.prompt_tokens
-    check(saved["n_saved"] == restored["n_restored"] >= tokens and after.cached == tokens - 1, f"slot 0, budget 128: "
+    check(saved["n_saved"] == restored["n_restored"] >= tokens and after.cached == tokens - 1, f"slot 0, sparse: "
           f"{saved['n_saved']} tokens saved, erased and restored, {after.cached} of {tokens} not read again")
     check(after.text == before.text, f"... and the answer is the one before ({before.text!r}, {after.text!r})")
 
@@ -106,13 +106,13 @@ for kind, full in (("separate", {"policy": "full", "budget": 1000000}), ("unifie
         if kind == "separate":
             saved_slot(server)
         sparse = all_at_once(server)
-        check(right(sparse), f"{kind} KV, budget 128: every answer is right")
+        check(right(sparse), f"{kind} KV, sparse: every answer is right")
         check_cached(sparse)
         run = ended(server)
         read = run["tokens_selected"] / run["sparse_rows"]
         seen = run["tokens_visible"] / run["sparse_rows"]
         check(run["sparse_rows"] > 64 * LAYERS, f"... {run['sparse_rows']} query rows were sparse")
-        check(read == 128, f"... and read {read:.0f} of {seen:.0f} tokens")
+        check(68 <= read < seen, f"... and read {read:.0f} of {seen:.0f} tokens")
 
 with Server("shift", "-c", 1024, "-np", 1, "--context-shift", **SPARSE) as server:
     answer = server.ask(TEXT.read_text()[:3200] + "\n" + refrain(0, 6), tokens=120)
@@ -125,7 +125,7 @@ with Server("shift", "-c", 1024, "-np", 1, "--context-shift", **SPARSE) as serve
 
 for kind, arguments, least in (("n-gram lookup", (*LOOK_UP, "--spec-ngram-simple-size-m", 4), 1.5), ("n-gram lookup of long drafts", LOOK_UP, 9),
                                ("draft model", ("-md", MODEL, "--spec-type", "draft-simple", "--spec-draft-n-max", 3), 1.5)):
-    for budget, settings in (("a full budget", {"policy": "full", "budget": 1000000}), ("budget 128", {})):
+    for budget, settings in (("a full budget", {"policy": "full", "budget": 1000000}), ("sparse", {})):
         with Server(f"{kind} {budget}".replace(" ", "_"), "-c", 2048, "-np", 1, *arguments, **SPARSE | settings) as server:
             answer = server.ask(TWO_WAYS, tokens=32)
             check(answer.text == undrafted.text, f"{kind}, {budget}: the plain engine's answer")

@@ -21,7 +21,7 @@ class Report(BrowserTest):
         self.assertEqual(look["points"], 2 * 5 * 6)
         self.assertEqual(look["cells"], 4 * 20)
         self.assertEqual(look["heads"], 30 * 9)
-        for words in ("budget: tokens that a query head reads (log scale)", "ratio (to dense)", "dense attention", "depth",
+        for words in ("tokens that a query head reads in full (log scale)", "ratio (to dense)", "dense attention", "depth",
                       "length of the text (tokens)", "layer", "query head", "true mass (share of the softmax)"):
             self.assertIn(words, look["axes"])
         for words in ("adamas eval --model smollm2.gguf", "one that was made up", "7.759", "1.1100", "19 of 20 found"):
