@@ -218,8 +218,8 @@ def attention_of(case):
                     total = np.exp(guess).sum() + np.exp(s[always]).sum()
                     bound = np.log(SHARES[case] * total) - np.sqrt(noise)
                     candidate = guess >= bound + np.where(mixed[np.arange(seen) // BLOCK], np.log(1 / 8), 0)
-                    if not 64 <= candidate.sum() <= max(1024, seen // 16):
-                        candidate = best(own, max(64, min(candidate.sum(), max(1024, seen // 16)))) & ~always
+                    if not 64 <= candidate.sum() <= max(2048, seen // 16):
+                        candidate = best(own, max(64, min(candidate.sum(), max(2048, seen // 16)))) & ~always
                         bound = guess[candidate].min()
                     union |= candidate
                     listing.append((head, guess, bound, s))

@@ -74,7 +74,7 @@ def report(hostile=""):
                                            "ratio": 1 + extra, "ratio_error": 0.004 + extra / 15, "kl": extra * 0.8, "same_top": 1 - min(0.7, extra),
                                            "mass": max(0.2, 0.97 - extra / 2), "tokens_read": budget + 12.5, "scored": 4096, "seconds": 70 + budget / 30,
                                            "guarded": 0.012, "widened": 0})
-            perplexity.append(perplexity[-1] | {"policy": "adamas", "estimator": "dot", "budget": "auto", "tokens_read": 301.4}) if policy == "oracle" else None
+        perplexity.append(perplexity[-1] | {"policy": "adamas", "estimator": "dot", "budget": "auto", "tokens_read": 301.4})
     places = [(length, depth) for length in (1024, 2048, 4096, 8192) for depth in (0, 0.25, 0.5, 0.75, 1)]
     hidden = [{"task": task, "policy": policy, "estimator": estimator, "budget": 128, "length": length, "depth": depth,
                "found": chance.random() < (0.97 if policy != "streaming" else 0.3), "answer": f"The pass key is 71432. {hostile}"}
