@@ -79,12 +79,12 @@ void estimate(Row& row, int g, int64_t first, int64_t last) {
 }
 
 // Calls work(i) for every i below count: each thread goes through its own part in order, because heads of a group read many of the same
-// rows, and then takes from what the others have left. next: [threads], 0 at first.
+// rows, and then takes from what the others have left. parts: [threads], none taken at first.
 template <class Work>
-void share(int64_t count, std::atomic<int64_t>* next, int threads, Work&& work) {
+void share(int64_t count, Stages::Part* parts, int threads, Work&& work) {
   for (int turn = 0, part = omp_get_thread_num(); turn < threads; turn++, part = (part + 1) % threads) {
     const int64_t first = count * part / threads, last = count * (part + 1) / threads;
-    for (int64_t i; (i = first + next[part].fetch_add(1, std::memory_order_relaxed)) < last;) work(i);
+    for (int64_t i; (i = first + parts[part].taken.fetch_add(1, std::memory_order_relaxed)) < last;) work(i);
   }
 }
 
@@ -95,9 +95,9 @@ inline void pause() {
 }
 
 // Where the others are: soon there, or without a processor.
-void wait_for(const std::atomic<bool>& ready) {
+void wait_for(const std::atomic<int64_t>& ready, int64_t row) {
   constexpr int patience = 2000;  // some 50 us
-  for (int turn = 0; !ready.load(std::memory_order_acquire); turn++) turn < patience ? pause() : std::this_thread::yield();
+  for (int turn = 0; ready.load(std::memory_order_acquire) != row; turn++) turn < patience ? pause() : std::this_thread::yield();
 }
 
 // One thread's way through the stages: all work that is left in one, then in the next. Threads need not meet: a KV head's work
@@ -105,7 +105,10 @@ void wait_for(const std::atomic<bool>& ready) {
 // business but the clock's. So a thread that has lost its processor holds up no more than the piece in its hands.
 class Way {
  public:
-  Way(Row& row, int threads) : row_(row), stages_(row.plan.stages), threads_(threads), thread_(omp_get_thread_num()) {}
+  Way(Row& row, int threads) : row_(row), stages_(row.plan.stages), threads_(threads), thread_(omp_get_thread_num()) {
+    for (int stage = 0; stage < Stages::most; stage++)  // for the row after this one
+      for (int part = thread_; part < row.plan.params.max_threads; part += threads) parts(stages_.row + 1, stage)[part].taken = 0;
+  }
 
   // work(g, unit) for every unit below `units` of every KV head; after(g) when the last one of g has ended.
   template <class Work, class After>
@@ -113,17 +116,18 @@ class Way {
     const int stage = stage_++;
     if (units == 0) return;
     Clock& clock = row_.start_clock(thread_);
-    share(stages_.kv_heads * units, &stages_.next[stage * threads_], threads_, [&](int64_t i) {
+    share(stages_.kv_heads * units, parts(stages_.row, stage), threads_, [&](int64_t i) {
       const int g = int(i / units);
-      if (before_ >= 0 && !stages_.ready[before_ * stages_.kv_heads + g].load(std::memory_order_acquire)) {
-        wait_for(stages_.ready[before_ * stages_.kv_heads + g]);
+      if (before_ >= 0 && head(before_, g).ready.load(std::memory_order_acquire) != stages_.row) {
+        wait_for(head(before_, g).ready, stages_.row);
         clock.start(row_.p.times != nullptr);
       }
       work(g, i % units);
-      const int64_t at = stage * stages_.kv_heads + g;
-      if (stages_.ended[at].fetch_add(1, std::memory_order_acq_rel) + 1 < units) return;
+      Stages::Head& now = head(stage, g);
+      if (now.ended.fetch_add(1, std::memory_order_acq_rel) + 1 < units) return;
       after(g);
-      stages_.ready[at].store(true, std::memory_order_release);
+      now.ended.store(0, std::memory_order_relaxed);
+      now.ready.store(stages_.row, std::memory_order_release);
     });
     before_ = stage;
   }
@@ -133,6 +137,11 @@ class Way {
   }
 
  private:
+  Stages::Head& head(int stage, int g) { return stages_.heads[stage * stages_.kv_heads + g]; }
+  Stages::Part* parts(int64_t row, int stage) {
+    return &stages_.parts[(row % 2 * Stages::most + stage) * row_.plan.params.max_threads];
+  }
+
   Row& row_;
   Stages& stages_;
   const int threads_, thread_;
@@ -297,13 +306,7 @@ int64_t attend_unscored(Row& row, int h, int thread) {
 }  // namespace
 
 Stages::Stages(int kv_heads, int threads)
-    : kv_heads(kv_heads), next(size_t(most) * threads), ended(size_t(most) * kv_heads), ready(size_t(most) * kv_heads) {}
-
-void Stages::begin() {
-  for (auto& n : next) n.store(0, std::memory_order_relaxed);
-  for (auto& n : ended) n.store(0, std::memory_order_relaxed);
-  for (auto& n : ready) n.store(false, std::memory_order_relaxed);
-}
+    : kv_heads(kv_heads), parts(2 * size_t(most) * threads), heads(size_t(most) * kv_heads) {}
 
 int64_t attend_sparse(Row& row, int threads) {
   Plan& plan = row.plan;
@@ -312,7 +315,7 @@ int64_t attend_sparse(Row& row, int threads) {
   const int64_t pieces = scored ? (row.active + scan_blocks - 1) / scan_blocks : 0;
   std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{});
   int64_t stale = 0;
-  plan.stages.begin();
+  plan.stages.row++;
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
     const int thread = omp_get_thread_num();

@@ -59,12 +59,19 @@ inline constexpr int list_parts = 8, mean_parts = 2;
 struct Stages {
   static constexpr int most = 7;
   Stages(int kv_heads, int threads);
-  void begin();
 
+  // Each on a line of its own: a line that two cores write to travels between them with every unit.
+  struct alignas(64) Part {
+    std::atomic<int64_t> taken;  // units of a thread's own part
+  };
+  struct alignas(64) Head {
+    std::atomic<int64_t> ended;  // units of a KV head
+    std::atomic<int64_t> ready;  // the row in which all of them have ended, and what comes after
+  };
   const int kv_heads;
-  std::vector<std::atomic<int64_t>> next;   // [most, threads] units of a thread's own part that are taken
-  std::vector<std::atomic<int64_t>> ended;  // [most, kv_heads] units
-  std::vector<std::atomic<bool>> ready;     // [most, kv_heads] all of them, and what comes after
+  int64_t row = 0;  // counted, so that nothing needs to be taken back
+  std::vector<Part> parts;  // [2, most, threads] of the rows in turn
+  std::vector<Head> heads;  // [most, kv_heads]
 };
 
 // Everything that a step writes besides its output, sized once; the step itself allocates nothing, but for the first one of many rows.
