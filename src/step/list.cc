@@ -163,7 +163,7 @@ int64_t widen(Row& row, int h, HeadRoom& room) {
   HeadReport& head = plan.heads[h];
   HeadScores& of = plan.head_scores[h];
   const int64_t own = plan.params.kv_heads + h;
-  const int octave = std::max(1, int(std::log(2.0) / of.e.unit));
+  const int octave = int(std::clamp(std::log(2.0) / of.e.unit, 1.0, 65536.0));
   int64_t stale = 0;
   head.widened = true;
   for (int bound = of.bound - octave;; bound -= octave) {

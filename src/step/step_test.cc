@@ -452,14 +452,15 @@ TEST_P(StepTest, TheOutputLiesAmongTheValues) {
 }
 
 TEST_P(StepTest, AQueryOfZerosWeighsAllTokensAlike) {
-  for (const char* estimator : {"dot", "manhattan"}) {
-    Fixture f({.tokens = 3000, .settings = {{"min_context", "0"}, {"estimator", estimator}}});
-    f.append_all();
-    const adamas_step_params p = f.params(1, 1);
-    std::fill(f.q.begin(), f.q.end(), 0.0f);
-    ASSERT_OK_STEP(f, p);
-    for (float lse : f.lse) EXPECT_NEAR(lse, std::log(3000.0), 0.01) << estimator;
-  }
+  for (const char* estimator : {"dot", "manhattan"})
+    for (const char* min_mass : {"0", "0.9"}) {
+      Fixture f({.tokens = 3000, .settings = {{"min_context", "0"}, {"estimator", estimator}, {"min_mass", min_mass}}});
+      f.append_all();
+      const adamas_step_params p = f.params(1, 1);
+      std::fill(f.q.begin(), f.q.end(), 0.0f);
+      ASSERT_OK_STEP(f, p);
+      for (float lse : f.lse) EXPECT_NEAR(lse, std::log(3000.0), 0.01) << estimator << ", min_mass " << min_mass;
+    }
 }
 
 TEST_P(StepTest, OfKeysThatAreAllTheSameTheLastAreSelected) {
