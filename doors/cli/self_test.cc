@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "f16.h"
+#include "verdict.h"
 
 namespace cli {
 namespace {
@@ -195,7 +196,7 @@ SelfTest self_test(const AttentionShape& shape, adamas::Config config) {
   config.dense_layers = 0;
   const adamas::Config automatic = config;
   const bool with_rest = config.budget == ADAMAS_BUDGET_AUTO;
-  config.budget = std::min<std::int64_t>(with_rest ? ADAMAS_AUTO_TOKENS : config.budget, tokens / 2);
+  config.budget = std::min(tokens_of_budget(config.budget), tokens / 2);
   config.sinks = std::min(config.sinks, config.budget / 2);
   config.recent = std::min(config.recent, config.budget / 2);
 

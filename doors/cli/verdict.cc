@@ -45,8 +45,8 @@ std::string why_dense(const Model& model, std::size_t index, std::int64_t contex
   const std::string what = tokens < context ? "a sliding window of " + counted(tokens, "token")
                                             : "the context of " + counted(tokens, "token");
   if (tokens < config.min_context) return fmt::format("{} is below min_context, {}", what, config.min_context);
-  const std::int64_t budget = config.budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : config.budget;
-  if (tokens <= budget) return fmt::format("{} is within the budget, {}", what, budget);
+  if (const std::int64_t budget = tokens_of_budget(config.budget); tokens <= budget)
+    return fmt::format("{} is within the budget, {}", what, budget);
   return "";
 }
 
