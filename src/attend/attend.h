@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "attend/softmax_state.h"
-#include "core/view.h"
+#include "core/rows.h"
 
 namespace adamas {
 

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "core/view.h"
+#include "core/rows.h"
 
 namespace adamas {
 

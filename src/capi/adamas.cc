@@ -434,11 +434,11 @@ adamas_status adamas_selection(const adamas_plan* plan, int32_t q_head, int64_t*
       if (indices != nullptr && written < size) indices[written] = token;
       written++;
     };
-    if (p.heads[q_head].dense) {
-      for (int64_t b = 0; b < blocks_of(p.last_tokens); b++)
-        for_each_bit(p.visible[b], [&](int t) { emit(b * block_tokens + t); });
+    if (reads_all(p.results[q_head].reading)) {
+      for (int64_t b = 0; b < blocks_of(p.last_view.tokens); b++)
+        for_each_bit(p.last_view.bits[b], [&](int t) { emit(b * block_tokens + t); });
     } else {
-      for (int64_t i = 0; i < p.heads[q_head].selected; i++) emit(p.heads[q_head].tokens[i]);
+      for (int64_t i = 0; i < p.results[q_head].selected; i++) emit(p.results[q_head].tokens[i]);
     }
     *count = written;
     if (indices != nullptr && written > size)

@@ -16,7 +16,7 @@
 #include <cstdint>
 
 #include "codes/layout.h"
-#include "core/view.h"
+#include "core/rows.h"
 
 namespace adamas {
 

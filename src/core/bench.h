@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/shape.h"
-#include "core/view.h"
+#include "core/rows.h"
 
 namespace adamas::bench {
 

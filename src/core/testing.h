@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "core/shape.h"
-#include "core/view.h"
+#include "core/rows.h"
 #include "device/device.h"
 
 namespace adamas::testing {

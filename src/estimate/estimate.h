@@ -49,12 +49,12 @@ struct alignas(64) Query {
   uint32_t low[max_head_dim / chunk_dims];
   int16_t q16[max_head_dim];   // for centres
   int32_t q8_sum;              // dot: sum of q8
-  int32_t reach;               // |I| is at most this
+  int32_t max_abs_score;       // |I| is at most this
   float largest;               // m
   float rms;                   // of the rotated query
   double unit;                 // u
   double highest_centre;       // c_max
-  bool cut;                    // some block's C_b is above (c_b - c_max) / u
+  bool offset_clipped;         // some block's C_b is above (c_b - c_max) / u
 };
 
 // y: [head_dim], rotated, finite. threshold: of the query's codes, for the preset `paper`; 0 means 0.98 RMS(y).

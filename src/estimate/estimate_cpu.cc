@@ -304,17 +304,17 @@ void prepare_query(const float* y, int head_dim, Estimator estimator, float thre
   std::fill(query.q16 + head_dim, std::end(query.q16), int16_t{0});
   if (estimator == Estimator::dot) {
     std::memset(query.q8, 0, sizeof query.q8);
-    query.q8_sum = query.reach = 0;
+    query.q8_sum = query.max_abs_score = 0;
     for (int d = 0; d < head_dim; d++) {
       const int in_chunk = d % chunk_dims;
       const auto q8 = static_cast<int8_t>(round_even(y[d] * to8));
       query.q8[d - in_chunk + 4 * (in_chunk % 8) + in_chunk / 8] = q8;
       query.q8_sum += q8;
-      query.reach += 3 * std::abs(q8);
+      query.max_abs_score += 3 * std::abs(q8);
     }
   } else {
     const float t = threshold > 0 ? threshold : threshold_sigmas * query.rms;
-    query.reach = 63 * head_dim;
+    query.max_abs_score = 63 * head_dim;
     std::memset(query.high, 0, sizeof query.high);
     std::memset(query.low, 0, sizeof query.low);
     for (int d = 0; d < head_dim; d++) {
@@ -368,7 +368,7 @@ void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes&
   if (!(unit > 0)) unit = flat_unit;
   query.unit = unit;
   query.highest_centre = highest;
-  query.cut = (lowest - highest) / unit < lowest_centre;
+  query.offset_clipped = (lowest - highest) / unit < lowest_centre;
   HWY_DYNAMIC_DISPATCH(OffsetsOf)(centres, count, highest, unit, offsets);
 }
 

@@ -23,8 +23,8 @@
 //   weight of listed value i   w_i (1 + beta [i low]),  beta = lean R / sum_low w
 //   weight of mean value b     T_b - beta sum of w over the low tokens of b
 //
-// A mixed block holds rows, too, that this row does not see (another sequence's, or later ones of its batch), so its mean is not its own:
-// what is not read of it counts as what was attended to, and its tokens say nothing of the lean.
+// A block with hidden rows has a mean that is also of rows that this query does not see (another sequence's, or later ones of its batch): what is
+// not read of it counts as what was attended to, and its tokens say nothing of the lean.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@
 
 namespace adamas {
 
-struct Estimated {
+struct WeightScale {
   double unit;     // scale u
   double highest;  // scale c_max
   float softcap;   // 0: none
@@ -41,9 +41,9 @@ struct Estimated {
 };
 
 // exp(s^_t - max) of scores [count] within four percent; 0 where hidden, which is no estimate. count: a multiple of 64.
-void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights);
+void weigh(const WeightScale& e, const int16_t* scores, int64_t count, float* weights);
 // The sums of the same weights over blocks of 64: scores [blocks, 64], weights [blocks]. Returns the sum of all.
-float weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights);
+float weigh_blocks(const WeightScale& e, const int16_t* scores, int64_t blocks, float* weights);
 
 // exp(score - max), in place. Room for count to a multiple of 64; what lies beyond becomes 0. Returns their sum.
 float weigh_exact(float* scores, float max, int64_t count);
@@ -57,12 +57,12 @@ inline constexpr float highest_weight = 30;   // exponent of an estimate that fa
 
 // A query head, and the list of its KV head.
 struct HeadList {
-  Estimated e;
+  WeightScale e;
   int16_t bound;             // from which score on the head lists tokens itself
   const uint64_t* listed;    // [blocks] bit t of word b: score 64 b + t is of a listed token
   const int32_t* positions;  // [count] the same, ascending
   int64_t count;
-  const uint8_t* mixed;      // [blocks]; NULL: no block is
+  const uint8_t* has_hidden_rows;  // [blocks]; NULL: no block has
   int64_t blocks;            // of its scores
 };
 
@@ -70,13 +70,13 @@ struct HeadList {
 struct Measured {
   float max;        // NaN: so is the head
   float listed;     // sum of w
-  float rest;       // R, without mixed blocks
-  float mixed;      // what R would be of these
+  float rest;       // R, without the blocks that have hidden rows
+  float beside_hidden;  // what R would be of these
   float low;        // sum of w over the low tokens that have a mean value
   float low_limit;  // of an own token's w^ to be low
 
   // The share of the softmax that was read.
-  double mass() const { return double(listed) / (double(listed) + double(rest) + double(mixed)); }
+  double mass() const { return double(listed) / (double(listed) + double(rest) + double(beside_hidden)); }
 };
 
 // In:          scores [blocks, 64] of all tokens, with an estimate or hidden

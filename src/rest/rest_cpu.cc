@@ -47,7 +47,7 @@ struct Weights {
   Floats unit, shift, cap, inverse_cap, max;  // in powers of two, but for what a softcap needs before
   bool capped;
 
-  explicit Weights(const Estimated& e) {
+  explicit Weights(const WeightScale& e) {
     const F32 d;
     capped = e.softcap > 0;
     // In double: a common centre can be thousands, of which only the difference to the maximum is left.
@@ -85,7 +85,7 @@ struct SmallWeights {
   int16_t reference = 0, lowest = 0, step = 0, at_reference = 0;
   int bits = 0;
 
-  explicit SmallWeights(const Estimated& e) {
+  explicit SmallWeights(const WeightScale& e) {
     const double steps = e.unit * static_cast<double>(log2_e) * 128;  // of a score
     const double middle = std::nearbyint((static_cast<double>(e.max) - e.highest) / e.unit);  // the score that weighs about 1
     fits = e.softcap == 0 && steps >= 0.25 && steps <= 64 && std::abs(middle) <= 32767;
@@ -110,7 +110,7 @@ struct SmallWeights {
 };
 #endif
 
-void Weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights) {
+void Weigh(const WeightScale& e, const int16_t* scores, int64_t count, float* weights) {
   const F32 d;
 #if HWY_TARGET != HWY_SCALAR
   if (const SmallWeights small(e); small.fits) {  // as WeighBlocks does, bit for bit
@@ -132,7 +132,7 @@ void Weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weig
   for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) hn::StoreU(of(LoadScores(scores + i)), d, weights + i);
 }
 
-float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
+float WeighBlocks(const WeightScale& e, const int16_t* scores, int64_t blocks, float* weights) {
   const F32 d;
   auto total = hn::Zero(d);
   const auto four_at_a_time = [&](auto sum_of) HWY_ATTR {
@@ -174,7 +174,7 @@ float WeighBlocks(const Estimated& e, const int16_t* scores, int64_t blocks, flo
 
 // The sums of blocks that the list leaves, made anew of their other tokens: to take weights off a sum would leave its rounding, where estimates
 // stand far above what they stand for. The list's scores are gathered on the way. Returns how many.
-int64_t LeaveOut(const Estimated& e, const uint64_t* listed, int64_t blocks, const int16_t* scores, float* sums, int16_t* estimated) {
+int64_t LeaveOut(const WeightScale& e, const uint64_t* listed, int64_t blocks, const int16_t* scores, float* sums, int16_t* estimated) {
   int64_t count = 0;
 #if HWY_TARGET != HWY_SCALAR
   const I16 d;
@@ -185,7 +185,7 @@ int64_t LeaveOut(const Estimated& e, const uint64_t* listed, int64_t blocks, con
   const Weights of(e);
   int64_t waiting[4], held = 0;  // blocks whose sums are added up across lanes, four at a time
   Floats lane_sums[4] = {hn::Zero(df), hn::Zero(df), hn::Zero(df), hn::Zero(df)};
-  const auto settle = [&]() HWY_ATTR {
+  const auto sum_lanes = [&]() HWY_ATTR {
     float of_four[4];
     SumLanesOfFour(lane_sums[0], lane_sums[1], lane_sums[2], lane_sums[3], of_four);
     for (int64_t i = 0; i < held; i++) sums[waiting[i]] = of_four[i];
@@ -215,9 +215,9 @@ int64_t LeaveOut(const Estimated& e, const uint64_t* listed, int64_t blocks, con
     }
     lane_sums[held] = hn::Add(even, odd);
     waiting[held++] = b;
-    if (held == 4) settle();
+    if (held == 4) sum_lanes();
   }
-  if (held > 0) settle();
+  if (held > 0) sum_lanes();
 #else
   const Weights of(e);
   for (int64_t b = 0; b < blocks; b++) {
@@ -321,31 +321,31 @@ int64_t GrowLow(const int16_t* estimated, int16_t bound, const float* guesses, f
   return written;
 }
 
-// The sums times a factor; those of mixed blocks become 0 and are counted apart. Returns the sum of the others.
-float ScaleSums(float* sums, const uint8_t* mixed, int64_t blocks, float factor, float& of_mixed) {
+// The sums times a factor; those of blocks with hidden rows become 0 and are counted apart. Returns the sum of the others.
+float ScaleSums(float* sums, const uint8_t* has_hidden_rows, int64_t blocks, float factor, float& beside_hidden) {
   const F32 d;
   const I32 di;
   const hn::Rebind<uint8_t, F32> d8;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  auto clean_sum = hn::Zero(d), mixed_sum = hn::Zero(d);
+  auto clean_sum = hn::Zero(d), hidden_sum = hn::Zero(d);
   const auto scale = hn::Set(d, factor);
   int64_t i = 0;
   for (; i + lanes <= blocks; i += lanes) {
     const auto sum = hn::Mul(hn::LoadU(d, sums + i), scale);
-    const auto flags = mixed != nullptr ? hn::PromoteTo(di, hn::LoadU(d8, mixed + i)) : hn::Zero(di);
+    const auto flags = has_hidden_rows != nullptr ? hn::PromoteTo(di, hn::LoadU(d8, has_hidden_rows + i)) : hn::Zero(di);
     const auto is_clean = hn::RebindMask(d, hn::Eq(flags, hn::Zero(di)));
     const auto clean = hn::IfThenElseZero(is_clean, sum);
     hn::StoreU(clean, d, sums + i);
     clean_sum = hn::Add(clean_sum, clean);
-    mixed_sum = hn::Add(mixed_sum, hn::IfThenZeroElse(is_clean, sum));
+    hidden_sum = hn::Add(hidden_sum, hn::IfThenZeroElse(is_clean, sum));
   }
   float of_clean = hn::GetLane(hn::SumOfLanes(d, clean_sum));
-  of_mixed = hn::GetLane(hn::SumOfLanes(d, mixed_sum));
+  beside_hidden = hn::GetLane(hn::SumOfLanes(d, hidden_sum));
   for (; i < blocks; i++) {
     const float sum = sums[i] * factor;
-    const bool is_mixed = mixed != nullptr && mixed[i] != 0;
-    (is_mixed ? of_mixed : of_clean) += sum;
-    sums[i] = is_mixed ? 0.0f : sum;
+    const bool has_hidden = has_hidden_rows != nullptr && has_hidden_rows[i] != 0;
+    (has_hidden ? beside_hidden : of_clean) += sum;
+    sums[i] = has_hidden ? 0.0f : sum;
   }
   return of_clean;
 }
@@ -403,7 +403,7 @@ namespace {
 
 // Low, and in a block that has a mean value.
 bool is_low(const HeadList& list, const Measured& measured, int16_t estimated, float guess, int64_t block) {
-  return estimated >= list.bound && guess <= measured.low_limit && (list.mixed == nullptr || list.mixed[block] == 0);
+  return estimated >= list.bound && guess <= measured.low_limit && (list.has_hidden_rows == nullptr || list.has_hidden_rows[block] == 0);
 }
 
 }  // namespace
@@ -418,11 +418,11 @@ HWY_EXPORT(SumLow);
 HWY_EXPORT(ScaleSums);
 HWY_EXPORT(AddMeans);
 
-void weigh(const Estimated& e, const int16_t* scores, int64_t count, float* weights) {
+void weigh(const WeightScale& e, const int16_t* scores, int64_t count, float* weights) {
   HWY_DYNAMIC_DISPATCH(Weigh)(e, scores, count, weights);
 }
 
-float weigh_blocks(const Estimated& e, const int16_t* scores, int64_t blocks, float* weights) {
+float weigh_blocks(const WeightScale& e, const int16_t* scores, int64_t blocks, float* weights) {
   return HWY_DYNAMIC_DISPATCH(WeighBlocks)(e, scores, blocks, weights);
 }
 
@@ -444,9 +444,9 @@ Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, 
   const float expected = std::exp(std::min(list.e.max - measured.max, highest_weight));
   const float factor = low / guessed;
   measured.rest = HWY_DYNAMIC_DISPATCH(ScaleSums)(
-      sums, list.mixed, list.blocks, std::isfinite(factor) ? std::min(factor, highest_factor * expected) : expected, measured.mixed);
-  if (list.mixed == nullptr) measured.low = low;
-  for (int64_t i = 0; i < list.count && list.mixed != nullptr; i++)
+      sums, list.has_hidden_rows, list.blocks, std::isfinite(factor) ? std::min(factor, highest_factor * expected) : expected, measured.beside_hidden);
+  if (list.has_hidden_rows == nullptr) measured.low = low;
+  for (int64_t i = 0; i < list.count && list.has_hidden_rows != nullptr; i++)
     if (is_low(list, measured, estimated[i], guesses[i], list.positions[i] / block_tokens)) measured.low += weights[i];
   return measured;
 }
@@ -455,7 +455,7 @@ void lean_rest(const HeadList& list, const Measured& measured, const int16_t* es
                int32_t* low_positions, float* low_weights) {
   if (!(measured.low > 0)) return;
   const float beta = lean * measured.rest / measured.low;
-  if (list.mixed == nullptr) {
+  if (list.has_hidden_rows == nullptr) {
     const int64_t low = HWY_DYNAMIC_DISPATCH(GrowLow)(estimated, list.bound, guesses, measured.low_limit, beta, list.positions, list.count, weights,
                                                       low_positions, low_weights);
     for (int64_t i = 0; i < low; i++) sums[uint32_t(low_positions[i]) / block_tokens] -= low_weights[i];

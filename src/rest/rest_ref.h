@@ -11,7 +11,7 @@
 
 namespace adamas::ref {
 
-inline double weight(const Estimated& e, int16_t score) {
+inline double weight(const WeightScale& e, int16_t score) {
   if (score == hidden_score) return 0;
   double s = e.unit * score + e.highest;
   if (e.softcap > 0) s = e.softcap * std::tanh(s / e.softcap);
@@ -20,10 +20,10 @@ inline double weight(const Estimated& e, int16_t score) {
 
 struct Rest {
   double max = 0;                                 // the largest exact score, which all sums are relative to
-  double listed = 0, rest = 0, mixed = 0;
+  double listed = 0, rest = 0, beside_hidden = 0;
   std::vector<double> weights;                    // [count] of listed values
   std::vector<double> means;                      // [blocks] of mean values
-  double mass() const { return listed / (listed + rest + mixed); }
+  double mass() const { return listed / (listed + rest + beside_hidden); }
 };
 
 // scores: [blocks * 64] of all tokens; exact: [count] of the list's.
@@ -62,12 +62,12 @@ inline Rest rest(const HeadList& list, const std::vector<int16_t>& scores, const
   const double expected = std::exp(std::min(double(list.e.max) - out.max, double(highest_weight)));
   const double factor = std::isfinite(low / guessed) ? std::min(low / guessed, highest_factor * expected) : expected;
 
-  const auto has_mean = [&](int64_t block) { return list.mixed == nullptr || list.mixed[block] == 0; };
+  const auto has_mean = [&](int64_t block) { return list.has_hidden_rows == nullptr || list.has_hidden_rows[block] == 0; };
   for (int64_t b = 0; b < list.blocks; b++) {
     double sum = 0;
     for (int64_t t = b * block_tokens; t < (b + 1) * block_tokens; t++) sum += is_listed[t] ? 0 : factor * weight(list.e, scores[t]);
     out.means.push_back(has_mean(b) ? sum : 0);
-    (has_mean(b) ? out.rest : out.mixed) += sum;
+    (has_mean(b) ? out.rest : out.beside_hidden) += sum;
   }
 
   double with_mean = 0;

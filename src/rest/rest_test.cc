@@ -18,7 +18,7 @@ TEST_P(RestTest, WeighsAsTheReferenceDoes) {
   for (int16_t& s : scores) s = int16_t(score(random));
   for (size_t i = 0; i < scores.size(); i += 7) scores[i] = hidden_score;
   // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates a little and far above the reference.
-  for (const Estimated& e : {Estimated{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, 60}, {1e-3, 47, 0, 0}}) {
+  for (const WeightScale& e : {WeightScale{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, 60}, {1e-3, 47, 0, 0}}) {
     std::vector<float> weights(scores.size()), blocks(9);
     weigh(e, scores.data(), int64_t(scores.size()), weights.data());
     const float all = weigh_blocks(e, scores.data(), 9, blocks.data());
@@ -72,12 +72,12 @@ TEST_P(RestTest, SaysWhatIsNoNumber) {
 
 // Scores of `blocks` blocks and a list of some of their tokens, whose exact scores are what the estimates say and a good deal of noise.
 struct Head {
-  Head(uint32_t seed, int64_t blocks, int64_t count, Estimated e, bool with_mixed) : random(seed), scores(blocks * block_tokens), mixed(blocks) {
+  Head(uint32_t seed, int64_t blocks, int64_t count, WeightScale e, bool with_hidden) : random(seed), scores(blocks * block_tokens), has_hidden_rows(blocks) {
     std::normal_distribution<float> normal(0, 900);
     std::uniform_int_distribution<int> percent(0, 99);
     for (int16_t& s : scores) s = int16_t(std::clamp(normal(random), -30000.0f, 16000.0f));
     for (int16_t& s : scores) s = percent(random) < 3 ? hidden_score : s;  // sinks, fresh and hidden ones
-    for (uint8_t& m : mixed) m = with_mixed && percent(random) < 40;
+    for (uint8_t& m : has_hidden_rows) m = with_hidden && percent(random) < 40;
     std::vector<int32_t> order(scores.size());
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
@@ -94,7 +94,7 @@ struct Head {
     }
     listed.assign(blocks, 0);
     for (int32_t p : positions) listed[p / block_tokens] |= uint64_t{1} << p % block_tokens;
-    list = {e, 0, listed.data(), positions.data(), int64_t(positions.size()), with_mixed ? mixed.data() : nullptr, blocks};
+    list = {e, 0, listed.data(), positions.data(), int64_t(positions.size()), with_hidden ? has_hidden_rows.data() : nullptr, blocks};
     std::vector<int16_t> own;
     for (int32_t p : positions)
       if (scores[p] != hidden_score) own.push_back(scores[p]);
@@ -103,7 +103,7 @@ struct Head {
   }
   std::mt19937 random;
   std::vector<int16_t> scores;
-  std::vector<uint8_t> mixed;
+  std::vector<uint8_t> has_hidden_rows;
   std::vector<uint64_t> listed;
   std::vector<int32_t> positions;
   std::vector<float> exact;
@@ -113,12 +113,12 @@ struct Head {
 // Weights of estimates are within four percent, so which tokens weigh at most twice the least is, too: the factor and the low tokens' share
 // move by what the few in question weigh. The bounds below hold for sums; single weights are told by what they add up to.
 TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
-  for (const Estimated& e : {Estimated{2e-3, 3, 0, 3}, {2e-3, 40, 0, 38}, {4e-3, 10, 30, 9}, {1e-3, 900, 0, 925}, {2e-3, 3, 0, -20}})
+  for (const WeightScale& e : {WeightScale{2e-3, 3, 0, 3}, {2e-3, 40, 0, 38}, {4e-3, 10, 30, 9}, {1e-3, 900, 0, 925}, {2e-3, 3, 0, -20}})
     for (int64_t count : {1, 20, 300, 900})
-      for (bool with_mixed : {false, true}) {
+      for (bool with_hidden : {false, true}) {
         SCOPED_TRACE(::testing::Message() << "unit " << e.unit << ", highest " << e.highest << ", softcap " << e.softcap << ", max " << e.max
-                                          << ", " << count << " listed, mixed " << with_mixed);
-        Head head(uint32_t(count), 40, count, e, with_mixed);
+                                          << ", " << count << " listed, hidden rows " << with_hidden);
+        Head head(uint32_t(count), 40, count, e, with_hidden);
         const ref::Rest expected = ref::rest(head.list, head.scores, {head.exact.begin(), head.exact.end()});
         const std::vector<int16_t>& scores = head.scores;
         std::vector<int16_t> estimated(rest_room(head.list.count));
@@ -131,9 +131,9 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
         const Measured measured = measure_rest(head.list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
         EXPECT_EQ(measured.max, float(expected.max));
         EXPECT_NEAR(measured.listed, expected.listed, 1e-5 * expected.listed);
-        const double off = 0.12 * (expected.rest + expected.mixed);
+        const double off = 0.12 * (expected.rest + expected.beside_hidden);
         EXPECT_NEAR(measured.rest, expected.rest, off + 1e-30);
-        EXPECT_NEAR(measured.mixed, expected.mixed, off + 1e-30);
+        EXPECT_NEAR(measured.beside_hidden, expected.beside_hidden, off + 1e-30);
         EXPECT_NEAR(measured.mass(), expected.mass(), 0.03);
         for (int64_t i = 0; i < head.list.count; i++) EXPECT_EQ(estimated[i], scores[head.list.positions[i]]);
         lean_rest(head.list, measured, estimated.data(), guesses.data(), weights.data(), sums.data(), low_positions.data(), low_weights.data());
@@ -144,14 +144,14 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
           leaned += double(weights[i]) - own;
           const double grown = double(lean) * double(measured.rest) / double(measured.low);
           const bool is_low = estimated[i] >= head.list.bound && guesses[i] <= measured.low_limit &&
-                              !(with_mixed && head.mixed[head.list.positions[i] / block_tokens]);
+                              !(with_hidden && head.has_hidden_rows[head.list.positions[i] / block_tokens]);
           ASSERT_NEAR(weights[i], is_low ? own * (1 + grown) : own, 2e-5 * own * (1 + (is_low ? grown : 0))) << "token " << i;
           expected_total += expected.weights[i];
         }
         for (int64_t b = 0; b < 40; b++) {
           total += double(sums[b]);
           expected_total += expected.means[b];
-          if (head.mixed[b] && with_mixed) {
+          if (head.has_hidden_rows[b] && with_hidden) {
             EXPECT_EQ(sums[b], 0) << "block " << b;
           }
         }
@@ -171,7 +171,7 @@ TEST_P(RestTest, TheRestIsNotWhatRoundingLeaves) {
   std::vector<int32_t> positions(20);
   std::iota(positions.begin(), positions.end(), 0);
   for (int32_t p : positions) scores[p] = 9000;
-  const Estimated e{2e-3, 0, 0, 0};  // e^36 between them
+  const WeightScale e{2e-3, 0, 0, 0};  // e^36 between them
   weigh_blocks(e, scores.data(), 2, sums.data());
   const HeadList list{e, 9000, listed, positions.data(), 20, nullptr, 2};
   const Measured measured = measure_rest(list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());

@@ -43,7 +43,7 @@ Cache::Cache(const adamas_config& config, const adamas_cache_params& params)
 }
 
 // The rows of a block that are to have codes: a function of the sequence's live rows. All of them when there is no whole group yet.
-uint64_t Cache::to_code(int64_t sequence, int64_t block) const {
+uint64_t Cache::rows_to_encode(int64_t sequence, int64_t block) const {
   const uint64_t live = live_[sequence * blocks_ + block];
   if (block != last_[sequence] || open_rows_ == 1) return live;
   const int rows = 64 - std::countl_zero(live);
@@ -87,7 +87,7 @@ void Cache::invalidate() { std::fill(marked_.begin(), marked_.end(), all_marks_)
 
 void Cache::encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, int kv_head, float* scratch) {
   if (!keys_marked(sequence, block)) return;
-  const uint64_t coded = to_code(sequence, block);
+  const uint64_t coded = rows_to_encode(sequence, block);
   const Rows rows = rows_of(k, sequence, kv_head).from(block * block_tokens);
   if (quest_) {
     const int pages = block_tokens / quest_page;
@@ -102,7 +102,7 @@ void Cache::encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, i
 void Cache::encode_values(const adamas_rows& v, int64_t sequence, int64_t block, int kv_head, float* scratch) {
   if (!(marked_[sequence * blocks_ + block] & values_mark)) return;
   const Means means = this->means(sequence, kv_head);
-  encode_mean(rows_of(v, sequence, kv_head).from(block * block_tokens), params.head_dim, to_code(sequence, block), block == 0,
+  encode_mean(rows_of(v, sequence, kv_head).from(block * block_tokens), params.head_dim, rows_to_encode(sequence, block), block == 0,
               means.mean + block * params.head_dim, means.scale + block, scratch);
 }
 

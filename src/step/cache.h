@@ -25,7 +25,7 @@ class Cache {
   void invalidate();
 
   // The visible rows of a block become live.
-  void see(int64_t sequence, int64_t block, uint64_t visible) {
+  void mark_live(int64_t sequence, int64_t block, uint64_t visible) {
     if (uint64_t& live = live_[sequence * blocks_ + block]; (visible & ~live) != 0) {
       live |= visible;
       grew(sequence, block);
@@ -35,9 +35,9 @@ class Cache {
   // and kinds may be encoded at the same time.
   void encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, int kv_head, float* scratch);
   void encode_values(const adamas_rows& v, int64_t sequence, int64_t block, int kv_head, float* scratch);
-  void encoded(int64_t sequence, int64_t block, bool values_too) {
+  void mark_encoded(int64_t sequence, int64_t block, bool values_too) {
     marked_[sequence * blocks_ + block] &= values_too ? 0 : values_mark;
-    coded_[sequence * blocks_ + block] = to_code(sequence, block);
+    coded_[sequence * blocks_ + block] = rows_to_encode(sequence, block);
   }
 
   Codes codes(int64_t sequence, int kv_head) const;
@@ -52,7 +52,7 @@ class Cache {
   bool keys_marked(int64_t sequence, int64_t block) const { return marked_[sequence * blocks_ + block] & keys_mark; }
   int64_t bytes() const;
   // Where the rotating check of row hashes goes on.
-  int64_t next_checked = 0;
+  int64_t next_verified = 0;
 
   const adamas_config config;
   const adamas_cache_params params;
@@ -60,9 +60,9 @@ class Cache {
  private:
   static constexpr uint8_t keys_mark = 1, values_mark = 2;
 
-  uint64_t to_code(int64_t sequence, int64_t block) const;
+  uint64_t rows_to_encode(int64_t sequence, int64_t block) const;
   void mark_if_changed(int64_t sequence, int64_t block) {
-    if (block >= 0 && to_code(sequence, block) != coded(sequence, block)) marked_[sequence * blocks_ + block] = all_marks_;
+    if (block >= 0 && rows_to_encode(sequence, block) != coded(sequence, block)) marked_[sequence * blocks_ + block] = all_marks_;
   }
   void grew(int64_t sequence, int64_t block);  // has new live rows
 

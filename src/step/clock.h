@@ -1,4 +1,4 @@
-// Where a step's time goes. Each thread has a clock of its own (HeadRoom::clock); a step adds them up at its end.
+// Where a step's time goes. Each thread has a clock of its own (HeadScratch::clock); a step adds them up at its end.
 #pragma once
 
 #include <chrono>

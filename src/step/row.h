@@ -10,24 +10,16 @@
 
 namespace adamas {
 
-template <class T>
-const std::byte* at(const T* base, int64_t offset) {
-  return reinterpret_cast<const std::byte*>(base) + offset;
-}
-
 // One query row of one sequence, and what it sees.
 struct Row {
   Plan& plan;
   Cache& cache;
   const adamas_step_params& p;
-  int64_t batch, row;       // indices into q, out, mask
+  int64_t batch, row;  // indices into q, out, mask
   int64_t sequence;
-  int64_t tokens = 0;       // in view, before the mask
-  int64_t visible = 0;      // after it
-  int64_t active = 0;       // blocks with a visible token
-  int64_t mixed = 0;        // active blocks whose codes are also of rows that this row does not see
-  int64_t special = 0;      // active blocks with tokens that are hidden or must be attended to
-  bool biased = false;      // some visible token has a bias other than 0
+  bool verify;         // the hashes of the key rows that are read
+  View view;
+  Uncoded uncoded;     // of a row that is not dense
 
   int head_dim() const { return plan.params.head_dim; }
   int group() const { return plan.params.q_heads / plan.params.kv_heads; }
@@ -43,17 +35,15 @@ struct Row {
   uint64_t* marked(int h) const { return plan.marked.get() + h * plan.blocks; }
   uint64_t* on_list(int g) const { return plan.on_list.get() + g * plan.blocks; }
   // A list of tokens, their positions in the scores, and a head's weights of it.
-  int32_t* tokens_of(int64_t list) const { return plan.tokens.get() + list * plan.room; }
-  int32_t* positions_of(int64_t list) const { return plan.positions.get() + list * plan.room; }
-  float* weights(int h) const { return plan.list_weights.get() + h * plan.room; }
-  const uint8_t* mixed_blocks() const { return mixed > 0 ? plan.is_mixed.get() : nullptr; }
+  int32_t* tokens_of(int64_t list) const { return plan.tokens.get() + list * plan.selection_capacity; }
+  int32_t* positions_of(int64_t list) const { return plan.positions.get() + list * plan.selection_capacity; }
+  float* weights(int h) const { return plan.list_weights.get() + h * plan.selection_capacity; }
   Attention attention(int kv_head) const {
-    return {head_dim(), scale(), p.softcap, rows_of(p.k, sequence, kv_head), rows_of(p.v, sequence, kv_head),
-            biased ? plan.bias.get() : nullptr};
+    return {head_dim(), scale(), p.softcap, rows_of(p.k, sequence, kv_head), rows_of(p.v, sequence, kv_head), view.bias};
   }
   // A thread's clock, started.
   Clock& start_clock(int thread = 0) const {
-    Clock& clock = plan.rooms[thread].clock;
+    Clock& clock = plan.scratch[thread].clock;
     clock.start(p.times != nullptr);
     return clock;
   }
@@ -65,31 +55,19 @@ struct Row {
     while (count > 0 && is_fresh(tokens[count - 1])) count--;
     return adamas::count_stale(rows_of(p.k, sequence, kv_head), head_dim(), cache.codes(sequence, kv_head), tokens, count);
   }
-  // Active blocks are the first ones, none left out: scores lie token after token.
-  bool whole() const { return active > 0 && plan.active[active - 1] == active - 1; }
-  // Scores lie active block after active block: the tokens at `count` positions.
-  int32_t token_at(int64_t position) const {
-    return plan.active[position / block_tokens] * block_tokens + int32_t(position % block_tokens);
-  }
-  void tokens_at(const int32_t* positions, int64_t count, int32_t* tokens) const {
-    for (int64_t i = 0; i < count; i++) tokens[i] = token_at(uint32_t(positions[i]));
-  }
 };
 
-// Which tokens the row sees: plan.visible, plan.active, plan.bias.
-void look(Row& row);
-
 // Query head h as f32, to plan.q.
-void load_query(Row& row, int h);
+void load_query(const Row& row, int h);
 
-// Attention over every visible token, for the heads whose plan.heads[h].dense says so.
-void attend_dense(Row& row, int threads);
+// Attention over every visible token, for the heads whose result says so.
+void attend_dense(const Row& row, int threads);
 
 // The stages, for the policies that select. Returns how many of the key rows that were read are not those that their codes
 // were made from.
-int64_t attend_sparse(Row& row, int threads);
+int64_t attend_sparse(const Row& row, int threads);
 
 // The state of a head becomes its output.
-void finish(Row& row, int h);
+void finish(const Row& row, int h);
 
 }  // namespace adamas

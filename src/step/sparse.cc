@@ -12,8 +12,8 @@
 #include "baselines/streaming.h"
 #include "codes/codes.h"
 #include "hadamard/hadamard.h"
-#include "select/select.h"
-#include "step/list.h"
+#include "list/list.h"
+#include "step/heads.h"
 
 namespace adamas {
 namespace {
@@ -21,21 +21,21 @@ namespace {
 constexpr int64_t scan_blocks = 16;  // blocks of one piece of scanning work: 16 to 64 KB of codes
 
 // What the query heads of a KV head share: sigma_ref, the weights of its blocks, and how noisy its codes are.
-void prepare_keys(Row& row, int g) {
+void prepare_keys(const Row& row, int g) {
   Plan& plan = row.plan;
   const Codes codes = row.cache.codes(row.sequence, g);
-  plan.reference[g] = reference_sigma(codes.sigma, plan.active.get(), row.active);
-  block_weights(codes.sigma, plan.active.get(), row.active, plan.reference[g], plan.weights.get() + g * plan.blocks);
+  plan.reference[g] = reference_sigma(codes.sigma, row.view.blocks, row.view.active);
+  block_weights(codes.sigma, row.view.blocks, row.view.active, plan.reference[g], plan.weights.get() + g * plan.blocks);
   double squares = 0;  // one block far beyond the rest must not make the whole head look noisy
-  for (int64_t i = 0; i < row.active; i++) {
-    const double sigma = std::min(codes.sigma[plan.active[i]], plan.reference[g]);
+  for (int64_t i = 0; i < row.view.active; i++) {
+    const double sigma = std::min(codes.sigma[row.view.blocks[i]], plan.reference[g]);
     squares += sigma * sigma;
   }
-  plan.variance[g] = squares / double(std::max<int64_t>(1, row.active));
+  plan.variance[g] = squares / double(std::max<int64_t>(1, row.view.active));
 }
 
 // Stage 1 and the query's half of stage 3, for one query head; whether it is too noisy to be estimated.
-void prepare(Row& row, int h) {
+void prepare(const Row& row, int h) {
   Plan& plan = row.plan;
   load_query(row, h);
   if (plan.config.policy != ADAMAS_POLICY_ADAMAS) return;
@@ -48,18 +48,18 @@ void prepare(Row& row, int h) {
   if (row.cache.params.rotated == 0) rotate(y, row.head_dim());
   const float threshold = coding_of(plan.config) == Coding::paper ? paper_threshold : 0.0f;
   prepare_query(y, row.head_dim(), row.estimator(), threshold, plan.queries[h]);
-  HeadReport& head = plan.heads[h];
-  head.noise = float(noise_of(plan.queries[h], row.head_dim(), plan.variance[g], row.scale(), row.estimator()));
-  if (plan.config.max_noise > 0 && head.noise > plan.config.max_noise) {
-    head.dense = head.guarded = true;
+  HeadResult& result = plan.results[h];
+  result.noise = float(noise_of(plan.queries[h], row.head_dim(), plan.variance[g], row.scale(), row.estimator()));
+  if (plan.config.max_noise > 0 && result.noise > plan.config.max_noise) {
+    result.reading = Reading::noisy;
     return;
   }
-  block_offsets(plan.queries[h], row.head_dim(), row.estimator(), row.cache.codes(row.sequence, g), plan.active.get(),
-                row.active, plan.reference[g], plan.centres.get() + h * plan.blocks, plan.offsets.get() + h * plan.blocks);
+  block_offsets(plan.queries[h], row.head_dim(), row.estimator(), row.cache.codes(row.sequence, g), row.view.blocks,
+                row.view.active, plan.reference[g], plan.centres.get() + h * plan.blocks, plan.offsets.get() + h * plan.blocks);
 }
 
 // Stage 3: scores of the tokens of active blocks [first, last), for every query head of one KV head.
-void estimate(Row& row, int g, int64_t first, int64_t last) {
+void estimate(const Row& row, int g, int64_t first, int64_t last) {
   Plan& plan = row.plan;
   for (int next = g * row.group(); next < (g + 1) * row.group();) {
     int heads = 0;
@@ -67,13 +67,13 @@ void estimate(Row& row, int g, int64_t first, int64_t last) {
     const int16_t* offsets[max_scan_heads];
     int16_t* scores[max_scan_heads];
     for (; next < (g + 1) * row.group() && heads < max_scan_heads; next++) {
-      if (plan.heads[next].dense) continue;
+      if (reads_all(plan.results[next].reading)) continue;
       queries[heads] = &plan.queries[next];
       offsets[heads] = plan.offsets.get() + next * plan.blocks + first;
       scores[heads++] = row.scores(next) + first * block_tokens;
     }
     if (heads == 0) return;
-    scan(queries, heads, row.head_dim(), row.estimator(), row.cache.codes(row.sequence, g), plan.active.get() + first,
+    scan(queries, heads, row.head_dim(), row.estimator(), row.cache.codes(row.sequence, g), row.view.blocks + first,
          last - first, plan.weights.get() + g * plan.blocks + first, offsets, scores);
   }
 }
@@ -105,7 +105,7 @@ void wait_for(const std::atomic<int64_t>& ready, int64_t row) {
 // business but the clock's. So a thread that has lost its processor holds up no more than the piece in its hands.
 class Way {
  public:
-  Way(Row& row, int threads) : row_(row), stages_(row.plan.stages), threads_(threads), thread_(omp_get_thread_num()) {
+  Way(const Row& row, int threads) : row_(row), stages_(row.plan.stages), threads_(threads), thread_(omp_get_thread_num()) {
     for (int stage = 0; stage < Stages::most; stage++)  // for the row after this one
       for (int part = thread_; part < row.plan.params.max_threads; part += threads) parts(stages_.row + 1, stage)[part].taken = 0;
   }
@@ -142,7 +142,7 @@ class Way {
     return &stages_.parts[(row % 2 * Stages::most + stage) * row_.plan.params.max_threads];
   }
 
-  Row& row_;
+  const Row& row_;
   Stages& stages_;
   const int threads_, thread_;
   int stage_ = 0, before_ = -1;
@@ -163,7 +163,7 @@ template <class Visit>
 void for_heads(const Row& row, int g, Visit&& visit) {
   int heads[max_attend_heads], count = 0;
   for (int h = g * row.group(); h < (g + 1) * row.group(); h++) {
-    if (!row.plan.heads[h].dense && !row.plan.heads[h].widened) heads[count++] = h;
+    if (row.plan.results[h].reading == Reading::sparse) heads[count++] = h;
     if (count == max_attend_heads || (h + 1 == (g + 1) * row.group() && count > 0)) {
       visit(heads, count);
       count = 0;
@@ -172,11 +172,11 @@ void for_heads(const Row& row, int g, Visit&& visit) {
 }
 
 // The keys of a part of a list: each row is read once, for all query heads. Returns stale ones.
-int64_t read_keys(Row& row, int g, Part part, Clock& clock) {
+int64_t read_keys(const Row& row, int g, Part part, Clock& clock) {
   if (part.count == 0) return 0;
   const int32_t* tokens = row.tokens_of(g) + part.first;
   const Codes codes = row.cache.codes(row.sequence, g);
-  for (int64_t i = 0; i < part.count && row.p.verify != 0; i++) __builtin_prefetch(codes.hash + tokens[i], 0, 2);
+  for (int64_t i = 0; i < part.count && row.verify; i++) __builtin_prefetch(codes.hash + tokens[i], 0, 2);
   for_heads(row, g, [&](const int* heads, int count) {
     const float* queries[max_attend_heads];
     float* scores[max_attend_heads];
@@ -189,13 +189,13 @@ int64_t read_keys(Row& row, int g, Part part, Clock& clock) {
     score_list(row.attention(g), queries, slopes, count, tokens, part.count, scores);
   });
   clock.lap(&Times::exact);
-  const int64_t stale = row.p.verify != 0 ? row.count_stale(g, tokens, part.count) : 0;
+  const int64_t stale = row.verify ? row.count_stale(g, tokens, part.count) : 0;
   clock.lap(&Times::check);
   return stale;
 }
 
 // The values of a part of a list, or the means of a part of the blocks: into states(h)[unit].
-void read_values(Row& row, int g, int64_t unit, Clock& clock) {
+void read_values(const Row& row, int g, int64_t unit, Clock& clock) {
   const Plan& plan = row.plan;
   for_heads(row, g, [&](const int* heads, int count) {
     const float* weights[max_attend_heads];
@@ -210,96 +210,53 @@ void read_values(Row& row, int g, int64_t unit, Clock& clock) {
       if (part.count > 0) add_values(row.attention(g), row.tokens_of(g) + part.first, weights, count, part.count, outs);
       clock.lap(&Times::attend);
     } else {
-      const int64_t first = row.active * (unit - list_parts) / mean_parts, last = row.active * (unit - list_parts + 1) / mean_parts;
+      const int64_t first = row.view.active * (unit - list_parts) / mean_parts, last = row.view.active * (unit - list_parts + 1) / mean_parts;
       for (int j = 0; j < count; j++) weights[j] = row.sums(heads[j]) + first;
-      add_means(row.cache.means(row.sequence, g), row.head_dim(), plan.active.get() + first, weights, count, last - first, outs);
+      add_means(row.cache.means(row.sequence, g), row.head_dim(), row.view.blocks + first, weights, count, last - first, outs);
       clock.lap(&Times::rest);
     }
   });
 }
 
 // All parts are summed up, in their order.
-void finish_heads(Row& row, int g) {
+void finish_heads(const Row& row, int g) {
   for_heads(row, g, [&](const int* heads, int count) {
     for (int j = 0; j < count; j++) {
       SoftmaxState* states = row.states(heads[j]);
       for (int part = 1; part < list_parts + mean_parts; part++)
         for (int d = 0; d < row.head_dim(); d++) states[0].out[d] += states[part].out[d];
-      add_mixed(row, heads[j]);
+      add_beside_hidden(row, heads[j]);
       finish(row, heads[j]);
     }
   });
 }
 
-// The top tokens by their true scores: every key is read.
-void attend_oracle(Row& row, int h, HeadRoom& room) {
-  Plan& plan = row.plan;
-  HeadReport& head = plan.heads[h];
-  int32_t* all = room.positions.get();
-  int64_t count = 0;
-  for (int64_t i = 0; i < row.active; i++)
-    for_each_bit(plan.visible[plan.active[i]], [&](int t) { all[count++] = int32_t(plan.active[i] * block_tokens + t); });
-  room.clock.lap(&Times::select);
-  const Attention attention = row.attention(h / row.group());
-  const float* query = row.q(h);
-  const float slope = row.slope(h);
-  float* exact = room.scores.get();
-  score_list(attention, &query, &slope, 1, all, count, &exact);
-  room.clock.lap(&Times::exact);
-  int32_t* tokens = row.tokens_of(h);
-  head.selected = std::min(budget_of(plan.config), count);
-  head.tokens = tokens;
-  auto* order = reinterpret_cast<int32_t*>(room.select.get());  // has room for three times as many
-  const auto known = [&](int32_t i) { return std::isnan(exact[i]) ? -std::numeric_limits<float>::infinity() : exact[i]; };
-  std::iota(order, order + count, 0);
-  std::nth_element(order, order + head.selected, order + count,
-                   [&](int32_t a, int32_t b) { return known(a) != known(b) ? known(a) > known(b) : a > b; });
-  std::sort(order, order + head.selected);
-  float* weights = row.weights(h);
-  for (int64_t i = 0; i < head.selected; i++) {
-    tokens[i] = all[order[i]];
-    weights[i] = exact[order[i]];
-  }
-  room.clock.lap(&Times::select);
-  SoftmaxState& state = *row.states(h);
-  std::fill_n(state.out, row.head_dim(), 0.0f);
-  state.max = state.sum = highest_exact(weights, head.selected);
-  if (std::isnan(state.max)) return;
-  double everything = 0;
-  for (int64_t i = 0; i < count; i++)
-    if (!std::isnan(exact[i])) everything += std::exp(double(exact[i]) - double(state.max));
-  state.sum = state.max > -std::numeric_limits<float>::infinity() ? weigh_exact(weights, state.max, head.selected) : 0.0f;
-  const float* of_head = weights;
-  add_values(attention, tokens, &of_head, 1, head.selected, &state.out);
-  head.mass = float(double(state.sum) / everything);
-}
-
 // Stages 4 and 5 of a baseline that estimates no score, for one query head.
-int64_t attend_unscored(Row& row, int h, int thread) {
+int64_t attend_unscored(const Row& row, int h, int thread) {
   Plan& plan = row.plan;
-  HeadReport& head = plan.heads[h];
+  HeadResult& result = plan.results[h];
   const int g = h / row.group();
   int32_t* tokens = row.tokens_of(h);
-  head.tokens = tokens;
+  result.tokens = tokens;
   int64_t stale = 0;
   if (plan.config.policy == ADAMAS_POLICY_STREAMING) {
-    head.selected = select_streaming(plan.visible.get(), blocks_of(row.tokens), row.visible, budget_of(plan.config),
+    result.selected = select_streaming(row.view.bits, blocks_of(row.view.tokens), row.view.visible, budget_of(plan.config),
                                      plan.config.sinks, tokens);
-    plan.rooms[thread].clock.lap(&Times::select);
+    plan.scratch[thread].clock.lap(&Times::select);
   } else {
     const int64_t pages = plan.blocks * (block_tokens / quest_page);
-    head.selected = select_quest(row.q(h), row.head_dim(), row.cache.quest_bounds(row.sequence, g), plan.visible.get(),
-                                 blocks_of(row.tokens), budget_of(plan.config), plan.page_scores.get() + thread * pages,
+    result.selected = select_quest(row.q(h), row.head_dim(), row.cache.quest_bounds(row.sequence, g), row.view.bits,
+                                 blocks_of(row.view.tokens), budget_of(plan.config), plan.page_scores.get() + thread * pages,
                                  plan.pages.get() + thread * pages, tokens);
-    plan.rooms[thread].clock.lap(&Times::select);
-    if (row.p.verify != 0) stale = row.count_stale(g, tokens, head.selected);
-    plan.rooms[thread].clock.lap(&Times::check);
+    plan.scratch[thread].clock.lap(&Times::select);
+    if (row.verify) stale = row.count_stale(g, tokens, result.selected);
+    plan.scratch[thread].clock.lap(&Times::check);
   }
-  head.mass = std::numeric_limits<float>::quiet_NaN();
+  result.mass = std::numeric_limits<float>::quiet_NaN();
   const float* query = row.q(h);
   const float slope = row.slope(h);
   row.states(h)->clear(row.head_dim());
-  attend_list(row.attention(g), &query, &slope, 1, tokens, head.selected, row.states(h));
+  attend_list(row.attention(g), &query, &slope, 1, tokens, result.selected, row.states(h));
   return stale;
 }
 
@@ -308,19 +265,18 @@ int64_t attend_unscored(Row& row, int h, int thread) {
 Stages::Stages(int kv_heads, int threads)
     : kv_heads(kv_heads), parts(2 * size_t(most) * threads), heads(size_t(most) * kv_heads) {}
 
-int64_t attend_sparse(Row& row, int threads) {
+int64_t attend_sparse(const Row& row, int threads) {
   Plan& plan = row.plan;
   const int kv_heads = plan.params.kv_heads, group = row.group();
   const bool scored = plan.config.policy == ADAMAS_POLICY_ADAMAS, with_rest = has_rest(plan.config);
-  const int64_t pieces = scored ? (row.active + scan_blocks - 1) / scan_blocks : 0;
-  std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{});
+  const int64_t pieces = scored ? (row.view.active + scan_blocks - 1) / scan_blocks : 0;
   int64_t stale = 0;
   plan.stages.row++;
 #pragma omp parallel num_threads(threads) reduction(+ : stale) if (threads > 1)
   {
     const int thread = omp_get_thread_num();
-    HeadRoom& room = plan.rooms[thread];
-    Clock& clock = room.clock;
+    HeadScratch& scratch = plan.scratch[thread];
+    Clock& clock = scratch.clock;
     Way way(row, omp_get_num_threads());
     way.stage(scored ? 1 : 0, [&](int g, int64_t) {
       prepare_keys(row, g);
@@ -331,18 +287,18 @@ int64_t attend_sparse(Row& row, int threads) {
       clock.lap(&Times::prepare);
     });
     way.stage(pieces, [&](int g, int64_t piece) {
-      estimate(row, g, piece * scan_blocks, std::min(row.active, (piece + 1) * scan_blocks));
+      estimate(row, g, piece * scan_blocks, std::min(row.view.active, (piece + 1) * scan_blocks));
       clock.lap(&Times::estimate);
     });
     if (with_rest) {
       way.stage(
-          group, [&](int g, int64_t j) { if (!plan.heads[g * group + j].dense) choose(row, g * group + int(j), room); },
+          group, [&](int g, int64_t j) { if (!reads_all(plan.results[g * group + j].reading)) choose(row, g * group + int(j), scratch); },
           [&](int g) {
             make_list(row, g);
             clock.lap(&Times::select);
           });
       way.stage(list_parts, [&](int g, int64_t part) { stale += read_keys(row, g, part_of(plan.listed[g], part), clock); });
-      way.stage(group, [&](int g, int64_t j) { if (!plan.heads[g * group + j].dense) stale += weigh_list(row, g * group + int(j), room); });
+      way.stage(group, [&](int g, int64_t j) { if (!reads_all(plan.results[g * group + j].reading)) stale += weigh_list(row, g * group + int(j), scratch); });
       way.stage(
           list_parts + mean_parts, [&](int g, int64_t unit) { read_values(row, g, unit, clock); },
           [&](int g) {
@@ -352,18 +308,18 @@ int64_t attend_sparse(Row& row, int threads) {
     } else {
       way.stage(group, [&](int g, int64_t j) {
         const int h = g * group + int(j);
-        if (plan.heads[h].dense) return;
-        if (scored) stale += attend_budget(row, h, room);
-        else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, h, room);
+        if (reads_all(plan.results[h].reading)) return;
+        if (scored) stale += attend_budget(row, h, scratch);
+        else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, h, scratch);
         else stale += attend_unscored(row, h, thread);
-        if (!plan.heads[h].dense) finish(row, h);
+        if (!reads_all(plan.results[h].reading)) finish(row, h);
         clock.lap(&Times::attend);
       });
     }
 #pragma omp for schedule(dynamic) nowait  // small work comes last
     for (int g = 0; g < kv_heads; g++) {
-      if (plan.checked.empty()) continue;
-      stale += row.count_stale(g, plan.checked.data(), int64_t(plan.checked.size()));
+      if (plan.slice.empty()) continue;
+      stale += row.count_stale(g, plan.slice.data(), int64_t(plan.slice.size()));
       clock.lap(&Times::check);
     }
   }

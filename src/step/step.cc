@@ -3,24 +3,23 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <bit>
 
 #include "baselines/quest.h"
 #include "select/select.h"
-#include "step/list.h"
+#include "step/heads.h"
 
 namespace adamas {
 namespace {
 
 // Stages 1 and 2 of what changed since the last step in blocks of plan.seen. Returns blocks x kv_heads encoded.
-int64_t encode_changed(Row& row, int threads) {
+int64_t encode_changed(const Row& row, int threads) {
   Plan& plan = row.plan;
   const int kv_heads = plan.params.kv_heads;
   int64_t count = 0;
   Clock& first_clock = row.start_clock();
-  const int64_t blocks = blocks_of(row.tokens);
+  const int64_t blocks = blocks_of(row.view.tokens);
   for (int64_t b = 0; b < blocks; b++)
-    if (plan.seen[b] != 0) row.cache.see(row.sequence, b, plan.seen[b]);
+    if (plan.seen[b] != 0) row.cache.mark_live(row.sequence, b, plan.seen[b]);
   for (int64_t b = 0; b < blocks; b++)
     if (plan.seen[b] != 0 && row.cache.marked(row.sequence, b)) plan.unencoded[count++] = int32_t(b);
   const int kinds = row.cache.has_means() ? 2 : 1;
@@ -36,61 +35,35 @@ int64_t encode_changed(Row& row, int threads) {
     else row.cache.encode_values(row.p.v, row.sequence, block, g, scratch);
     clock.lap(&Times::encode);
   }
-  for (int64_t i = 0; i < count; i++) row.cache.encoded(row.sequence, plan.unencoded[i], true);
+  for (int64_t i = 0; i < count; i++) row.cache.mark_encoded(row.sequence, plan.unencoded[i], true);
   return count * kv_heads;
 }
 
-// What codes do not say of the active blocks: which are mixed, which hold tokens that are hidden or must be attended to (sinks, recent
-// and fresh ones).
-void find_special(Row& row) {
+// The next live rows in turn, `verify_rows` for every row of the step, whose hashes are to be checked: plan.slice.
+void find_slice(const Row& row) {
   Plan& plan = row.plan;
-  int64_t rank = 0, mixed = 0, special = 0;
-  plan.always_count = 0;
-  const int64_t first_recent = row.visible - plan.config.recent;
-  for (int64_t i = 0; i < row.active; i++) {
-    const int32_t b = plan.active[i];
-    const uint64_t visible = plan.visible[b], coded = row.cache.coded(row.sequence, b);
-    plan.is_mixed[i] = (coded & ~visible) != 0;
-    mixed += plan.is_mixed[i];
-    const int64_t next = rank + (~visible == 0 ? block_tokens : std::popcount(visible));  // most blocks are whole
-    uint64_t always = visible & ~coded;
-    if (rank < plan.config.sinks || next > first_recent)
-      for_each_bit(visible, [&, r = rank](int t) mutable {
-        if (r < plan.config.sinks || r >= first_recent) always |= uint64_t{1} << t;
-        r++;
-      });
-    if (~visible != 0 || always != 0) plan.special[special++] = {i, visible, always};
-    for_each_bit(always, [&](int t) { plan.always[plan.always_count++] = b * block_tokens + t; });
-    rank = next;
-  }
-  row.mixed = mixed;
-  row.special = special;
-}
-
-// The next live rows in turn, `verify_rows` for every row of the step, whose hashes are to be checked: plan.checked.
-void turn_to_check(Row& row) {
-  Plan& plan = row.plan;
-  int64_t& next = row.cache.next_checked;
-  if (row.p.verify == 0) return;
-  const int64_t wanted = std::min(row.p.verify_rows, row.tokens) * row.p.rows;
-  for (int64_t i = 0; i < std::min(wanted, row.tokens); i++, next++) {
-    if (next >= row.tokens) next = 0;
+  int64_t& next = row.cache.next_verified;
+  plan.slice.clear();
+  if (!row.verify) return;
+  const int64_t tokens = row.view.tokens, wanted = std::min(row.p.verify_rows, tokens) * row.p.rows;
+  for (int64_t i = 0; i < std::min(wanted, tokens); i++, next++) {
+    if (next >= tokens) next = 0;
     const int64_t b = next / block_tokens;
     if (!row.cache.keys_marked(row.sequence, b) && row.cache.coded(row.sequence, b) >> next % block_tokens & 1)
-      plan.checked.push_back(int32_t(next));
+      plan.slice.push_back(int32_t(next));
   }
 }
 
-// How many rows of plan.checked are not those that their codes were made from.
-int64_t check_turn(const Row& row) {
-  const std::vector<int32_t>& checked = row.plan.checked;
-  const int64_t parts = (int64_t(checked.size()) + block_tokens - 1) / block_tokens, kv_heads = row.plan.params.kv_heads;
+// How many rows of plan.slice are not those that their codes were made from.
+int64_t verify_slice(const Row& row) {
+  const std::vector<int32_t>& slice = row.plan.slice;
+  const int64_t parts = (int64_t(slice.size()) + block_tokens - 1) / block_tokens, kv_heads = row.plan.params.kv_heads;
   int64_t stale = 0;
 #pragma omp parallel for num_threads(row.p.threads) schedule(static) reduction(+ : stale) if (row.p.threads > 1)
   for (int64_t i = 0; i < parts * kv_heads; i++) {
     Clock& clock = row.start_clock(omp_get_thread_num());
     const int64_t first = i / kv_heads * block_tokens;
-    stale += row.count_stale(int(i % kv_heads), checked.data() + first, std::min<int64_t>(block_tokens, int64_t(checked.size()) - first));
+    stale += row.count_stale(int(i % kv_heads), slice.data() + first, std::min<int64_t>(block_tokens, int64_t(slice.size()) - first));
     clock.lap(&Times::check);
   }
   return stale;
@@ -112,75 +85,78 @@ void add(const adamas_step_stats& counted, adamas_step_stats& stats) {
 
 // The row's heads in the totals of the step.
 void count_heads(const Row& row, adamas_step_stats& stats) {
+  const std::vector<HeadResult>& results = row.plan.results;
   const int q_heads = row.plan.params.q_heads;
-  bool all_dense = true;
-  for (const HeadReport& head : row.plan.heads) all_dense &= head.dense && !head.guarded && !head.widened;
-  if (all_dense) {
+  if (std::all_of(results.begin(), results.end(), [](const HeadResult& result) { return result.reading == Reading::short_context; })) {
     stats.rows_dense++;
     return;
   }
   stats.rows_sparse++;
-  stats.tokens_visible += row.visible * q_heads;
+  stats.tokens_visible += row.view.visible * q_heads;
   stats.heads_sparse += q_heads;
   const bool lists = has_rest(row.plan.config);  // one for all heads of a KV head
-  for (int h = 0; h < q_heads; h++) {
-    const HeadReport& head = row.plan.heads[h];
-    stats.tokens_selected += head.dense ? row.visible : head.selected;
-    stats.rows_read += head.dense || (lists && !head.widened) ? 0 : head.selected;
-    stats.heads_guarded += head.guarded;
-    stats.heads_widened += head.widened;
-    stats.mass += double(head.mass);
+  for (const HeadResult& result : results) {
+    const bool widened = result.reading == Reading::widened;
+    stats.tokens_selected += reads_all(result.reading) ? row.view.visible : result.selected;
+    stats.rows_read += reads_all(result.reading) || (lists && !widened) ? 0 : result.selected;
+    stats.heads_guarded += result.reading == Reading::noisy;
+    stats.heads_widened += widened || result.reading == Reading::widened_to_all;
+    stats.mass += double(result.mass);
   }
   for (int g = 0; g < row.plan.params.kv_heads; g++) {
-    const auto first = row.plan.heads.begin() + g * row.group();
+    const auto first = results.begin() + g * row.group();
     if (lists) stats.rows_read += row.plan.listed[g];
-    if (std::any_of(first, first + row.group(), [](const HeadReport& head) { return head.dense; })) stats.rows_read += row.visible;
+    if (std::any_of(first, first + row.group(), [](const HeadResult& result) { return reads_all(result.reading); }))
+      stats.rows_read += row.view.visible;
   }
 }
 
 bool is_dense(const Row& row) {
   const adamas_config& config = row.plan.config;
   return config.policy == ADAMAS_POLICY_FULL || row.cache.params.layer < config.dense_layers ||
-         row.visible <= budget_of(config) || row.visible < config.min_context;
+         row.view.visible <= budget_of(config) || row.view.visible < config.min_context;
 }
 
 bool is_coded(const Plan& plan) {
   return plan.config.policy == ADAMAS_POLICY_ADAMAS || plan.config.policy == ADAMAS_POLICY_QUEST;
 }
 
-// Attention of one row that was looked at. Returns how many stale rows it read.
-int64_t attend(Row& row, int threads) {
+// Attention of one row, with the hashes of plan.slice. Returns how many stale rows it read.
+int64_t attend(Row row, int threads) {
   Plan& plan = row.plan;
   const bool dense = is_dense(row);
-  std::fill(plan.heads.begin(), plan.heads.end(), HeadReport{.dense = dense});
+  std::fill(plan.results.begin(), plan.results.end(), HeadResult{.reading = dense ? Reading::short_context : Reading::sparse});
   int64_t stale = 0;
   if (!dense) {
     Clock& clock = row.start_clock();
-    if (is_coded(plan)) find_special(row);
+    if (is_coded(plan)) row.uncoded = find_uncoded(row.view, row.cache, row.sequence, plan.config, plan.uncoded);
     clock.lap(&Times::look);
     stale = attend_sparse(row, threads);
   }
-  if (std::any_of(plan.heads.begin(), plan.heads.end(), [](const HeadReport& head) { return head.dense; })) attend_dense(row, threads);
+  if (std::any_of(plan.results.begin(), plan.results.end(), [](const HeadResult& result) { return reads_all(result.reading); }))
+    attend_dense(row, threads);
   return stale;
 }
 
-void look_timed(Row& row) {
+// Row r of the b-th sequence of a step.
+Row see(Plan& plan, Cache& cache, const adamas_step_params& p, int64_t b, int64_t r, bool verify) {
+  Row row{plan, cache, p, b, r, p.sequences != nullptr ? p.sequences[b] : b, verify, {}, {}};
   Clock& clock = row.start_clock();
-  look(row);
+  row.view = find_visible(p, b, r, p.lengths != nullptr ? p.lengths[b] : cache.length(row.sequence), plan.view);
   clock.lap(&Times::look);
+  return row;
 }
 
 constexpr int64_t rows_of_a_thread = 4;  // from so many on, threads take whole rows; fewer share each row
 
-// Every row of a sequence, the last one in the plan itself, which has looked at it. Returns how many stale rows they read.
-int64_t attend_rows(Row& last, adamas_step_stats& stats) {
+// Every row of a sequence, the last one in the plan itself. Returns how many stale rows they read.
+int64_t attend_rows(const Row& last, adamas_step_stats& stats) {
   Plan& plan = last.plan;
   const int64_t others = last.p.rows - 1;
   const int threads = last.p.threads;
   int64_t stale = 0;
-  const auto attend_row = [&](Plan& room, int64_t r, int sharing, adamas_step_stats& counted) {
-    Row row{room, last.cache, last.p, last.batch, r, last.sequence};
-    look_timed(row);
+  const auto attend_row = [&](Plan& own, int64_t r, int sharing, adamas_step_stats& counted) {
+    const Row row = others == 0 ? last : see(own, last.cache, last.p, last.batch, r, last.verify);
     const int64_t found = attend(row, sharing);
     count_heads(row, counted);
     return found;
@@ -198,49 +174,41 @@ int64_t attend_rows(Row& last, adamas_step_stats& stats) {
   } else {
     for (int64_t r = 0; r < others; r++) stale += attend_row(plan, r, threads, stats);
   }
-  if (others > 0) look_timed(last);
-  stale += attend(last, threads);
-  count_heads(last, stats);
-  return stale;
+  return stale + attend_row(plan, others, threads, stats);
 }
 
 void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64_t b, adamas_step_stats& stats) {
-  const int64_t sequence = params.sequences != nullptr ? params.sequences[b] : b;
   std::fill_n(plan.seen.get(), plan.blocks, uint64_t{0});
-  const auto see = [&](Row& row) {
-    look_timed(row);
-    for (int64_t i = 0; i < row.active && !is_dense(row); i++) plan.seen[plan.active[i]] |= plan.visible[plan.active[i]];
+  const auto see_row = [&](int64_t r) {
+    const Row row = see(plan, cache, params, b, r, params.verify != 0);
+    for (int64_t i = 0; i < row.view.active && !is_dense(row); i++) plan.seen[row.view.blocks[i]] |= row.view.bits[row.view.blocks[i]];
+    return row;
   };
-  for (int64_t r = 0; r + 1 < params.rows; r++) {
-    Row row{plan, cache, params, b, r, sequence};
-    see(row);
-  }
-  adamas_step_params own = params;
-  Row last{plan, cache, own, b, params.rows - 1, sequence};
-  see(last);
-  plan.last_tokens = last.tokens;
-  plan.checked.clear();
+  for (int64_t r = 0; r + 1 < params.rows; r++) see_row(r);
+  Row last = see_row(params.rows - 1);
+  plan.last_view = last.view;
+  plan.slice.clear();
   if (is_coded(plan)) {
     stats.blocks_encoded += encode_changed(last, params.threads);
     Clock& clock = last.start_clock();
-    turn_to_check(last);
+    find_slice(last);
     clock.lap(&Times::check);
   }
-  const auto mend = [&](int64_t stale) {  // keys changed behind our back: codes anew
+  const auto reencode_all = [&](int64_t stale) {  // keys changed behind our back
     cache.invalidate();
     stats.blocks_encoded += encode_changed(last, params.threads);
     stats.rows_stale += stale;
-    plan.checked.clear();
+    plan.slice.clear();
   };
-  if (!plan.checked.empty() && (params.rows > 1 || is_dense(last))) {  // once, before the rows, whichever of them selects and whoever takes it
-    const bool all = int64_t(plan.checked.size()) == last.tokens;
-    if (const int64_t stale = check_turn(last)) mend(stale);
-    plan.checked.clear();
-    if (all) own.verify = 0;  // nor again with each row
+  if (!plan.slice.empty() && (params.rows > 1 || is_dense(last))) {  // once, before the rows, whichever of them selects and whoever takes it
+    const bool all = int64_t(plan.slice.size()) == last.view.tokens;
+    if (const int64_t stale = verify_slice(last)) reencode_all(stale);
+    plan.slice.clear();
+    last.verify &= !all;  // nor again with each row
   }
   adamas_step_stats counted{};
   if (const int64_t stale = attend_rows(last, counted)) {  // once more
-    mend(stale);
+    reencode_all(stale);
     counted = {};
     attend_rows(last, counted);
   }
@@ -249,30 +217,24 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
 
 // What every thread's clock has shown since the last call.
 void move_times(Plan& plan, Times& total) {
-  for (HeadRoom& room : plan.rooms) room.clock.move_to(total);
+  for (HeadScratch& scratch : plan.scratch) scratch.clock.move_to(total);
   for (const auto& one : plan.row_plans) move_times(*one, total);
 }
 
 }  // namespace
 
-HeadRoom::HeadRoom(int64_t blocks, int64_t list)
+HeadScratch::HeadScratch(int64_t blocks, int64_t list)
     : select(make_array<int16_t>(select_scratch(blocks * block_tokens))), positions(make_array<int32_t>(blocks * block_tokens)),
-      scores(make_array<float>(blocks * block_tokens)), estimated(make_array<int16_t>(rest_room(list))),
+      estimates(make_array<float>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)), estimated(make_array<int16_t>(rest_room(list))),
       guesses(make_array<float>(rest_room(list))), low_positions(make_array<int32_t>(rest_room(list))),
       low_weights(make_array<float>(rest_room(list))) {}
 
 Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
-    : config(config), params(params), blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))), room(list_room(config, params)),
-      stages(params.kv_heads, params.max_threads) {
+    : config(config), params(params), blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))),
+      selection_capacity(list_room(config, params)), view(blocks), uncoded(blocks), stages(params.kv_heads, params.max_threads) {
   const int64_t q_heads = params.q_heads, threads = params.max_threads;
-  visible = make_array<uint64_t>(blocks);
-  active = make_array<int32_t>(blocks);
-  is_mixed = make_array<uint8_t>(blocks);
-  special = make_array<Special>(blocks);
   seen = make_array<uint64_t>(blocks);
   unencoded = make_array<int32_t>(blocks);
-  always = make_array<int32_t>(blocks * block_tokens);
-  bias = make_array<float>(blocks * block_tokens);
   queries = make_array<Query>(q_heads);
   q = make_array<float>(product(q_heads, params.head_dim));
   rotated = make_array<float>(product(q_heads, params.head_dim));
@@ -285,15 +247,16 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
   sums = make_array<float>(product(q_heads, blocks));
   marked = make_array<uint64_t>(product(q_heads, blocks));
   on_list = make_array<uint64_t>(product(params.kv_heads, blocks));
-  head_scores.resize(q_heads);
+  candidates.resize(q_heads);
+  beside_hidden.resize(q_heads);
   const int64_t lists = !has_rest(config) ? q_heads : config.min_mass > 0 ? params.kv_heads + q_heads : params.kv_heads;
-  tokens = make_array<int32_t>(product(lists, room));
-  positions = make_array<int32_t>(product(lists, room));
-  list_weights = make_array<float>(product(q_heads, room));
+  tokens = make_array<int32_t>(product(lists, selection_capacity));
+  positions = make_array<int32_t>(product(lists, selection_capacity));
+  list_weights = make_array<float>(product(q_heads, selection_capacity));
   listed.resize(params.kv_heads);
-  heads.resize(q_heads);
-  for (int64_t i = 0; i < threads; i++) rooms.emplace_back(blocks, room);
-  checked.reserve(blocks * block_tokens);
+  results.resize(q_heads);
+  for (int64_t i = 0; i < threads; i++) scratch.emplace_back(blocks, selection_capacity);
+  slice.reserve(blocks * block_tokens);
   if (config.policy == ADAMAS_POLICY_QUEST) {
     page_scores = make_array<float>(product(threads, blocks, block_tokens / quest_page));
     pages = make_array<int32_t>(product(threads, blocks, block_tokens / quest_page));
@@ -328,7 +291,7 @@ void encode_marked(Cache& cache, const adamas_rows& k, const adamas_rows* v, int
       cache.encode_keys(k, sequence, b, g, scratch);
       if (v != nullptr && cache.has_means()) cache.encode_values(*v, sequence, b, g, scratch);
     }
-    cache.encoded(sequence, b, v != nullptr);
+    cache.mark_encoded(sequence, b, v != nullptr);
   }
 }
 

@@ -11,16 +11,18 @@
 #include "rest/rest.h"
 #include "step/cache.h"
 #include "step/clock.h"
+#include "step/view.h"
 
 namespace adamas {
 
 // What a thread writes while it works on one query head.
-struct HeadRoom {
-  HeadRoom(int64_t blocks, int64_t list);
+struct HeadScratch {
+  HeadScratch(int64_t blocks, int64_t list);
 
   Array<int16_t> select;      // select_scratch
   Array<int32_t> positions;   // [blocks * 64] of a selection; the oracle's tokens
-  Array<float> scores;        // [blocks * 64] estimates that become scores anew; exact scores
+  Array<float> estimates;     // [blocks * 64] of a row with biases, before they become scores anew
+  Array<float> exact;         // [blocks * 64] scores of tokens that are read in any case; the oracle's, of all
   Array<int16_t> estimated;   // [rest_room(list)] scores of listed tokens
   Array<float> guesses;       // the same: their weights
   Array<int32_t> low_positions;  // the same: of the lowest of them
@@ -28,28 +30,29 @@ struct HeadRoom {
   Clock clock;                // of the thread
 };
 
-// An active block whose scores codes do not tell alone.
-struct Special {
-  int64_t index;     // into active
-  uint64_t visible;  // the other tokens are hidden
-  uint64_t always;   // must be attended to
+// How a query head was read, and why.
+enum class Reading : uint8_t {
+  sparse,         // a list and a rest, or so many tokens
+  widened,        // more of them, for min_mass
+  widened_to_all, // all: more than half of the tokens did not reach min_mass
+  noisy,          // all: its estimates are noisier than max_noise
+  short_context,  // all: nobody has to choose
 };
+constexpr bool reads_all(Reading reading) { return reading >= Reading::widened_to_all; }
 
-// How the last row of a query head went.
-struct HeadReport {
-  float mass = 1, noise = 0;      // mass: NaN when nobody asked
-  const int32_t* tokens = nullptr;  // [selected] that it attended to, unless dense
+// What came of a query head.
+struct HeadResult {
+  Reading reading = Reading::sparse;
+  float mass = 1;                   // share of the softmax that was read; NaN when nobody asked
+  float noise = 0;                  // variance of its estimates
+  const int32_t* tokens = nullptr;  // [selected] that it attended to, unless it read all
   int64_t selected = 0;
-  bool dense = false;     // every visible token
-  bool guarded = false;   // because of its noise
-  bool widened = false;   // because of its mass
 };
 
-// How the scores of a query head are read, and from which on it lists tokens.
-struct HeadScores {
-  Estimated e;
-  int16_t bound;
-  float mixed;  // weight of the rest that has no mean value
+// What its candidates say of a query head, for its rest.
+struct HeadCandidates {
+  WeightScale scale;  // how its scores are read
+  int16_t bound;      // from which score on it lists tokens
 };
 
 // The parts that a list is split into, and the blocks' means: threads share them, and a head's sums are added up in their order.
@@ -81,19 +84,13 @@ struct Plan {
   const adamas_config config;
   const adamas_plan_params params;
   const int64_t blocks;   // of the longest context
-  const int64_t room;     // tokens of a list, a multiple of 64
+  const int64_t selection_capacity;  // tokens of a list, a multiple of 64
   static constexpr int splits = 32;  // parts that a dense step is split into, at most
 
-  // What the row at hand sees.
-  Array<uint64_t> visible;   // [blocks]
-  Array<int32_t> active;     // [blocks] blocks with a visible token, ascending
-  Array<uint8_t> is_mixed;   // [blocks] of the active ones: its codes are of rows, too, that are not visible
-  Array<Special> special;    // [blocks]
+  ViewRoom view;             // of the row at hand
+  UncodedRoom uncoded;       // of the same
   Array<uint64_t> seen;      // [blocks] what any sparse row of the sequence sees
   Array<int32_t> unencoded;  // [blocks]
-  Array<int32_t> always;     // [blocks * 64] visible tokens that must be attended to, ascending
-  int64_t always_count = 0;
-  Array<float> bias;         // [blocks * 64]
 
   Array<Query> queries;      // [q_heads]
   Array<float> q;            // [q_heads, head_dim] as given, f32
@@ -107,14 +104,15 @@ struct Plan {
   Array<float> sums;         // [q_heads, blocks] estimated weights, at last weights of mean values
   Array<uint64_t> marked;    // [q_heads, blocks] tokens that a head lists
   Array<uint64_t> on_list;   // [kv_heads, blocks] tokens of a KV head's list
-  std::vector<HeadScores> head_scores;  // [q_heads]
-  Array<int32_t> tokens;     // [lists, room] with a rest a list a KV head, and for each widened query head its own behind them; else a query head
-  Array<int32_t> positions;  // [lists, room] of the same in the scores
-  Array<float> list_weights;   // [q_heads, room] exact scores, then weights
+  std::vector<HeadCandidates> candidates;  // [q_heads]
+  std::vector<float> beside_hidden;        // [q_heads] weight of the rest that has no mean value
+  Array<int32_t> tokens;     // [lists, selection_capacity] with a rest a list a KV head, and for each widened query head its own behind them; else a query head
+  Array<int32_t> positions;  // [lists, selection_capacity] of the same in the scores
+  Array<float> list_weights;   // [q_heads, selection_capacity] exact scores, then weights
   std::vector<int64_t> listed;     // [kv_heads] tokens of a list
-  std::vector<HeadReport> heads;   // [q_heads]
-  std::vector<int32_t> checked;    // tokens whose rows are checked in this step besides the selected ones
-  std::vector<HeadRoom> rooms;     // [threads]
+  std::vector<HeadResult> results; // [q_heads] of the last row
+  std::vector<int32_t> slice;      // tokens of the rotating check: rows that are verified in this step besides the selected ones
+  std::vector<HeadScratch> scratch;   // [threads]
   Stages stages;
   Array<float> page_scores;     // [threads, pages], for the policy quest
   Array<int32_t> pages;         // [threads, pages]
@@ -129,7 +127,7 @@ struct Plan {
     return one;
   }
 
-  int64_t last_tokens = 0;   // of the last row, for adamas_selection
+  View last_view;  // of the last row, for adamas_selection
 };
 
 Status step(Plan& plan, Cache& cache, const adamas_step_params& params);

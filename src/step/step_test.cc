@@ -17,7 +17,7 @@
 #include "rest/rest_ref.h"
 #include "select/select_ref.h"
 #include "step/cache.h"
-#include "step/list.h"
+#include "list/list.h"
 
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // the pair below is one
 // Every allocation of this program is counted, so that a test can say that a step makes none.
@@ -914,7 +914,7 @@ struct ReferenceList {
     std::vector<char> always(tokens);
     for (int64_t t = 0; t < tokens && sinks < f.config.sinks; t++)
       if (!is_hidden(t)) always[t] = 1, sinks++;
-    Estimated e{scale * scores.unit, scale * scores.highest_centre, p.softcap, 0};
+    WeightScale e{scale * scores.unit, scale * scores.highest_centre, p.softcap, 0};
     double total = 0;
     for (int64_t t = 0; t < tokens; t++) {
       if (is_hidden(t)) scores.score[t] = hidden_score;
@@ -923,7 +923,7 @@ struct ReferenceList {
     }
     const double share = f.config.share * std::exp(-std::sqrt(noise)) * total;
     for (int64_t t = 0; t < tokens; t++) {
-      const double of_block = mixed != nullptr && (*mixed)[t / block_tokens] ? mixed_share : 1;
+      const double of_block = mixed != nullptr && (*mixed)[t / block_tokens] ? hidden_rows_share : 1;
       shares.push_back(always[t] ? INFINITY : ref::weight(e, scores.score[t]) / (share * of_block));
     }
 
@@ -944,7 +944,7 @@ struct ReferenceList {
       for (int d = 0; d < head_dim; d++) out[d] += rest.means[b] * double(mean[d]);
     }
     for (double& x : out) x /= rest.listed + rest.rest;
-    lse = rest.max + std::log(rest.listed + rest.rest + rest.mixed);
+    lse = rest.max + std::log(rest.listed + rest.rest + rest.beside_hidden);
     mass = rest.mass();
   }
 };

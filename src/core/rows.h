@@ -32,6 +32,11 @@ inline void fetch_ahead(const void* from, size_t bytes) {
   for (uintptr_t line = first; line < first + bytes; line += 64) __builtin_prefetch(reinterpret_cast<const void*>(line));
 }
 
+template <class T>
+const std::byte* at(const T* base, int64_t offset) {
+  return reinterpret_cast<const std::byte*>(base) + offset;
+}
+
 inline Rows rows_of(const adamas_rows& view, int64_t sequence, int64_t kv_head) {
   return {static_cast<const std::byte*>(view.data) + sequence * view.stride_sequence + kv_head * view.stride_head,
           static_cast<DType>(view.dtype), view.stride_token};
