@@ -7,7 +7,7 @@
 #include <limits>
 #include <numeric>
 
-#include "scores.h"
+#include "true_scores.h"
 
 namespace cli {
 namespace {

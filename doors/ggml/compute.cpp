@@ -120,7 +120,7 @@ enum ggml_status Compute::set_rows(const ggml_tensor *node) {
 Compute::Codes *Compute::written_codes(const Write &w) {
   const bool batch = w.indices->ne[0] >= prompt_rows;
   if (batch && w.cache.keys) {
-    settle();
+    drop_stale_settings();
     const int32_t policy = config_of(w.cache.layer).policy;
     const std::optional<Heads> heads = heads_of(w.cache);
     if (heads && (policy == ADAMAS_POLICY_ADAMAS || policy == ADAMAS_POLICY_QUEST)) return codes_for(w.cache, *heads);
@@ -132,7 +132,7 @@ Compute::Codes *Compute::written_codes(const Write &w) {
   return same ? &known->second : nullptr;
 }
 
-void Compute::settle() {
+void Compute::drop_stale_settings() {
   if (same(config_, config())) return;
   codes_.clear();
   plans_.clear();
@@ -200,7 +200,7 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   if (a.cache && static_cast<char *>(a.k->data) != static_cast<char *>(a.cache.root->data) + a.k->view_offs)
     return fail(node, "K is not where its cache says");
 
-  settle();
+  drop_stale_settings();
   Heads heads{a.head_dim, a.kv_heads};
   adamas_cache *cache = nullptr;
   CachePointer empty;  // exact attention over what is no cache looks at no codes

@@ -45,7 +45,7 @@ class Compute {
     int threads = 0;
   };
 
-  void settle();  // codes and plans of other settings are dropped
+  void drop_stale_settings();  // codes and plans of other settings are dropped
   Codes *codes_for(const CacheTensor &cache, Heads heads);
   Codes *written_codes(const Write &write);
   adamas_plan *plan_for(const Attention &a);

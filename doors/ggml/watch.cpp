@@ -69,7 +69,7 @@ bool noting_cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor *from, gg
 }
 void noting_clear(ggml_backend_buffer_t buffer, uint8_t value) { theirs_noting(buffer, nullptr).clear(buffer, value); }
 
-bool stand_before(Watch &w, ggml_backend_buffer_t buffer) {
+bool hook_buffer(Watch &w, ggml_backend_buffer_t buffer) {
   if (!buffer || !buffer->iface.set_tensor || buffer->iface.set_tensor == noting_set_tensor) return false;
   w.their[buffer] = buffer->iface;
   buffer->iface.set_tensor = noting_set_tensor;
@@ -83,7 +83,7 @@ bool stand_before(Watch &w, ggml_backend_buffer_t buffer) {
 // ---- the questions ----
 
 // NULL while the cache has no memory (the engine's dry run that only measures) or lies on another device.
-Known *know(Watch &w, const CacheTensor &cache) {
+Known *find_or_register(Watch &w, const CacheTensor &cache) {
   const ggml_tensor *root = cache.root;
   if (!root->data || !root->buffer || !host().buft_is_host(root->buffer->buft)) return nullptr;
   const Known fresh{.type = root->type, .layer = cache.layer, .width = root->ne[0], .capacity = root->ne[1],
@@ -98,7 +98,7 @@ Known *know(Watch &w, const CacheTensor &cache) {
     known.changes = changes;
   }
   // A buffer that does not carry our functions is new, even where the address is an old one's.
-  if (stand_before(w, root->buffer))
+  if (hook_buffer(w, root->buffer))
     for (auto &[data, other] : w.caches)
       if (other.buffer == root->buffer) ++other.changes;
   return &known;
@@ -134,13 +134,13 @@ bool claims_attention(Watch &w, const ggml_tensor *node) {
   Reason reason = read_attention(node, a);
   if (reason != Reason::none) return note_left(reason), false;
   if (!a.cache) return long_enough(0, a.n_kv) || (note_left(Reason::short_context), false);
-  Known *k = know(w, a.cache);
+  Known *k = find_or_register(w, a.cache);
   if (!k) return false;
   if (a.cache.layer < config().dense_layers) return note_left(Reason::dense_layer), false;
   k->served = true;
   k->heads = {a.head_dim, a.kv_heads, k->rotated ? ADAMAS_ROTATED_KEYS : 0};
   if (const CacheTensor values = cache_of(a.v); values && !values.keys)
-    if (Known *v = know(w, values)) v->keys = a.cache.root->data;
+    if (Known *v = find_or_register(w, values)) v->keys = a.cache.root->data;
   if (dry_run(*k, a.cache.root, a.n_kv)) return false;
   k->n_kv = a.n_kv;
   if (!long_enough(a.cache.layer, a.n_kv)) return note_left(Reason::short_context), false;
@@ -157,7 +157,7 @@ bool claims_write(Watch &w, const ggml_tensor *node) {
   const bool readable = read_write(node, write);
   const CacheTensor cache = cache_of(node);
   if (!cache) return readable;
-  Known *known = know(w, cache);
+  Known *known = find_or_register(w, cache);
   if (!known) return false;
   known->rotated = rotated(write.rows);
   if (cache.keys) {
@@ -189,7 +189,7 @@ bool claims(const ggml_tensor *node) {
       // its first and its last question about this graph's SET_ROWS, so these know how long the context is now.
       if (const CacheTensor cache = cache_of(node); cache && cache.keys && node->view_src) {
         const std::lock_guard lock(w.mutex);
-        if (Known *known = know(w, cache); known && !dry_run(*known, cache.root, node->ne[1])) known->n_kv = node->ne[1];
+        if (Known *known = find_or_register(w, cache); known && !dry_run(*known, cache.root, node->ne[1])) known->n_kv = node->ne[1];
       }
       return true;
     }
@@ -209,7 +209,7 @@ bool claims(const ggml_tensor *node) {
       if (node->view_src)
         if (const CacheTensor cache = cache_of(node); cache && cache.keys) {
           const std::lock_guard lock(w.mutex);
-          if (Known *known = know(w, cache)) ++known->changes;
+          if (Known *known = find_or_register(w, cache)) ++known->changes;
         }
       return false;
   }
@@ -218,28 +218,28 @@ bool claims(const ggml_tensor *node) {
 std::optional<Heads> heads_of(const CacheTensor &cache) {
   Watch &w = watch();
   const std::lock_guard lock(w.mutex);
-  const Known *known = know(w, cache);
+  const Known *known = find_or_register(w, cache);
   return known && known->served ? std::optional(known->heads) : std::nullopt;
 }
 
 const void *keys_beside(const CacheTensor &values) {
   Watch &w = watch();
   const std::lock_guard lock(w.mutex);
-  const Known *known = know(w, values);
+  const Known *known = find_or_register(w, values);
   return known ? known->keys : nullptr;
 }
 
 uint64_t changes_of(const CacheTensor &cache) {
   Watch &w = watch();
   const std::lock_guard lock(w.mutex);
-  const Known *known = know(w, cache);
+  const Known *known = find_or_register(w, cache);
   return known ? known->changes : 0;
 }
 
 void wrote(const CacheTensor &cache, const void *writer) {
   Watch &w = watch();
   const std::lock_guard lock(w.mutex);
-  Known *known = know(w, cache);
+  Known *known = find_or_register(w, cache);
   if (!known || known->writer == writer) return;
   if (known->writer) ++known->changes;
   known->writer = writer;

@@ -40,6 +40,7 @@ Cache::Cache(const adamas_config& config, const adamas_cache_params& params)
   marked_.assign(live_.size(), 0);
   lengths_.assign(params.sequences, 0);
   last_.assign(params.sequences, -1);
+  next_verified_.assign(params.sequences, 0);
 }
 
 // The rows of a block that are to have codes: a function of the sequence's live rows. All of them when there is no whole group yet.

@@ -51,8 +51,8 @@ class Cache {
   bool marked(int64_t sequence, int64_t block) const { return marked_[sequence * blocks_ + block] != 0; }
   bool keys_marked(int64_t sequence, int64_t block) const { return marked_[sequence * blocks_ + block] & keys_mark; }
   int64_t bytes() const;
-  // Where the rotating check of row hashes goes on.
-  int64_t next_verified = 0;
+  // Where the rotating check of a sequence's row hashes goes on.
+  int64_t& next_verified(int64_t sequence) { return next_verified_[sequence]; }
 
   const adamas_config config;
   const adamas_cache_params params;
@@ -80,7 +80,7 @@ class Cache {
   Array<float> quest_;          // [sequences, kv_heads, pages, 2, head_dim], for the policy quest
   std::vector<uint64_t> live_, coded_;  // [sequences, blocks]
   std::vector<uint8_t> marked_;         // [sequences, blocks]
-  std::vector<int64_t> lengths_, last_;  // [sequences]
+  std::vector<int64_t> lengths_, last_, next_verified_;  // [sequences]
 };
 
 Coding coding_of(const adamas_config& config);

@@ -42,7 +42,7 @@ int64_t encode_changed(const Row& row, int threads) {
 // The next live rows in turn, `verify_rows` for every row of the step, whose hashes are to be checked: plan.slice.
 void find_slice(const Row& row) {
   Plan& plan = row.plan;
-  int64_t& next = row.cache.next_verified;
+  int64_t& next = row.cache.next_verified(row.sequence);
   plan.slice.clear();
   if (!row.verify) return;
   const int64_t tokens = row.view.tokens, wanted = std::min(row.p.verify_rows, tokens) * row.p.rows;

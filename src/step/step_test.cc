@@ -20,10 +20,32 @@
 #include "list/list.h"
 
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // the pair below is one
-// Every allocation of this program is counted, so that a test can say that a step makes none.
+// Every allocation of this program's objects is counted, so that a test can say that a step makes none: the linker puts these in place of the C
+// library's (--wrap, tests/CMakeLists.txt).
 static std::atomic<int64_t> allocations = 0;
-void* operator new(size_t bytes) {
+extern "C" {
+void* __real_malloc(size_t bytes);
+void* __real_calloc(size_t count, size_t bytes);
+void* __real_realloc(void* p, size_t bytes);
+void* __real_aligned_alloc(size_t alignment, size_t bytes);
+void* __wrap_malloc(size_t bytes) {
   allocations++;
+  return __real_malloc(bytes);
+}
+void* __wrap_calloc(size_t count, size_t bytes) {
+  allocations++;
+  return __real_calloc(count, bytes);
+}
+void* __wrap_realloc(void* p, size_t bytes) {
+  allocations++;
+  return __real_realloc(p, bytes);
+}
+void* __wrap_aligned_alloc(size_t alignment, size_t bytes) {
+  allocations++;
+  return __real_aligned_alloc(alignment, bytes);
+}
+}
+void* operator new(size_t bytes) {
   if (void* p = std::malloc(bytes)) return p;
   throw std::bad_alloc();
 }
@@ -764,8 +786,11 @@ TEST_P(StepTest, AKeyThatChangedIsFoundByAnyNumberOfThreads) {
 }
 
 TEST_P(StepTest, AllocatesNothing) {
-  for (const char* policy : {"adamas", "full", "quest", "streaming", "oracle"}) {
-    Fixture f({.tokens = 700, .settings = {{"min_context", "0"}, {"policy", policy}, {"budget", "64"}}});
+  const std::pair<const char*, const char*> cases[] = {{"adamas", "auto"}, {"adamas", "64"}, {"full", "64"}, {"quest", "64"}, {"streaming", "64"}, {"oracle", "64"}};
+  for (auto [policy, budget] : cases) {
+    const int64_t none = allocations;
+    Fixture f({.tokens = 700, .settings = {{"min_context", "0"}, {"policy", policy}, {"budget", budget}}});
+    EXPECT_GT(allocations - none, 20) << "the arrays of a plan are not counted";
     f.append_all();
     adamas_step_params p = f.params(1, 1);
     p.verify = 1;
@@ -777,7 +802,7 @@ TEST_P(StepTest, AllocatesNothing) {
       EXPECT_OK(adamas_append(f.cache, 0, 650 + step, 1, nullptr, nullptr));
       const int64_t before = allocations;
       const adamas_status status = adamas_step(f.plan, f.cache, &p);
-      EXPECT_EQ(allocations - before, 0) << policy;
+      EXPECT_EQ(allocations - before, 0) << policy << ' ' << budget;
       EXPECT_OK(status);
     }
   }
@@ -809,23 +834,39 @@ TEST_P(StepTest, NoticesKeysThatChangedBehindItsBack) {
   EXPECT_EQ(f.out, fresh.out);
 }
 
-TEST_P(StepTest, TheRotatingCheckFindsOneRowThatNobodySelects) {
-  Fixture f({.tokens = 1000});
-  f.append_all();
-  adamas_step_params p = f.params(1, 1);
-  p.verify = 1;
-  p.verify_rows = 100;
-  ASSERT_OK_STEP(f, p);
-  const auto chosen = f.selection(0);
-  int64_t changed = 555;
-  f.k.set(0, changed, 0, 3, 0.125f);
-  p.k = f.k.view();
-  int64_t found = 0;
-  for (int step = 0; step < 10; step++) {
-    ASSERT_OK_STEP(f, p);
-    found += f.stats.rows_stale;
-  }
-  EXPECT_GE(found, 1);
+// Of every sequence, also where several take turns: each has its own place in its own rows.
+TEST_P(StepTest, TheRotatingCheckFindsARowThatNobodySelects) {
+  for (int64_t sequences : {1, 2, 4, 8})
+    for (int64_t verify_rows : {16, 100}) {
+      constexpr int64_t tokens = 1000;
+      Fixture f({.sequences = sequences, .tokens = tokens, .settings = fixed({{"budget", "16"}})});
+      f.append_all();
+      adamas_step_params p = f.params(1, 1);
+      p.verify = 1;
+      p.verify_rows = verify_rows;
+      for (int64_t s = 0; s < sequences; s += std::max<int64_t>(1, sequences - 1)) {
+        p.sequences = &s;
+        ASSERT_OK_STEP(f, p);
+        int64_t changed = 130 + 7 * s;  // not a row that is read
+        const auto is_read = [&](int64_t token) {
+          for (int h = 0; h < f.setup.q_heads; h++)
+            if (const auto read = f.selection(h); std::binary_search(read.begin(), read.end(), int32_t(token))) return true;
+          return false;
+        };
+        while (is_read(changed)) changed++;
+        f.k.set(s, changed, 0, 3, 0.125f);
+        p.k = f.k.view();
+        int64_t found = 0;
+        for (int64_t round = 0; round < (tokens + verify_rows - 1) / verify_rows; round++)
+          for (int64_t t = 0; t < sequences; t++) {  // in turn
+            p.sequences = &t;
+            ASSERT_OK_STEP(f, p);
+            if (t == s) found += f.stats.rows_stale;
+            else EXPECT_EQ(f.stats.rows_stale, 0);
+          }
+        EXPECT_EQ(found, 1) << "sequence " << s << " of " << sequences << ", " << verify_rows << " rows a step";
+      }
+    }
 }
 
 TEST_P(StepTest, UnusedSlotsNeverLeak) {

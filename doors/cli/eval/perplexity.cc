@@ -20,7 +20,7 @@
 #include "options.h"
 #include "progress.h"
 #include "results.h"
-#include "score.h"
+#include "logit_stats.h"
 #include "table.h"
 #include "../failure.h"
 
@@ -101,8 +101,8 @@ class Measurement {
       contexts_.push_back(std::make_unique<Context>(
           model, ContextParams{.tokens = what.context, .batch = batch, .outputs = rows_, .threads = options.threads}));
     for (Case& one : cases_) one.config.rows = ADAMAS_ROWS_ALL;
-    alike_ = what.score_from;
-    for (const Case& one : cases_) alike_ = std::min(alike_, dense_rows(one) / ADAMAS_BLOCK_TOKENS * ADAMAS_BLOCK_TOKENS);
+    shared_prefix_ = what.score_from;
+    for (const Case& one : cases_) shared_prefix_ = std::min(shared_prefix_, dense_rows(one) / ADAMAS_BLOCK_TOKENS * ADAMAS_BLOCK_TOKENS);
   }
 
   std::vector<Sums> window(std::span<const Token> text, Progress& progress, const std::string& doing) {
@@ -114,16 +114,16 @@ class Measurement {
     // The last token predicts nothing that is in the window.
     const std::int64_t end = what_.context - 1;
     current_ = 0;
-    for (std::int64_t first = 0; first < alike_; first += batch) {
-      const std::int64_t size = std::min(batch, alike_ - first);
+    for (std::int64_t first = 0; first < shared_prefix_; first += batch) {
+      const std::int64_t size = std::min(batch, shared_prefix_ - first);
       read(std::span(tokens).subspan(first, size), false);
       progress.advance(static_cast<double>(size * std::ssize(cases_)), doing);
     }
-    for (std::size_t i = 1; i < contexts_.size() && alike_ > 0; ++i) {
+    for (std::size_t i = 1; i < contexts_.size() && shared_prefix_ > 0; ++i) {
       contexts_[i]->copy(*contexts_[0]);
       sums_[i].seconds = sums_[0].seconds;  // it needs them as well
     }
-    for (std::int64_t first = alike_; first < end;) {
+    for (std::int64_t first = shared_prefix_; first < end;) {
       const bool scored = first >= what_.score_from;
       const std::int64_t size = scored ? std::min(rows_, end - first) : std::min(batch, what_.score_from - first);
       for (current_ = 0; current_ < cases_.size(); ++current_) {
@@ -200,7 +200,7 @@ class Measurement {
   const PerplexityOptions& what_;
   const std::int64_t rows_;
   const int threads_;
-  std::int64_t alike_ = 0;  // first tokens that are read alike in every case
+  std::int64_t shared_prefix_ = 0;  // first tokens that are read alike in every case
   std::vector<std::unique_ptr<Context>> contexts_;
   std::vector<Sums> sums_;        // of this window, by case
   std::vector<Prediction> full_;  // of this batch, by row

@@ -5,7 +5,7 @@
 #include <functional>
 #include <limits>
 
-#include "../scores.h"
+#include "../true_scores.h"
 
 namespace cli {
 namespace {

@@ -1,4 +1,4 @@
-#include "scores.h"
+#include "true_scores.h"
 
 #include <bit>
 #include <cmath>

@@ -1,10 +1,10 @@
-#include "score.h"
+#include "logit_stats.h"
 
 #include <algorithm>
 #include <cmath>
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "doors/cli/eval/score.cc"
+#define HWY_TARGET_INCLUDE "doors/cli/eval/logit_stats.cc"
 #include "hwy/foreach_target.h"
 
 #include "hwy/highway.h"
