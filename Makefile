@@ -13,7 +13,7 @@ export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
 compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-.PHONY: build demo test eval ops bench models clean packages browser client engine model configure
+.PHONY: build demo test eval ops bench models clean packages browser client checks engine model configure
 
 build: configure
 	@$(compile)
@@ -22,7 +22,7 @@ demo: configure model
 	@$(compile) --target adamas adamas_cli ggml-adamas
 	@python3 tools/demo.py $(if $(MODEL),--model "$$MODEL") $(if $(FILE),--file "$$FILE") $(if $(QUESTION),--question "$$QUESTION")
 
-test: build model browser client
+test: build model browser client checks
 	@ctest --preset cpu --output-on-failure
 
 ops: configure
@@ -50,6 +50,9 @@ browser: packages
 
 client: packages
 	@tools/client.sh
+
+checks: packages
+	@tools/packages.sh clang-format git
 
 engine: packages
 	@tools/engine.sh

@@ -1,5 +1,5 @@
-// adamas bench: tokens a second over the depth of the context, without us and with each setting. llama-bench measures; we ask it, one
-// process after the other, in turn, so that a machine that slows down slows all of them.
+// adamas bench: tokens a second over the depth of the context, without us and with each setting. llama-bench measures; we
+// ask it, one process after the other, in turn, so that a machine that slows down slows all of them.
 #include "bench.h"
 
 #include <fcntl.h>
@@ -57,14 +57,16 @@ std::string llama_bench() {
   try {
     return find_tool("llama-bench").string();
   } catch (const Failure& failure) {
-    throw Failure(exit_failed, fmt::format("{}; `make build` builds it, and any llama.cpp of that version has it", failure.what()));
+    throw Failure(exit_failed,
+                  fmt::format("{}; `make build` builds it, and any llama.cpp of that version has it", failure.what()));
   }
 }
 
 // What the program writes to standard output. Throws when it fails, with its last words.
 std::string output_of(std::vector<std::string> command, std::vector<std::string> environment) {
   const File out(std::tmpfile()), err(std::tmpfile());
-  if (!out || !err) throw Failure(exit_failed, fmt::format("there is no room for a temporary file: {}", std::strerror(errno)));
+  if (!out || !err)
+    throw Failure(exit_failed, fmt::format("there is no room for a temporary file: {}", std::strerror(errno)));
   const auto pointers = [](std::vector<std::string>& strings) {
     std::vector<char*> list;
     for (std::string& string : strings) list.push_back(string.data());
@@ -90,9 +92,10 @@ std::string output_of(std::vector<std::string> command, std::vector<std::string>
   }
   const std::string words = last_line(text_of(err.get()));
   if (status != 0)
-    throw Failure(exit_failed, fmt::format("{} {} {}{}", command[0], WIFSIGNALED(status) ? "was ended by signal" : "failed with exit code",
-                                           WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
-                                           words.empty() ? "" : ": " + words));
+    throw Failure(
+        exit_failed,
+        fmt::format("{} {} {}{}", command[0], WIFSIGNALED(status) ? "was ended by signal" : "failed with exit code",
+                    WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), words.empty() ? "" : ": " + words));
   return text_of(out.get());
 }
 
@@ -135,7 +138,8 @@ int bench(BenchOptions options, const std::vector<Case>& cases) {
   if (options.kernel) return bench_kernel(std::move(options), cases);
   if (options.depths.empty()) options.depths = {0, 512, 8192};
   if (options.repeat == 0) options.repeat = 1;
-  if (options.model.empty()) throw Failure(exit_usage, "bench: the model is missing; for example: --model MODEL.gguf; --kernel needs none");
+  if (options.model.empty())
+    throw Failure(exit_usage, "bench: the model is missing; for example: --model MODEL.gguf; --kernel needs none");
   const std::string tool = llama_bench();
   const std::string back_end = required_back_end().string();
   std::vector<std::string> read = options.settings_files;
@@ -143,17 +147,33 @@ int bench(BenchOptions options, const std::vector<Case>& cases) {
   require_outputs("bench", read, {{"--plot", options.plot}});
 
   double work = 0;
-  for (const std::int64_t depth : options.depths) work += work_of(options, depth) * static_cast<double>(options.repeat * std::ssize(cases));
+  for (const std::int64_t depth : options.depths)
+    work += work_of(options, depth) * static_cast<double>(options.repeat * std::ssize(cases));
   auto progress = std::make_unique<Progress>(work);
   std::vector<std::vector<std::vector<double>>> runs(options.depths.size(), std::vector<std::vector<double>>(cases.size()));
   for (std::size_t d = 0; d < options.depths.size(); ++d)
     for (std::int64_t round = 0; round < options.repeat; ++round)
       for (std::size_t c = 0; c < cases.size(); ++c) {
-        const std::vector<std::string> command{tool, "-m", options.model, "-fa", "1", "-p", "0", "-r", "1", "-o", "json",
-                                               "-t", std::to_string(options.threads), "-n", std::to_string(options.tokens),
-                                               "-d", std::to_string(options.depths[d])};
+        const std::vector<std::string> command{tool,
+                                               "-m",
+                                               options.model,
+                                               "-fa",
+                                               "1",
+                                               "-p",
+                                               "0",
+                                               "-r",
+                                               "1",
+                                               "-o",
+                                               "json",
+                                               "-t",
+                                               std::to_string(options.threads),
+                                               "-n",
+                                               std::to_string(options.tokens),
+                                               "-d",
+                                               std::to_string(options.depths[d])};
         runs[d][c].push_back(tokens_per_second(output_of(command, environment_of(cases[c], back_end))));
-        progress->advance(work_of(options, options.depths[d]), fmt::format("depth {}, {}", options.depths[d], name_of(cases[c], cases)));
+        progress->advance(work_of(options, options.depths[d]),
+                          fmt::format("depth {}, {}", options.depths[d], name_of(cases[c], cases)));
       }
   progress.reset();
 
@@ -176,7 +196,11 @@ int bench(BenchOptions options, const std::vector<Case>& cases) {
       curves[c].values.push_back(speed);
       Json row{{"depth", options.depths[d]}};
       row.update(json_of(cases[c], cases));
-      row.update({{"tokens_per_second", speed}, {"ratio", speed / without}, {"runs", runs[d][c]}, {"tokens", options.tokens}, {"threads", options.threads}});
+      row.update({{"tokens_per_second", speed},
+                  {"ratio", speed / without},
+                  {"runs", runs[d][c]},
+                  {"tokens", options.tokens},
+                  {"threads", options.threads}});
       rows.push_back(row);
     }
     table.add(line);
@@ -188,7 +212,8 @@ int bench(BenchOptions options, const std::vector<Case>& cases) {
     return exit_ok;
   }
   fmt::print("tokens a second of decoding {}, {}, {}\n\n", counted(options.tokens, "token"),
-             options.repeat == 1 ? "one run" : fmt::format("median of {} runs", options.repeat), counted(options.threads, "thread"));
+             options.repeat == 1 ? "one run" : fmt::format("median of {} runs", options.repeat),
+             counted(options.threads, "thread"));
   table.print();
   return exit_ok;
 }

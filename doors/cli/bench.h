@@ -1,5 +1,5 @@
-// adamas bench: how fast a model decodes without us and with each setting, over the depth of the context; with --kernel how fast each
-// stage of a step is, without a model.
+// adamas bench: how fast a model decodes without us and with each setting, over the depth of the context; with --kernel how
+// fast each stage of a step is, without a model.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,11 @@ namespace cli {
 struct BenchOptions {
   std::string model;
   std::vector<std::int64_t> depths;  // empty: the command's own
-  std::int64_t tokens = 64;  // decoded at each depth
-  std::int64_t repeat = 0;   // runs, or steps, of which the median counts; 0: the command's own
+  std::int64_t tokens = 64;          // decoded at each depth
+  std::int64_t repeat = 0;           // runs, or steps, of which the median counts; 0: the command's own
   int threads = 0;
   bool json = false;
-  std::string plot;  // an SVG file; empty: none
+  std::string plot;                         // an SVG file; empty: none
   std::vector<std::string> settings_files;  // which the cases are made of
   bool kernel = false;
   std::vector<std::string> shapes;  // of --kernel: "9/3x64"

@@ -20,7 +20,8 @@ namespace {
 
 using namespace kernel;
 
-constexpr std::int64_t fewest_tokens = 2048;  // and twice a fixed budget: a step is sparse however many were asked for before it
+constexpr std::int64_t fewest_tokens =
+    2048;  // and twice a fixed budget: a step is sparse however many were asked for before it
 
 std::vector<Setting> settings_of(const std::vector<Case>& cases) {
   std::vector<Setting> settings;

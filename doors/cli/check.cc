@@ -77,7 +77,8 @@ std::int64_t highest_layer(const std::string& settings_file) {
     line.resize(std::min(line.size(), line.find('#')));
     const std::size_t first = line.find_first_not_of(" \t");
     if (first == std::string::npos || line[first] != '[') continue;
-    std::replace_if(line.begin(), line.end(), [](unsigned char c) { return std::isdigit(c) == 0; }, ' ');
+    std::replace_if(
+        line.begin(), line.end(), [](unsigned char c) { return std::isdigit(c) == 0; }, ' ');
     std::istringstream numbers(line);
     for (std::int64_t layer; numbers >> layer;) highest = std::max(highest, layer);
   }
@@ -89,13 +90,19 @@ std::vector<adamas::Config> configs_of(const adamas::Config& config, const std::
   if (settings_file.empty()) return configs;
   for (std::size_t i = 0; i < layers; ++i) configs[i].load(settings_file, static_cast<std::int32_t>(i));
   if (const std::int64_t highest = highest_layer(settings_file); highest >= static_cast<std::int64_t>(layers))
-    fmt::print(stderr, "adamas: {} has settings for layer {}; the last layer of this model is {}\n", settings_file, highest, layers - 1);
+    fmt::print(stderr, "adamas: {} has settings for layer {}; the last layer of this model is {}\n", settings_file, highest,
+               layers - 1);
   return configs;
 }
 
 Report examine(const CheckOptions& options, const adamas::Config& config, const std::string& settings_file) {
-  Report report{.model = model_of(read_gguf(options.model)), .context = 0, .configs = {}, .by_layer = !settings_file.empty(),
-                .dense_reasons = {}, .memory = {}, .tests = {}};
+  Report report{.model = model_of(read_gguf(options.model)),
+                .context = 0,
+                .configs = {},
+                .by_layer = !settings_file.empty(),
+                .dense_reasons = {},
+                .memory = {},
+                .tests = {}};
   report.context = options.context > 0 ? options.context : report.model.context;
   if (report.context == 0)
     throw Failure(exit_usage, "the file does not say which context it was made for; give one with --context");
@@ -119,8 +126,8 @@ Report examine(const CheckOptions& options, const adamas::Config& config, const 
 std::string layer_text(const Report& report, std::size_t index) {
   const Layer& layer = report.model.layers[index];
   if (!report.dense_reasons[index].empty()) return "dense: " + report.dense_reasons[index];
-  std::string text =
-      fmt::format("sparse: {}, {}, head_dim {}", counted(layer.q_heads, "query head"), counted(layer.kv_heads, "KV head"), layer.key_dim);
+  std::string text = fmt::format("sparse: {}, {}, head_dim {}", counted(layer.q_heads, "query head"),
+                                 counted(layer.kv_heads, "KV head"), layer.key_dim);
   if (layer.window > 0) text += fmt::format(", a sliding window of {} tokens", layer.window);
   if (layer.key_dim % 32 != 0) text += ", no quantised K and V (not a multiple of 32)";
   if (report.by_layer) text += fmt::format(", budget {}", report.configs[index].get("budget"));
@@ -159,8 +166,9 @@ void print_text(const Report& report) {
   }
   fmt::print("\nself-test with {}, against attention in double precision\n", adamas::device_in_use());
   for (const SelfTest& test : report.tests) {
-    fmt::print("  {}, {}, head_dim {}: {}\n", counted(test.shape.q_heads, "query head"), counted(test.shape.kv_heads, "KV head"),
-               test.shape.head_dim, test.failure.empty() ? "passed" : "FAILED: " + test.failure);
+    fmt::print("  {}, {}, head_dim {}: {}\n", counted(test.shape.q_heads, "query head"),
+               counted(test.shape.kv_heads, "KV head"), test.shape.head_dim,
+               test.failure.empty() ? "passed" : "FAILED: " + test.failure);
     const auto line = [](const std::string& what, const Deviation& deviation) {
       if (deviation.bound > 0)  // else it never came to comparing
         fmt::print("    {:<24} largest error {:.1e}, bound {:.1e}\n", what, deviation.error, deviation.bound);

@@ -186,8 +186,8 @@ std::string LoadedModel::text(std::span<const Token> tokens) const {
 std::string LoadedModel::piece(Token token) const {
   std::string text(64, '\0');
   for (;;) {
-    const std::int32_t length = engine().llama_token_to_piece(vocabulary_, token, text.data(),
-                                                              static_cast<std::int32_t>(text.size()), 0, true);
+    const std::int32_t length =
+        engine().llama_token_to_piece(vocabulary_, token, text.data(), static_cast<std::int32_t>(text.size()), 0, true);
     text.resize(static_cast<std::size_t>(std::abs(length)));  // negative: the room that it needs
     if (length >= 0) return text;
   }

@@ -29,8 +29,8 @@ std::string engine_version();
 // The files that the engine and the back end were loaded from.
 std::vector<std::string> engine_files();
 
-// The settings of every step from now on, in all contexts, but for what the sections of a settings file say of their layers ("": no
-// file). A context keeps its codes while it sees the same settings.
+// The settings of every step from now on, in all contexts, but for what the sections of a settings file say of their layers
+// ("": no file). A context keeps its codes while it sees the same settings.
 void configure(const adamas_config& config, const std::string& layers = {});
 
 // While this object lives, `see` is called after each attention that the back end computed.
@@ -60,7 +60,7 @@ class LoadedModel {
   // With the first token that the model wants before a text, if it wants one.
   Tokens tokenize(const std::string& text, Special special = Special::as_text) const;
   std::string text(std::span<const Token> tokens) const;
-  std::string piece(Token token) const;  // its own bytes, which may be part of a character; of a special token, its name
+  std::string piece(Token token) const;      // its own bytes, which may be part of a character; of a special token, its name
   std::optional<Token> first_token() const;  // nothing: the model wants none
   bool is_end(Token token) const;            // of a text or an answer
 

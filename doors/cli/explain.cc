@@ -231,14 +231,14 @@ int explain(Settings& settings, const ExplainOptions& options) {
   const LoadedModel model(options.model);
   const std::int64_t limit = options.context > 0 ? options.context : model.trained_context();
   if (std::ssize(document) / most_bytes_of_a_token > limit)  // seen before the minutes in which it is made tokens
-    throw Failure(exit_failed, fmt::format("{} has {} bytes, which cannot fit into the {} tokens of {}", options.file, document.size(), limit,
-                                           context_name(options)));
+    throw Failure(exit_failed, fmt::format("{} has {} bytes, which cannot fit into the {} tokens of {}", options.file,
+                                           document.size(), limit, context_name(options)));
   const Prompt prompt = make_prompt(model, document, options.ask, options.lead);
   const std::int64_t needed = std::ssize(prompt.tokens) + options.tokens;
   if (needed > limit)
-    throw Failure(exit_failed, fmt::format("{} and the question are {} tokens, with an answer of {} more than the {} of {}",
-                                           options.file, prompt.tokens.size(), options.tokens, limit,
-                                           context_name(options)));
+    throw Failure(exit_failed,
+                  fmt::format("{} and the question are {} tokens, with an answer of {} more than the {} of {}", options.file,
+                              prompt.tokens.size(), options.tokens, limit, context_name(options)));
 
   const int threads = options.threads > 0 ? static_cast<int>(options.threads)
                                           : static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 8u));

@@ -30,7 +30,8 @@ void require_outputs(const std::string& command, const std::vector<std::string>&
         throw Failure(exit_usage, fmt::format("{}: {} is read, and would be written over", command, one->path));
     for (auto other = written.begin(); other != one; ++other)
       if (!other->path.empty() && is_same_file(one->path, other->path))
-        throw Failure(exit_usage, fmt::format("{}: {} cannot be both {} and {}", command, one->path, other->flag, one->flag));
+        throw Failure(exit_usage,
+                      fmt::format("{}: {} cannot be both {} and {}", command, one->path, other->flag, one->flag));
     require_writable(one->path);
   }
 }

@@ -1,5 +1,5 @@
-// The files that a command writes, seen before its work: nothing that is read is written over, no two outputs are one file, and
-// each can be written.
+// The files that a command writes, seen before its work: nothing that is read is written over, no two outputs are one file,
+// and each can be written.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -13,15 +13,16 @@ namespace cli {
 
 class Library {
  public:
-  // "libllama.so", in the engine's folder, else where the system looks; with the name of its interface as well, as an installed
-  // engine has it. `use`: what the sentence says when it is not there.
+  // "libllama.so", in the engine's folder, else where the system looks; with the name of its interface as well, as an
+  // installed engine has it. `use`: what the sentence says when it is not there.
   explicit Library(const std::string& name, const std::string& use = "") {
     for (const std::filesystem::path& folder : {engine_folder(), std::filesystem::path()})
       for (const char* suffix : {"", ".0"})
         if (handle_ == nullptr) handle_ = dlopen((folder / (name + suffix)).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle_ == nullptr)
-      throw Failure(exit_failed, fmt::format("the engine's library {} is not there, neither in {} nor where the system looks{}",
-                                             name, engine_folder().string(), use));
+      throw Failure(exit_failed,
+                    fmt::format("the engine's library {} is not there, neither in {} nor where the system looks{}", name,
+                                engine_folder().string(), use));
   }
 
   template <class Function>

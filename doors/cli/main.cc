@@ -62,7 +62,9 @@ class Help : public CLI::Formatter {
     if (name == "eval") return "Usage: adamas eval KIND --model MODEL.gguf ... [SETTINGS]\n";
     if (app->get_parent() != nullptr && app->get_parent()->get_name() == "eval")
       return "Usage: adamas eval " + name + " --model MODEL.gguf [OPTIONS] [SETTINGS]\n";
-    if (name == "bench") return "Usage: adamas bench --model MODEL.gguf [OPTIONS] [SETTINGS]\n       adamas bench --kernel [OPTIONS] [SETTINGS]\n";
+    if (name == "bench")
+      return "Usage: adamas bench --model MODEL.gguf [OPTIONS] [SETTINGS]\n       adamas bench --kernel [OPTIONS] "
+             "[SETTINGS]\n";
     if (name == "check") return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n";
     if (name == "explain")
       return "Usage: adamas explain [SETTINGS] --model MODEL.gguf --file TEXT --ask QUESTION --html OUT [OPTIONS]\n";
@@ -105,7 +107,8 @@ std::string typed(const CLI::App& app) {
 }
 
 bool is_given_twice(const CLI::App& app, const std::string& flag) {
-  if (const CLI::Option* option = app.get_option_no_throw(flag); option != nullptr && option->results().size() > 1) return true;
+  if (const CLI::Option* option = app.get_option_no_throw(flag); option != nullptr && option->results().size() > 1)
+    return true;
   const auto chosen = app.get_subcommands();
   return std::any_of(chosen.begin(), chosen.end(), [&](const CLI::App* command) { return is_given_twice(*command, flag); });
 }
@@ -164,11 +167,14 @@ int dispatch(int argc, char** argv) {
       ->type_name("N");
   check_command->add_flag("--json", check_options.json, "Print JSON");
 
-  CLI::App* bench_command = add_command("bench", "Measure how fast a model decodes, over the depth of the context", bench_details);
+  CLI::App* bench_command =
+      add_command("bench", "Measure how fast a model decodes, over the depth of the context", bench_details);
   BenchOptions bench_options;
   bench_options.threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 512u));
   const auto bench_number = [&](const char* flag, auto& value, std::int64_t largest, const char* meaning) {
-    return bench_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
+    return bench_command->add_option(flag, value, meaning)
+        ->check(CLI::Range(std::int64_t{1}, largest).description(""))
+        ->type_name("N");
   };
   CLI::Option* bench_model =
       bench_command->add_option("--model", bench_options.model, "A model in the GGUF format")->type_name("MODEL.gguf");
@@ -193,7 +199,9 @@ int dispatch(int argc, char** argv) {
   bench_number("--repeat", bench_options.repeat, 1000, "Runs of each, whose median counts (1; with --kernel 30 steps)");
   bench_number("--threads", bench_options.threads, 512, "Threads of the engine; without it, one for each processor");
   bench_command->add_flag("--json", bench_options.json, "Print JSON");
-  bench_command->add_option("--plot", bench_options.plot, "Draw the speed over the depth")->check(named_file())->type_name("OUT.svg");
+  bench_command->add_option("--plot", bench_options.plot, "Draw the speed over the depth")
+      ->check(named_file())
+      ->type_name("OUT.svg");
   CaseFlags bench_cases(*bench_command);
 
   CLI::App* eval_command = add_command("eval", "Measure what each setting costs a model, and what it reads", "");
@@ -207,7 +215,9 @@ int dispatch(int argc, char** argv) {
     return explain_command->add_option(flag, value, meaning)->type_name(type);
   };
   const auto explain_number = [&](const char* flag, std::int64_t& value, std::int64_t largest, const char* meaning) {
-    explain_command->add_option(flag, value, meaning)->check(CLI::Range(std::int64_t{1}, largest).description(""))->type_name("N");
+    explain_command->add_option(flag, value, meaning)
+        ->check(CLI::Range(std::int64_t{1}, largest).description(""))
+        ->type_name("N");
   };
   explain_text("--model", explain_options.model, "MODEL.gguf", "A model in the GGUF format");
   explain_text("--file", explain_options.file, "TEXT", "The document");

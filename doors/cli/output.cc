@@ -43,7 +43,9 @@ std::string ranges_text(const std::vector<std::size_t>& ascending, const char* s
   return text;
 }
 
-std::string counted(std::int64_t count, const std::string& thing) { return fmt::format("{} {}{}", count, thing, count == 1 ? "" : "s"); }
+std::string counted(std::int64_t count, const std::string& thing) {
+  return fmt::format("{} {}{}", count, thing, count == 1 ? "" : "s");
+}
 
 std::string bytes_text(double bytes) {
   static constexpr std::array units{"B", "KiB", "MiB", "GiB", "TiB"};

@@ -200,7 +200,8 @@ SelfTest self_test(const AttentionShape& shape, adamas::Config config) {
   config.sinks = std::min(config.sinks, config.budget / 2);
   config.recent = std::min(config.recent, config.budget / 2);
 
-  SelfTest test{.shape = shape, .tokens = tokens, .budget = config.budget, .dense = {}, .sparse = {}, .rest = 1, .failure = {}};
+  SelfTest test{
+      .shape = shape, .tokens = tokens, .budget = config.budget, .dense = {}, .sparse = {}, .rest = 1, .failure = {}};
   const Data data = random_data(shape, tokens);
   adamas::Config everything = config;
   everything.budget = tokens;
@@ -218,7 +219,8 @@ SelfTest self_test(const AttentionShape& shape, adamas::Config config) {
 
   if (test.failure.empty() && !test.dense.within()) test.failure = "dense attention is off by more than its bound";
   if (test.failure.empty() && !test.sparse.within()) test.failure = "sparse attention is off by more than its bound";
-  if (test.failure.empty() && with_rest && !(test.rest < 1)) test.failure = "a list and a rest are no closer to full attention";
+  if (test.failure.empty() && with_rest && !(test.rest < 1))
+    test.failure = "a list and a rest are no closer to full attention";
   return test;
 }
 

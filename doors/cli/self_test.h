@@ -29,9 +29,10 @@ struct SelfTest {
   AttentionShape shape;
   std::int64_t tokens = 0;
   std::int64_t budget = 0;
-  Deviation dense;      // a budget of every token, against attention over every token
-  Deviation sparse;     // `budget` tokens alone, against attention over the tokens that adamas_selection names
-  double rest = 1;      // how far from full attention a list and a rest stay, over how far these `budget` tokens do; 1: a fixed budget
+  Deviation dense;   // a budget of every token, against attention over every token
+  Deviation sparse;  // `budget` tokens alone, against attention over the tokens that adamas_selection names
+  double rest =
+      1;  // how far from full attention a list and a rest stay, over how far these `budget` tokens do; 1: a fixed budget
   std::string failure;  // empty: passed
 };
 

@@ -20,7 +20,8 @@ constexpr const char* config_environment = "ADAMAS_CONFIG";
 constexpr const char* device_range = "auto | an instruction set";
 constexpr const char* device_meaning = "what the kernels run with";
 constexpr const char* config_range = "a file";
-constexpr const char* config_meaning = "settings in lines name = value, and [layers 0,3-5] for some; flags and variables win over its general lines";
+constexpr const char* config_meaning =
+    "settings in lines name = value, and [layers 0,3-5] for some; flags and variables win over its general lines";
 
 }  // namespace
 
@@ -51,11 +52,12 @@ void refuse_settings_file(const char* command) {
 void warn_of_misspelt_variables() {
   constexpr std::string_view prefix = "ADAMAS_";
   // Of the build, the tools and the tests.
-  constexpr std::string_view others[] = {"BACKEND", "BARE_HOST", "COMMAND", "CONTEXTS", "EVAL_CONTEXT", "FAKE_HOST", "FAULT", "FAULT_LIBRARY",
-                                         "GRAPHS", "HAS_READER", "LIBRARY", "LLAMA_BIN", "MODELS", "MODELS_DIR", "OPS", "PYTHON",
-                                         "TEST_MODELS", "WRITE_PAGE"};
+  constexpr std::string_view others[] = {"BACKEND", "BARE_HOST",     "COMMAND", "CONTEXTS",   "EVAL_CONTEXT", "FAKE_HOST",
+                                         "FAULT",   "FAULT_LIBRARY", "GRAPHS",  "HAS_READER", "LIBRARY",      "LLAMA_BIN",
+                                         "MODELS",  "MODELS_DIR",    "OPS",     "PYTHON",     "TEST_MODELS",  "WRITE_PAGE"};
   std::vector<std::string> known{"CACHE", "CONFIG", "DEVICE"};
-  for (const adamas_setting& setting : adamas::settings()) known.push_back(std::string(setting.environment).substr(prefix.size()));
+  for (const adamas_setting& setting : adamas::settings())
+    known.push_back(std::string(setting.environment).substr(prefix.size()));
   for (char** variable = environ; *variable != nullptr; ++variable) {
     std::string_view name(*variable);
     name = name.substr(0, name.find('='));
@@ -63,7 +65,8 @@ void warn_of_misspelt_variables() {
     name.remove_prefix(prefix.size());
     if (std::ranges::count(known, name) + std::ranges::count(others, name) > 0) continue;
     if (const std::string word = nearest(std::string(name), known); !word.empty())
-      fmt::print(stderr, "adamas: the variable ADAMAS_{} is not known and does nothing; did you mean ADAMAS_{}?\n", name, word);
+      fmt::print(stderr, "adamas: the variable ADAMAS_{} is not known and does nothing; did you mean ADAMAS_{}?\n", name,
+                 word);
   }
 }
 

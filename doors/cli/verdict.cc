@@ -11,14 +11,10 @@ namespace {
 
 std::string why_not_served(const Layer& layer) {
   switch (layer.kind) {
-    case LayerKind::attention:
-      break;
-    case LayerKind::latent:
-      return "latent attention (MLA): K and V are one compressed row";
-    case LayerKind::recurrent:
-      return "recurrent: it keeps a state and no K and V";
-    case LayerKind::none:
-      return "no attention";
+    case LayerKind::attention: break;
+    case LayerKind::latent: return "latent attention (MLA): K and V are one compressed row";
+    case LayerKind::recurrent: return "recurrent: it keeps a state and no K and V";
+    case LayerKind::none: return "no attention";
   }
   if (layer.key_dim != layer.value_dim)
     return fmt::format("K and V rows differ in size ({} and {})", layer.key_dim, layer.value_dim);
@@ -42,8 +38,8 @@ std::string why_dense(const Model& model, std::size_t index, std::int64_t contex
   if (static_cast<std::int64_t>(index) < config.dense_layers) return fmt::format("dense_layers is {}", config.dense_layers);
 
   const std::int64_t tokens = cached_tokens(layer, context);
-  const std::string what = tokens < context ? "a sliding window of " + counted(tokens, "token")
-                                            : "the context of " + counted(tokens, "token");
+  const std::string what =
+      tokens < context ? "a sliding window of " + counted(tokens, "token") : "the context of " + counted(tokens, "token");
   if (tokens < config.min_context) return fmt::format("{} is below min_context, {}", what, config.min_context);
   if (const std::int64_t budget = tokens_of_budget(config.budget); tokens <= budget)
     return fmt::format("{} is within the budget, {}", what, budget);

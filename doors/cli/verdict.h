@@ -12,7 +12,9 @@ namespace cli {
 std::string why_dense(const Model& model, std::size_t index, std::int64_t context, const adamas::Config& config);
 
 // What a budget is where a number is needed.
-inline std::int64_t tokens_of_budget(std::int64_t budget) { return budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : budget; }
+inline std::int64_t tokens_of_budget(std::int64_t budget) {
+  return budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : budget;
+}
 
 // The tokens that a layer's cache holds.
 std::int64_t cached_tokens(const Layer& layer, std::int64_t context);

@@ -5,24 +5,26 @@
 #include <cmath>
 #include <cstring>
 
+#include "claims.h"
 #include "host.h"
 #include "settings.h"
 #include "stats.h"
-#include "watch.h"
+#include "registry.h"
 
 namespace adamas_ggml {
 namespace {
 
 // The struct has no padding.
-bool same(const adamas_config &a, const adamas_config &b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+bool same(const adamas_config& a, const adamas_config& b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
 template <class Byte>
-Byte *at(Byte *data, const ggml_tensor *t, int64_t i, int64_t b, int64_t c) {
+Byte* at(Byte* data, const ggml_tensor* t, int64_t i, int64_t b, int64_t c) {
   return data + static_cast<size_t>(i) * t->nb[1] + static_cast<size_t>(b) * t->nb[2] + static_cast<size_t>(c) * t->nb[3];
 }
 
-int64_t index_at(const ggml_tensor *indices, int64_t i, int64_t b = 0, int64_t c = 0) {
-  const auto *bytes = at(static_cast<const char *>(indices->data), indices, b, c, 0) + static_cast<size_t>(i) * indices->nb[0];
+int64_t index_at(const ggml_tensor* indices, int64_t i, int64_t b = 0, int64_t c = 0) {
+  const auto* bytes =
+      at(static_cast<const char*>(indices->data), indices, b, c, 0) + static_cast<size_t>(i) * indices->nb[0];
   if (indices->type == GGML_TYPE_I32) {
     int32_t index;
     std::memcpy(&index, bytes, sizeof index);
@@ -34,8 +36,8 @@ int64_t index_at(const ggml_tensor *indices, int64_t i, int64_t b = 0, int64_t c
 }
 
 // K or V of every stream of a cache.
-adamas_rows rows_of(const CacheTensor &cache, Heads heads) {
-  const ggml_tensor *root = cache.root;
+adamas_rows rows_of(const CacheTensor& cache, Heads heads) {
+  const ggml_tensor* root = cache.root;
   adamas_dtype dtype = ADAMAS_F32;
   dtype_of(root->type, dtype);
   return {root->data, dtype, static_cast<int64_t>(root->nb[2]), static_cast<int64_t>(row_bytes(root->type, heads.head_dim)),
@@ -50,14 +52,14 @@ CachePointer make_cache(int32_t layer, Heads heads, int64_t sequences, int64_t c
                                    .sequences = sequences,
                                    .capacity = capacity,
                                    .rotated = heads.rotated};
-  adamas_cache *cache = nullptr;
+  adamas_cache* cache = nullptr;
   adamas_cache_create(&config_of(layer), &params, &cache);  // NULL on an error, whose sentence is the last one
   return CachePointer(cache);
 }
 
 // ALiBi as ggml defines it: a geometric series over the largest power of two of heads, the rest from the one twice as
 // fine, at its odd places.
-void alibi_slopes(int64_t heads, float max_bias, std::vector<float> &slopes) {
+void alibi_slopes(int64_t heads, float max_bias, std::vector<float>& slopes) {
   const int64_t power = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(heads)));
   const float base = std::exp2(-max_bias / static_cast<float>(power));
   const float finer = std::exp2(-max_bias / 2.0f / static_cast<float>(power));
@@ -69,13 +71,13 @@ void alibi_slopes(int64_t heads, float max_bias, std::vector<float> &slopes) {
 
 }  // namespace
 
-enum ggml_status Compute::fail(const ggml_tensor *node, const std::string &why) {
-  say(GGML_LOG_LEVEL_ERROR, std::string(host().op_name(node->op)) + " '" + std::string(node->name, strnlen(node->name, GGML_MAX_NAME)) +
-                                "': " + why);
+enum ggml_status Compute::fail(const ggml_tensor* node, const std::string& why) {
+  say(GGML_LOG_LEVEL_ERROR, std::string(host().op_name(node->op)) + " '" +
+                                std::string(node->name, strnlen(node->name, GGML_MAX_NAME)) + "': " + why);
   return GGML_STATUS_FAILED;
 }
 
-enum ggml_status Compute::set_rows(const ggml_tensor *node) {
+enum ggml_status Compute::set_rows(const ggml_tensor* node) {
   Write w;
   if (!read_write(node, w)) return fail(node, "not a write that this back end computes");
   if (!addressable(w.rows) || !addressable(w.indices) || !addressable(node) || (w.cache && node->data != w.cache.root->data))
@@ -93,12 +95,12 @@ enum ggml_status Compute::set_rows(const ggml_tensor *node) {
     for (int64_t b = 0; b < w.rows->ne[2]; ++b)
       for (int64_t i = 0; i < count; ++i) {
         const int64_t to = index_at(w.indices, i, b % w.indices->ne[1], c % w.indices->ne[2]);
-        store(reinterpret_cast<const float *>(at(static_cast<const char *>(w.rows->data), w.rows, i, b, c)),
-              at(static_cast<char *>(node->data), node, to, b, c), node->ne[0]);
+        store(reinterpret_cast<const float*>(at(static_cast<const char*>(w.rows->data), w.rows, i, b, c)),
+              at(static_cast<char*>(node->data), node, to, b, c), node->ne[0]);
       }
   if (!w.cache) return GGML_STATUS_SUCCESS;
   if (w.cache.keys) wrote(w.cache, this);
-  Codes *codes = written_codes(w);
+  Codes* codes = written_codes(w);
   if (!codes) return GGML_STATUS_SUCCESS;  // the first sparse step encodes what it sees
   const bool encode = !w.cache.keys;       // K and V of a batch are both there
   const adamas_rows values = rows_of(w.cache, codes->heads);
@@ -115,9 +117,9 @@ enum ggml_status Compute::set_rows(const ggml_tensor *node) {
   return GGML_STATUS_SUCCESS;
 }
 
-// The codes that a write of keys makes stale, or that a write of values completes: codes of batches are made when the values come.
-// NULL: there are none.
-Compute::Codes *Compute::written_codes(const Write &w) {
+// The codes that a write of keys makes stale, or that a write of values completes: codes of batches are made when the values
+// come. NULL: there are none.
+Compute::Codes* Compute::written_codes(const Write& w) {
   const bool batch = w.indices->ne[0] >= prompt_rows;
   if (batch && w.cache.keys) {
     drop_stale_settings();
@@ -139,9 +141,9 @@ void Compute::drop_stale_settings() {
   config_ = config();
 }
 
-Compute::Codes *Compute::codes_for(const CacheTensor &of, Heads heads) {
-  const ggml_tensor *root = of.root;
-  Codes &codes = codes_[root->data];
+Compute::Codes* Compute::codes_for(const CacheTensor& of, Heads heads) {
+  const ggml_tensor* root = of.root;
+  Codes& codes = codes_[root->data];
   const uint64_t changes = changes_of(of);
   if (codes.cache && codes.type == root->type && codes.heads == heads && codes.capacity == of.capacity() &&
       codes.streams == of.streams() && codes.layer == of.layer) {
@@ -157,15 +159,15 @@ Compute::Codes *Compute::codes_for(const CacheTensor &of, Heads heads) {
   codes.cache.reset();
   CachePointer cache = make_cache(of.layer, heads, of.streams(), of.capacity());
   if (!cache) return nullptr;
-  codes = {std::move(cache), rows_of(of, heads), root->type, heads, of.capacity(), of.streams(),
-           of.layer, changes};
+  codes = {std::move(cache), rows_of(of, heads), root->type, heads, of.capacity(), of.streams(), of.layer, changes};
   return &codes;
 }
 
-adamas_plan *Compute::plan_for(const Attention &a) {
-  const adamas_config &settings = config_of(a.cache.layer);
-  auto known = std::find_if(plans_.begin(), plans_.end(), [&](const Plan &plan) {
-    return plan.q_heads == a.q_heads && plan.kv_heads == a.kv_heads && plan.head_dim == a.head_dim && same(plan.config, settings);
+adamas_plan* Compute::plan_for(const Attention& a) {
+  const adamas_config& settings = config_of(a.cache.layer);
+  auto known = std::find_if(plans_.begin(), plans_.end(), [&](const Plan& plan) {
+    return plan.q_heads == a.q_heads && plan.kv_heads == a.kv_heads && plan.head_dim == a.head_dim &&
+           same(plan.config, settings);
   });
   if (known == plans_.end()) {
     plans_.emplace_back();
@@ -175,7 +177,7 @@ adamas_plan *Compute::plan_for(const Attention &a) {
     known->kv_heads = a.kv_heads;
     known->head_dim = a.head_dim;
   }
-  Plan &p = *known;
+  Plan& p = *known;
   if (p.plan && p.tokens >= a.capacity() && p.threads >= threads) return p.plan.get();
   const adamas_plan_params params{.struct_size = sizeof(adamas_plan_params),
                                   .q_heads = static_cast<int32_t>(a.q_heads),
@@ -183,7 +185,7 @@ adamas_plan *Compute::plan_for(const Attention &a) {
                                   .head_dim = static_cast<int32_t>(a.head_dim),
                                   .max_tokens = std::max(p.tokens, a.capacity()),
                                   .max_threads = std::max(p.threads, threads)};
-  adamas_plan *plan = nullptr;
+  adamas_plan* plan = nullptr;
   p.plan.reset();
   if (adamas_plan_create(&settings, &params, &plan) != ADAMAS_OK) return nullptr;
   p.plan.reset(plan);
@@ -192,26 +194,26 @@ adamas_plan *Compute::plan_for(const Attention &a) {
   return plan;
 }
 
-enum ggml_status Compute::attention(const ggml_tensor *node) {
+enum ggml_status Compute::attention(const ggml_tensor* node) {
   Attention a;
   if (const Reason reason = read_attention(node, a); reason != Reason::none) return fail(node, sentence(reason));
-  for (const ggml_tensor *t : {a.q, a.k, a.v, a.mask, a.sinks, a.out, a.cache.root})
+  for (const ggml_tensor* t : {a.q, a.k, a.v, a.mask, a.sinks, a.out, a.cache.root})
     if (t && !addressable(t)) return fail(node, "a tensor lies outside its memory");
-  if (a.cache && static_cast<char *>(a.k->data) != static_cast<char *>(a.cache.root->data) + a.k->view_offs)
+  if (a.cache && static_cast<char*>(a.k->data) != static_cast<char*>(a.cache.root->data) + a.k->view_offs)
     return fail(node, "K is not where its cache says");
 
   drop_stale_settings();
   Heads heads{a.head_dim, a.kv_heads};
-  adamas_cache *cache = nullptr;
+  adamas_cache* cache = nullptr;
   CachePointer empty;  // exact attention over what is no cache looks at no codes
   if (a.cache) {
     if (const std::optional<Heads> known = heads_of(a.cache)) heads.rotated = known->rotated;
-    if (const Codes *codes = codes_for(a.cache, heads)) cache = codes->cache.get();
+    if (const Codes* codes = codes_for(a.cache, heads)) cache = codes->cache.get();
   } else {
     empty = make_cache(a.cache.layer, heads, a.batch, a.n_kv);
     cache = empty.get();
   }
-  adamas_plan *plan = cache ? plan_for(a) : nullptr;
+  adamas_plan* plan = cache ? plan_for(a) : nullptr;
   if (!plan) return fail(node, adamas_last_error());
 
   sequences_.resize(static_cast<size_t>(a.batch));
@@ -227,6 +229,7 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   const int64_t v_stream = a.batch > 1 ? stride(a.v->nb[3]) : 0;
 
   adamas_step_stats stats{};
+  stats.struct_size = sizeof stats;
   adamas_step_params p{};
   p.struct_size = sizeof p;
   p.threads = threads;
@@ -239,11 +242,12 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   p.q_stride_batch = stride(a.q->nb[3]);
   p.q_stride_row = stride(a.q->nb[1]);
   p.q_stride_head = stride(a.q->nb[2]);
-  p.k = {a.cache ? a.cache.root->data : a.k->data, k_dtype, stride(a.cache ? a.cache.root->nb[2] : a.k->nb[3]), stride(a.k->nb[2]),
-         stride(a.k->nb[1])};
-  p.v = {reinterpret_cast<const void *>(reinterpret_cast<uintptr_t>(a.v->data) - static_cast<uintptr_t>(v_stream * a.first_stream)),
+  p.k = {a.cache ? a.cache.root->data : a.k->data, k_dtype, stride(a.cache ? a.cache.root->nb[2] : a.k->nb[3]),
+         stride(a.k->nb[2]), stride(a.k->nb[1])};
+  p.v = {reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(a.v->data) -
+                                       static_cast<uintptr_t>(v_stream * a.first_stream)),
          v_dtype, v_stream, stride(a.v->nb[2]), stride(a.v->nb[1])};
-  p.out = static_cast<float *>(a.out->data);
+  p.out = static_cast<float*>(a.out->data);
   p.out_stride_batch = stride(a.out->nb[3]);
   p.out_stride_row = stride(a.out->nb[2]);
   p.out_stride_head = stride(a.out->nb[1]);
@@ -256,10 +260,10 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
     p.mask_stride_row = stride(a.mask->nb[1]);
   }
   p.verify = 1;
-  // Against changes that nobody announced (see watch.h), which is none that we know of.
+  // Against changes that nobody announced (registry.h), which is none that we know of.
   p.verify_rows = ADAMAS_VERIFY_ROWS;
   p.slopes = a.max_bias > 0 ? slopes_.data() : nullptr;
-  p.sink_logits = a.sinks ? static_cast<const float *>(a.sinks->data) : nullptr;
+  p.sink_logits = a.sinks ? static_cast<const float*>(a.sinks->data) : nullptr;
   if (config().stats || observed()) {
     mass_.resize(static_cast<size_t>(a.batch * a.rows * a.q_heads));
     noise_.resize(mass_.size());
@@ -269,12 +273,13 @@ enum ggml_status Compute::attention(const ggml_tensor *node) {
   p.stats = &stats;
   if (adamas_step(plan, cache, &p) != ADAMAS_OK) return fail(node, adamas_last_error());
   note_step(stats, a.cache.layer, static_cast<int32_t>(a.q_heads), heads.rotated);
-  observe({a.cache.layer, static_cast<int32_t>(a.q_heads), static_cast<int32_t>(a.kv_heads), static_cast<int32_t>(a.head_dim),
-           plan, &p, &stats});
+  observe({a.cache.layer, static_cast<int32_t>(a.q_heads), static_cast<int32_t>(a.kv_heads),
+           static_cast<int32_t>(a.head_dim), plan, &p, &stats});
 
-  // A key changed and nobody said so. This step saw it and made its own codes anew; the other layers of the same model have changed too.
+  // A key changed and nobody said so. This step saw it and made its own codes anew; the other layers of the same model have
+  // changed too.
   if (stats.rows_stale > 0)
-    for (auto &[data, other] : codes_)
+    for (auto& [data, other] : codes_)
       if (other.cache && other.cache.get() != cache) {
         adamas_clear(other.cache.get(), -1);
         note_forgotten();

@@ -12,11 +12,11 @@
 namespace adamas_ggml {
 
 struct CacheDeleter {
-  void operator()(adamas_cache *cache) const { adamas_cache_destroy(cache); }
+  void operator()(adamas_cache* cache) const { adamas_cache_destroy(cache); }
 };
 using CachePointer = std::unique_ptr<adamas_cache, CacheDeleter>;
 struct PlanDeleter {
-  void operator()(adamas_plan *plan) const { adamas_plan_destroy(plan); }
+  void operator()(adamas_plan* plan) const { adamas_plan_destroy(plan); }
 };
 
 // What one ggml_backend_t (the engine makes one a context) keeps between graphs.
@@ -24,8 +24,8 @@ class Compute {
  public:
   int threads = 1;
 
-  enum ggml_status set_rows(const ggml_tensor *node);
-  enum ggml_status attention(const ggml_tensor *node);
+  enum ggml_status set_rows(const ggml_tensor* node);
+  enum ggml_status attention(const ggml_tensor* node);
 
  private:
   struct Codes {  // of one K tensor, for as long as it looks the same
@@ -46,14 +46,14 @@ class Compute {
   };
 
   void drop_stale_settings();  // codes and plans of other settings are dropped
-  Codes *codes_for(const CacheTensor &cache, Heads heads);
-  Codes *written_codes(const Write &write);
-  adamas_plan *plan_for(const Attention &a);
-  enum ggml_status fail(const ggml_tensor *node, const std::string &why);
+  Codes* codes_for(const CacheTensor& cache, Heads heads);
+  Codes* written_codes(const Write& write);
+  adamas_plan* plan_for(const Attention& a);
+  enum ggml_status fail(const ggml_tensor* node, const std::string& why);
 
-  adamas_config config_{};                                           // of codes_ and plans_
-  std::unordered_map<const void *, Codes> codes_;                    // by the data of the K tensor
-  std::deque<Plan> plans_;                                           // one for each shape and settings
+  adamas_config config_{};                        // of codes_ and plans_
+  std::unordered_map<const void*, Codes> codes_;  // by the data of the K tensor
+  std::deque<Plan> plans_;                        // one for each shape and settings
   std::vector<int64_t> sequences_, lengths_;
   std::vector<float> slopes_, mass_, noise_;
 };

@@ -2,7 +2,8 @@
 // attention over a long KV cache and the writes into that cache. Everything else stays with the CPU.
 //   host       the engine that loaded us, and whether it is the one that we were built for
 //   nodes      which nodes of a graph we can read
-//   watch      which of them we take, and what happened to the cache meanwhile
+//   claims     which of them we take
+//   registry   the caches, and what happened to them meanwhile; hooks: what no graph shows
 //   compute    the work
 //   stats      what was done
 #include <chrono>
@@ -13,26 +14,27 @@
 #include <mutex>
 #include <new>
 
+#include "claims.h"
 #include "compute.h"
 #include "host.h"
 #include "settings.h"
 #include "stats.h"
-#include "watch.h"
 
 namespace adamas_ggml {
 namespace {
 
 adamas_config settings{};
-std::string settings_file;                       // "": none
+std::string settings_file;  // "": none
 std::map<int32_t, adamas_config> layer_settings;
 std::mutex layer_mutex;
 adamas_observer_fn observer = nullptr;
-void *observer_user = nullptr;
+void* observer_user = nullptr;
 
-adamas_status configure(const adamas_config *config, const char *layers) {
+adamas_status configure(const adamas_config* config, const char* layers) {
   adamas_status status = adamas_config_check(config);
   adamas_config with_general_lines = *config;
-  if (status == ADAMAS_OK && layers != nullptr) status = adamas_config_load(&with_general_lines, layers, -1);  // is it whole?
+  if (status == ADAMAS_OK && layers != nullptr)
+    status = adamas_config_load(&with_general_lines, layers, -1);  // is it whole?
   if (status != ADAMAS_OK) return status;
   const std::lock_guard lock(layer_mutex);
   settings = *config;
@@ -41,7 +43,7 @@ adamas_status configure(const adamas_config *config, const char *layers) {
   return status;
 }
 
-void set_observer(adamas_observer_fn fn, void *user) {
+void set_observer(adamas_observer_fn fn, void* user) {
   observer = fn;
   observer_user = user;
 }
@@ -50,20 +52,21 @@ void set_observer(adamas_observer_fn fn, void *user) {
 
 bool observed() { return observer != nullptr; }
 
-void observe(const adamas_observation &observation) {
+void observe(const adamas_observation& observation) {
   if (observer) observer(observer_user, &observation);
 }
 
-const adamas_config &config() { return settings; }
+const adamas_config& config() { return settings; }
 
-const adamas_config &config_of(int32_t layer) {
+const adamas_config& config_of(int32_t layer) {
   const std::lock_guard lock(layer_mutex);
   if (settings_file.empty()) return settings;
   const auto [entry, is_new] = layer_settings.try_emplace(layer, settings);
-  // The file was whole when the process began. Should it be gone, or be wrong with a variable that came after it: the general
-  // settings hold.
+  // The file was whole when the process began. Should it be gone, or be wrong with a variable that came after it: the
+  // general settings hold.
   if (is_new && adamas_config_load(&entry->second, settings_file.c_str(), layer) != ADAMAS_OK) {
-    say(GGML_LOG_LEVEL_WARN, std::string(adamas_last_error()) + "; layer " + std::to_string(layer) + " runs with the general settings");
+    say(GGML_LOG_LEVEL_WARN,
+        std::string(adamas_last_error()) + "; layer " + std::to_string(layer) + " runs with the general settings");
     entry->second = settings;
   }
   return entry->second;
@@ -71,7 +74,7 @@ const adamas_config &config_of(int32_t layer) {
 
 bool read_settings() {
   if (adamas_config_init(&settings) != ADAMAS_OK || adamas_config_from_environment(&settings) != ADAMAS_OK) return false;
-  if (const char *file = std::getenv("ADAMAS_CONFIG")) settings_file = file;  // empty: none
+  if (const char* file = std::getenv("ADAMAS_CONFIG")) settings_file = file;  // empty: none
   return true;
 }
 
@@ -79,43 +82,42 @@ namespace {
 
 // ---- back end: one for each context of the engine ----
 
-const char *backend_name(ggml_backend_t) { return "Adamas"; }
+const char* backend_name(ggml_backend_t) { return "Adamas"; }
 
 void backend_free(ggml_backend_t backend) {
-  delete static_cast<Compute *>(backend->context);
+  delete static_cast<Compute*>(backend->context);
   delete backend;
 }
 
 // A node's outcome; nothing may be thrown into the engine.
-enum ggml_status compute(Compute &c, const ggml_tensor *node) {
+enum ggml_status compute(Compute& c, const ggml_tensor* node) {
   try {
     switch (node->op) {
       case GGML_OP_NONE:
       case GGML_OP_RESHAPE:
       case GGML_OP_VIEW:
       case GGML_OP_PERMUTE:
-      case GGML_OP_TRANSPOSE:
-        return GGML_STATUS_SUCCESS;
+      case GGML_OP_TRANSPOSE: return GGML_STATUS_SUCCESS;
       case GGML_OP_SET_ROWS: return c.set_rows(node);
       case GGML_OP_FLASH_ATTN_EXT: return c.attention(node);
       default: break;
     }
     say(GGML_LOG_LEVEL_ERROR, "operation " + std::to_string(node->op) + " is not computed here");
     return GGML_STATUS_FAILED;
-  } catch (const std::bad_alloc &) {
+  } catch (const std::bad_alloc&) {
     return GGML_STATUS_ALLOC_FAILED;
   } catch (...) {
     return GGML_STATUS_FAILED;
   }
 }
 
-enum ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph *graph) {
-  auto &c = *static_cast<Compute *>(backend->context);
+enum ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+  auto& c = *static_cast<Compute*>(backend->context);
   const auto begin = std::chrono::steady_clock::now();
   enum ggml_status status = GGML_STATUS_SUCCESS;
   const int nodes = host().graph_n_nodes(graph);
   for (int i = 0; i < nodes && status == GGML_STATUS_SUCCESS; ++i) {
-    const ggml_tensor *node = host().graph_node(graph, i);
+    const ggml_tensor* node = host().graph_node(graph, i);
     if (!node) return GGML_STATUS_FAILED;
     if (node->flags & GGML_TENSOR_FLAG_COMPUTE) status = compute(c, node);
   }
@@ -129,17 +131,17 @@ ggml_guid_t backend_guid() {
 }
 
 void set_n_threads(ggml_backend_t backend, int threads) {
-  static_cast<Compute *>(backend->context)->threads = threads < 1 ? 1 : threads > 512 ? 512 : threads;
+  static_cast<Compute*>(backend->context)->threads = threads < 1 ? 1 : threads > 512 ? 512 : threads;
 }
 
 // ---- device ----
 
-const char *device_name(ggml_backend_dev_t) { return "Adamas"; }
-const char *device_description(ggml_backend_dev_t) { return "sparse attention over 2-bit codes of the KV cache"; }
-void device_memory(ggml_backend_dev_t, size_t *free, size_t *total) { *free = *total = 0; }  // the CPU's; none to report
+const char* device_name(ggml_backend_dev_t) { return "Adamas"; }
+const char* device_description(ggml_backend_dev_t) { return "sparse attention over 2-bit codes of the KV cache"; }
+void device_memory(ggml_backend_dev_t, size_t* free, size_t* total) { *free = *total = 0; }  // the CPU's; none to report
 enum ggml_backend_dev_type device_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; }
 
-void device_props(ggml_backend_dev_t device, ggml_backend_dev_props *props) {
+void device_props(ggml_backend_dev_t device, ggml_backend_dev_props* props) {
   props->name = device_name(device);
   props->description = device_description(device);
   props->type = device_type(device);
@@ -147,14 +149,14 @@ void device_props(ggml_backend_dev_t device, ggml_backend_dev_props *props) {
   props->caps = {};
 }
 
-ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
+ggml_backend_t device_init(ggml_backend_dev_t device, const char*) {
   try {
     ggml_backend_i functions{};
     functions.get_name = backend_name;
     functions.free = backend_free;
     functions.graph_compute = backend_graph_compute;
     auto compute = std::make_unique<Compute>();
-    auto *backend = new ggml_backend{backend_guid(), functions, device, compute.get()};
+    auto* backend = new ggml_backend{backend_guid(), functions, device, compute.get()};
     compute.release();
     return backend;
   } catch (...) {
@@ -166,7 +168,7 @@ ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
 ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t) { return host().cpu_buffer_type(); }
 bool device_supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t buft) { return host().buft_is_host(buft); }
 
-bool device_supports_op(ggml_backend_dev_t, const ggml_tensor *node) {
+bool device_supports_op(ggml_backend_dev_t, const ggml_tensor* node) {
   try {
     return claims(node);
   } catch (...) {
@@ -176,14 +178,14 @@ bool device_supports_op(ggml_backend_dev_t, const ggml_tensor *node) {
 
 // ---- registry ----
 
-const char *reg_name(ggml_backend_reg_t) { return "Adamas"; }
+const char* reg_name(ggml_backend_reg_t) { return "Adamas"; }
 size_t reg_device_count(ggml_backend_reg_t) { return 1; }
 ggml_backend_dev_t reg_device(ggml_backend_reg_t reg, size_t index);
 
-void *reg_proc_address(ggml_backend_reg_t, const char *name) {
-  if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void *>(set_n_threads);
-  if (std::strcmp(name, "adamas_configure") == 0) return reinterpret_cast<void *>(configure);
-  if (std::strcmp(name, "adamas_observe") == 0) return reinterpret_cast<void *>(set_observer);
+void* reg_proc_address(ggml_backend_reg_t, const char* name) {
+  if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void*>(set_n_threads);
+  if (std::strcmp(name, "adamas_configure") == 0) return reinterpret_cast<void*>(configure);
+  if (std::strcmp(name, "adamas_observe") == 0) return reinterpret_cast<void*>(set_observer);
   return nullptr;
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t most = INT32_MAX;  // of any length; products of two of them fit 64 bits
 
-bool sane(const ggml_tensor *t) {
+bool sane(const ggml_tensor* t) {
   for (int i = 0; i < GGML_MAX_DIMS; ++i)
     if (t->ne[i] < 1 || t->ne[i] > most) return false;
   return true;
@@ -24,12 +24,12 @@ bool is_read(enum ggml_type type) {
 }
 
 // Elements are adjacent: nb[0] of a tensor is that of one block of its type.
-bool is_packed(const ggml_tensor *t) {
+bool is_packed(const ggml_tensor* t) {
   return is_read(t->type) && t->nb[0] == host().type_size(t->type) && t->ne[0] % host().blck_size(t->type) == 0;
 }
 
 // Bytes from a tensor's first element to the end of its last; false when that is no number.
-bool extent(const ggml_tensor *t, size_t &bytes) {
+bool extent(const ggml_tensor* t, size_t& bytes) {
   if (!is_packed(t)) return false;
   bytes = row_bytes(t->type, t->ne[0]);
   for (int i = 1; i < GGML_MAX_DIMS; ++i) {
@@ -48,14 +48,14 @@ bool is_supported_head_dim(int64_t head_dim) {
 }
 
 // K is whole streams of its cache, from row 0: row t of the view is row t of the stream, as SET_ROWS counts them.
-bool in_streams(Attention &a) {
-  const ggml_tensor *root = a.cache.root;
+bool in_streams(Attention& a) {
+  const ggml_tensor* root = a.cache.root;
   size_t bytes, root_bytes;
   if (root->nb[1] == 0 || root->nb[2] == 0 || !extent(a.k, bytes) || !extent(root, root_bytes)) return false;
   if (a.k->nb[1] != root->nb[1] || a.k->view_offs % root->nb[2] != 0 || a.n_kv > a.cache.capacity()) return false;
   a.first_stream = static_cast<int64_t>(a.k->view_offs / root->nb[2]);
-  return (a.batch == 1 || a.k->nb[3] == root->nb[2]) && a.first_stream + a.batch <= a.cache.streams() && a.k->view_offs <= root_bytes &&
-         bytes <= root_bytes - a.k->view_offs;
+  return (a.batch == 1 || a.k->nb[3] == root->nb[2]) && a.first_stream + a.batch <= a.cache.streams() &&
+         a.k->view_offs <= root_bytes && bytes <= root_bytes - a.k->view_offs;
 }
 
 // What is no cache goes as a cache of layer 0 does.
@@ -63,19 +63,20 @@ bool exact() { return config_of(0).policy == ADAMAS_POLICY_FULL; }
 
 }  // namespace
 
-const char *sentence(Reason reason) {
+const char* sentence(Reason reason) {
   switch (reason) {
-    case Reason::flash_off:
-      return "flash attention is off, so nothing reaches this back end: run the engine with -fa on";
+    case Reason::flash_off: return "flash attention is off, so nothing reaches this back end: run the engine with -fa on";
     case Reason::not_a_cache: return "attention over something that is not a KV cache is left to the engine";
     case Reason::types:
       return "attention over a KV cache of a type that is not served is left to the engine (-ctk q8_0 -ctv q8_0 is)";
     case Reason::no_stores:
-      return "this engine's CPU back end does not show how it stores rows (ggml_get_type_traits_cpu), so all attention is left to it";
+      return "this engine's CPU back end does not show how it stores rows (ggml_get_type_traits_cpu), so all attention is "
+             "left to it";
     case Reason::head_dim: return "attention with this head_dim is left to the engine; 'adamas check' lists what is served";
     case Reason::layout: return "attention with a layout or option that is not served is left to the engine";
     case Reason::dense_layer: return "the first layers are left to the engine, as ADAMAS_DENSE_LAYERS asks";
-    case Reason::short_context: return "while the context is below ADAMAS_MIN_CONTEXT or within the budget, attention is left to the engine";
+    case Reason::short_context:
+      return "while the context is below ADAMAS_MIN_CONTEXT or within the budget, attention is left to the engine";
     case Reason::batch: return "batches (reading a prompt) are left to the engine; ADAMAS_ROWS=all takes them too";
     case Reason::unseen_writes:
       return "attention over a KV cache that is written in a way not followed here is left to the engine";
@@ -87,7 +88,7 @@ bool surprising(Reason reason) {
   return reason != Reason::dense_layer && reason != Reason::short_context && reason != Reason::batch;
 }
 
-bool dtype_of(enum ggml_type type, adamas_dtype &dtype) {
+bool dtype_of(enum ggml_type type, adamas_dtype& dtype) {
   switch (type) {
     case GGML_TYPE_F32: dtype = ADAMAS_F32; return true;
     case GGML_TYPE_F16: dtype = ADAMAS_F16; return true;
@@ -106,12 +107,14 @@ size_t row_bytes(enum ggml_type type, int64_t elements) {
   return is_read(type) ? static_cast<size_t>(elements / host().blck_size(type)) * host().type_size(type) : 0;
 }
 
-bool rotated(const ggml_tensor *rows) {
+bool rotated(const ggml_tensor* rows) {
   for (int i = 0; rows && i < 8; ++i) {  // a graph may come from anywhere: no circle is followed for ever
     switch (rows->op) {
-      case GGML_OP_VIEW: case GGML_OP_RESHAPE: case GGML_OP_PERMUTE: case GGML_OP_TRANSPOSE: case GGML_OP_CONT:
-        rows = rows->src[0];
-        continue;
+      case GGML_OP_VIEW:
+      case GGML_OP_RESHAPE:
+      case GGML_OP_PERMUTE:
+      case GGML_OP_TRANSPOSE:
+      case GGML_OP_CONT: rows = rows->src[0]; continue;
       case GGML_OP_MUL_MAT: {
         if (!rows->src[0]) return false;
         // The scheduler may put a copy with a longer name in its place.
@@ -124,15 +127,15 @@ bool rotated(const ggml_tensor *rows) {
   return false;
 }
 
-CacheTensor cache_of(const ggml_tensor *tensor) {
+CacheTensor cache_of(const ggml_tensor* tensor) {
   CacheTensor cache;
   if (!tensor) return cache;
-  const ggml_tensor *root = tensor->view_src ? tensor->view_src : tensor;
-  const char *name = root->name;
+  const ggml_tensor* root = tensor->view_src ? tensor->view_src : tensor;
+  const char* name = root->name;
   if (std::strncmp(name, "cache_", 6) != 0 || (name[6] != 'k' && name[6] != 'v') || std::strncmp(name + 7, "_l", 2) != 0)
     return cache;
   int32_t layer = 0;
-  const char *digit = name + 9;
+  const char* digit = name + 9;
   if (*digit == 0) return cache;
   for (; *digit; ++digit) {
     if (*digit < '0' || *digit > '9' || layer > 99999) return cache;
@@ -145,7 +148,7 @@ CacheTensor cache_of(const ggml_tensor *tensor) {
   return cache;
 }
 
-Reason read_attention(const ggml_tensor *node, Attention &a) {
+Reason read_attention(const ggml_tensor* node, Attention& a) {
   a.q = node->src[0];
   a.k = node->src[1];
   a.v = node->src[2];
@@ -155,7 +158,7 @@ Reason read_attention(const ggml_tensor *node, Attention &a) {
   if (node->op != GGML_OP_FLASH_ATTN_EXT || !a.q || !a.k || !a.v) return Reason::layout;
   for (int i = 5; i < GGML_MAX_SRC; ++i)
     if (node->src[i]) return Reason::layout;
-  for (const ggml_tensor *t : {a.q, a.k, a.v, a.out})
+  for (const ggml_tensor* t : {a.q, a.k, a.v, a.out})
     if (!sane(t)) return Reason::layout;
 
   a.cache = cache_of(a.k);
@@ -177,13 +180,15 @@ Reason read_attention(const ggml_tensor *node, Attention &a) {
   if (a.v->ne[1] != a.n_kv || a.v->ne[2] != a.kv_heads || a.k->ne[3] != a.batch || a.v->ne[3] != a.batch ||
       a.q_heads % a.kv_heads != 0)
     return Reason::layout;
-  if (a.head_dim % host().blck_size(a.k->type) != 0 || a.head_dim % host().blck_size(a.v->type) != 0) return Reason::head_dim;
+  if (a.head_dim % host().blck_size(a.k->type) != 0 || a.head_dim % host().blck_size(a.v->type) != 0)
+    return Reason::head_dim;
   if (!is_packed(a.q) || !is_packed(a.k) || !is_packed(a.v)) return Reason::layout;
 
   // out [batch, rows, q_heads, head_dim], packed
   if (node->ne[0] != a.head_dim || node->ne[1] != a.q_heads || node->ne[2] != a.rows || node->ne[3] != a.batch ||
       node->nb[0] != 4 || node->nb[1] != 4 * static_cast<size_t>(a.head_dim) ||
-      node->nb[2] != node->nb[1] * static_cast<size_t>(a.q_heads) || node->nb[3] != node->nb[2] * static_cast<size_t>(a.rows))
+      node->nb[2] != node->nb[1] * static_cast<size_t>(a.q_heads) ||
+      node->nb[3] != node->nb[2] * static_cast<size_t>(a.rows))
     return Reason::layout;
 
   a.first_stream = 0;
@@ -206,7 +211,7 @@ Reason read_attention(const ggml_tensor *node, Attention &a) {
   return Reason::none;
 }
 
-bool read_write(const ggml_tensor *node, Write &w) {
+bool read_write(const ggml_tensor* node, Write& w) {
   w.rows = node->src[0];
   w.indices = node->src[1];
   w.out = node;
@@ -217,18 +222,20 @@ bool read_write(const ggml_tensor *node, Write &w) {
   if (w.rows->type != GGML_TYPE_F32 || !dtype_of(node->type, dtype) || !store_function(node->type) ||
       (w.indices->type != GGML_TYPE_I64 && w.indices->type != GGML_TYPE_I32))
     return false;
-  if (!is_packed(node) || !is_packed(w.rows) || !is_packed(w.indices) || node->nb[1] < row_bytes(node->type, node->ne[0])) return false;
-  if (w.rows->ne[0] != node->ne[0] || w.rows->ne[2] != node->ne[2] || w.rows->ne[3] != node->ne[3] || w.indices->ne[0] != w.rows->ne[1] ||
-      w.rows->ne[2] % w.indices->ne[1] != 0 || w.rows->ne[3] % w.indices->ne[2] != 0 || w.indices->ne[3] != 1)
+  if (!is_packed(node) || !is_packed(w.rows) || !is_packed(w.indices) || node->nb[1] < row_bytes(node->type, node->ne[0]))
+    return false;
+  if (w.rows->ne[0] != node->ne[0] || w.rows->ne[2] != node->ne[2] || w.rows->ne[3] != node->ne[3] ||
+      w.indices->ne[0] != w.rows->ne[1] || w.rows->ne[2] % w.indices->ne[1] != 0 || w.rows->ne[3] % w.indices->ne[2] != 0 ||
+      w.indices->ne[3] != 1)
     return false;
   // The view of a cache counts the rows of all streams one after the other.
-  const ggml_tensor *root = w.cache.root;
-  return !root || (node->ne[2] == 1 && node->ne[3] == 1 && node->type == root->type && node->view_offs == 0 && node->ne[0] == root->ne[0] &&
-                   node->nb[1] == root->nb[1] && node->ne[1] == root->ne[1] * root->ne[2] &&
+  const ggml_tensor* root = w.cache.root;
+  return !root || (node->ne[2] == 1 && node->ne[3] == 1 && node->type == root->type && node->view_offs == 0 &&
+                   node->ne[0] == root->ne[0] && node->nb[1] == root->nb[1] && node->ne[1] == root->ne[1] * root->ne[2] &&
                    root->nb[2] == root->nb[1] * static_cast<size_t>(root->ne[1]));
 }
 
-bool addressable(const ggml_tensor *t) {
+bool addressable(const ggml_tensor* t) {
   size_t bytes;
   if (!t->data || !sane(t) || !extent(t, bytes)) return false;
   ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;

@@ -8,10 +8,10 @@
 
 namespace adamas_ggml {
 
-bool read_settings();  // false: adamas_last_error() has the sentence
-const adamas_config &config();                // of the process
-const adamas_config &config_of(int32_t layer);  // with what the settings file says of that layer
+bool read_settings();                           // false: adamas_last_error() has the sentence
+const adamas_config& config();                  // of the process
+const adamas_config& config_of(int32_t layer);  // with what the settings file says of that layer
 bool observed();
-void observe(const adamas_observation &observation);  // tells the observer, if there is one
+void observe(const adamas_observation& observation);  // tells the observer, if there is one
 
 }  // namespace adamas_ggml

@@ -13,6 +13,9 @@
  * or reads outside the memory that its arguments describe. A cache or plan may be used by one thread
  * at a time; different ones are independent.
  *
+ * A struct with a struct_size may be given by a program that was built against an older header: fields that the
+ * program does not know take their defaults, and nothing is written behind the ones that it has.
+ *
  * Shapes are written innermost last. Strides are in bytes, may be any value for which the addressed
  * memory exists (zero and negative included), and need not be aligned. head_dim is contiguous.
  */
@@ -47,16 +50,18 @@ typedef enum adamas_status {
   ADAMAS_UNSUPPORTED = 2,      /* valid, but not served here: a head_dim that is not in the list, say */
   ADAMAS_OUT_OF_RANGE = 3,     /* past the capacity of a cache or plan */
   ADAMAS_OUT_OF_MEMORY = 4,
-  ADAMAS_INTERNAL = 5          /* a fault of ours, caught at the boundary */
+  ADAMAS_INTERNAL = 5 /* a fault of ours, caught at the boundary */
 } adamas_status;
 
-/* Element types. K and V may be any, q and masks one of the first three. The quantised ones are llama.cpp's: a row is blocks of 32
- * elements, packed, so head_dim has to be a multiple of 32. With an f16 `scale`, and an f16 `min` where there is one, element i is
+/* Element types. K and V may be any, q and masks one of the first three. The quantised ones are llama.cpp's: a row is
+ * blocks of 32 elements, packed, so head_dim has to be a multiple of 32. With an f16 `scale`, and an f16 `min` where there
+ * is one, element i is
  *   q8_0            int8 i times scale
  *   q5_0, q5_1      5 bits: nibble i, and bit i of a u32 above it; (bits - 16) times scale, or bits times scale + min
  *   q4_0, q4_1      4 bits: nibble i; (bits - 8) times scale, or bits times scale + min
  *   iq4_nl          4 bits: nibble i; table[bits] times scale, with 16 levels from -127 to 113 that lie closer around 0
- * in the order scale, min, u32, quants. Nibble i is the lower half of byte i, and from i = 16 on the upper half of byte i - 16. */
+ * in the order scale, min, u32, quants. Nibble i is the lower half of byte i, and from i = 16 on the upper half of byte
+ * i - 16. */
 typedef enum adamas_dtype {
   ADAMAS_F32 = 0,
   ADAMAS_F16 = 1,
@@ -70,7 +75,7 @@ typedef enum adamas_dtype {
 } adamas_dtype;
 
 typedef enum adamas_policy {
-  ADAMAS_POLICY_ADAMAS = 0,    /* the tokens that may matter by their estimated scores: a list and a rest, or the top `budget` of each head */
+  ADAMAS_POLICY_ADAMAS = 0,    /* what may matter by estimated scores: a list and a rest, or the top `budget` of a head */
   ADAMAS_POLICY_FULL = 1,      /* every visible token: dense attention */
   ADAMAS_POLICY_QUEST = 2,     /* the top pages of 16 tokens by min/max bounds (arXiv 2406.10774) */
   ADAMAS_POLICY_STREAMING = 3, /* the first `sinks` and the most recent tokens (arXiv 2309.17453) */
@@ -93,62 +98,69 @@ typedef enum adamas_rows_mode {
 } adamas_rows_mode;
 
 #define ADAMAS_BUDGET_AUTO (-1) /* a list for the query heads of a KV head, as long as it needs to be, and a rest */
-#define ADAMAS_AUTO_TOKENS 128  /* what it stands for where a number is needed: a context of so many is read whole, other policies read so many */
+/* What it stands for where a number is needed: a context of so many is read whole, other policies read so many. */
+#define ADAMAS_AUTO_TOKENS 128
 
 /* The settings. Fill with adamas_config_init, then change fields or call adamas_config_set. */
 typedef struct adamas_config {
-  uint32_t struct_size;   /* sizeof(adamas_config) */
-  int32_t preset;         /* adamas_preset */
-  int32_t policy;         /* adamas_policy */
-  int32_t estimator;      /* adamas_estimator */
-  int64_t budget;         /* ADAMAS_BUDGET_AUTO; or the tokens that each query head reads, 1 to 2^31 - 1, and nothing else counts */
-  int64_t sinks;          /* first tokens, always attended to, inside a fixed budget; 4 */
-  int64_t recent;         /* most recent tokens, always attended to, inside a fixed budget */
-  double share;           /* with ADAMAS_BUDGET_AUTO: what a token may weigh in the softmax of a head to be read in full; 0.0004 */
-  double max_noise;       /* a head whose estimate is noisier (variance of a score) is read densely; 0: never */
-  double min_mass;        /* a head that reads less of the softmax than this reads more tokens, at last all; 0: never */
-  int64_t dense_layers;   /* layers [0, dense_layers) are dense; 0 */
-  int64_t min_context;    /* visible tokens below which a step is dense */
-  int32_t rows;           /* adamas_rows_mode */
-  int32_t stats;          /* 1: doors print a summary at exit */
+  uint32_t struct_size; /* sizeof(adamas_config) */
+  int32_t preset;       /* adamas_preset */
+  int32_t policy;       /* adamas_policy */
+  int32_t estimator;    /* adamas_estimator */
+  int64_t budget; /* ADAMAS_BUDGET_AUTO; or the tokens that each query head reads, 1 to 2^31 - 1, and nothing else counts */
+  int64_t sinks;  /* first tokens, always attended to, inside a fixed budget; 4 */
+  int64_t recent; /* most recent tokens, always attended to, inside a fixed budget */
+  double share;   /* with ADAMAS_BUDGET_AUTO: what a token may weigh in the softmax of a head to be read in full; 0.0004 */
+  double max_noise;     /* a head whose estimate is noisier (variance of a score) is read densely; 0: never */
+  double min_mass;      /* a head that reads less of the softmax than this reads more tokens, at last all; 0: never */
+  int64_t dense_layers; /* layers [0, dense_layers) are dense; 0 */
+  int64_t min_context;  /* visible tokens below which a step is dense */
+  int32_t rows;         /* adamas_rows_mode */
+  int32_t stats;        /* 1: doors print a summary at exit */
 } adamas_config;
 
 /* What a setting is called, what it may be and what it means; index from 0 to adamas_setting_count() - 1.
  * The strings live as long as the library. `name` is "budget", the environment variable is ADAMAS_BUDGET. */
 typedef struct adamas_setting {
-  const char *name;
-  const char *environment;
-  const char *range;
-  const char *meaning;
+  const char* name;
+  const char* environment;
+  const char* range;
+  const char* meaning;
 } adamas_setting;
 
-ADAMAS_API const char *adamas_version(void);
-ADAMAS_API const char *adamas_last_error(void);
-ADAMAS_API const char *adamas_status_name(adamas_status status);
+ADAMAS_API const char* adamas_version(void);
+ADAMAS_API const char* adamas_last_error(void);
+ADAMAS_API const char* adamas_status_name(adamas_status status);
 
-/* The settings of the preset `default`. */
-ADAMAS_API adamas_status adamas_config_init(adamas_config *config);
+/* The settings of the preset `default`, as many as config->struct_size has room for. */
+ADAMAS_API adamas_status adamas_config_defaults(adamas_config* config);
+/* The same, of a struct as this header knows it. */
+static inline adamas_status adamas_config_init(adamas_config* config) {
+  if (config != NULL) config->struct_size = sizeof(adamas_config);
+  return adamas_config_defaults(config);
+}
 /* One setting from text, by name ("budget", "128"). Setting "preset" resets the fields that the preset defines. */
-ADAMAS_API adamas_status adamas_config_set(adamas_config *config, const char *name, const char *value);
+ADAMAS_API adamas_status adamas_config_set(adamas_config* config, const char* name, const char* value);
 /* One setting as text; `text` has room for `size` bytes, the end mark included. */
-ADAMAS_API adamas_status adamas_config_get(const adamas_config *config, const char *name, char *text, size_t size);
+ADAMAS_API adamas_status adamas_config_get(const adamas_config* config, const char* name, char* text, size_t size);
 /* The file that ADAMAS_CONFIG names, then every ADAMAS_<NAME> of the environment, the preset first, and ADAMAS_DEVICE for
  * adamas_device_force. All or nothing: on an error `config` is unchanged. */
-ADAMAS_API adamas_status adamas_config_from_environment(adamas_config *config);
-/* A settings file on top of `config`: lines `name = value`, comments from # on, and sections `[layers 0,3-5]`. With layer -1 its
- * general lines; with a layer what the sections say of that layer (budget, share, ...; not what concerns the whole model). */
-ADAMAS_API adamas_status adamas_config_load(adamas_config *config, const char *path, int32_t layer);
+ADAMAS_API adamas_status adamas_config_from_environment(adamas_config* config);
+/* A settings file on top of `config`: lines `name = value`, comments from # on, and sections `[layers 0,3-5]`. With layer -1
+ * its general lines; with a layer what the sections say of that layer (budget, share, ...; not what concerns the whole
+ * model). */
+ADAMAS_API adamas_status adamas_config_load(adamas_config* config, const char* path, int32_t layer);
 /* Every field within its range, and the fields consistent with each other (sinks + recent <= budget). */
-ADAMAS_API adamas_status adamas_config_check(const adamas_config *config);
+ADAMAS_API adamas_status adamas_config_check(const adamas_config* config);
 ADAMAS_API int32_t adamas_setting_count(void);
-ADAMAS_API adamas_status adamas_setting_describe(int32_t index, adamas_setting *setting);
+ADAMAS_API adamas_status adamas_setting_describe(int32_t index, adamas_setting* setting);
 
 /* The instruction sets that this machine can run, best first, and the one in use.
  * adamas_device_force: by name ("AVX3_DL", "AVX2", ...; any case) or "auto". Process-wide; call it before steps run. */
 ADAMAS_API int32_t adamas_device_count(void);
-ADAMAS_API const char *adamas_device_name(int32_t index);
-ADAMAS_API const char *adamas_device_in_use(void);
-ADAMAS_API adamas_status adamas_device_force(const char *name);
+ADAMAS_API const char* adamas_device_name(int32_t index);
+ADAMAS_API const char* adamas_device_in_use(void);
+ADAMAS_API adamas_status adamas_device_force(const char* name);
 
 /* The head_dims that are served, ascending: 64, 80, 96, 112, 128, 192, 256. */
 ADAMAS_API int32_t adamas_head_dim_count(void);
@@ -156,14 +168,15 @@ ADAMAS_API int32_t adamas_head_dim(int32_t index);
 
 /* The types that K and V may have, "f32", "f16", ...: dtype from 0 to adamas_dtype_count() - 1. */
 ADAMAS_API int32_t adamas_dtype_count(void);
-ADAMAS_API const char *adamas_dtype_name(int32_t dtype);
+ADAMAS_API const char* adamas_dtype_name(int32_t dtype);
 
 /* ---- cache: the codes of one layer ------------------------------------------------------------------- */
 
 typedef struct adamas_cache adamas_cache;
 
-/* The caller has multiplied the keys, and with them every query, by an orthonormal Hadamard matrix already, as llama.cpp does before it
- * quantises: codes are made of the rows as they are. (Of values nothing needs to be said: a step gives what V is given in.) */
+/* The caller has multiplied the keys, and with them every query, by an orthonormal Hadamard matrix already, as llama.cpp
+ * does before it quantises: codes are made of the rows as they are. (Of values nothing needs to be said: a step gives what V
+ * is given in.) */
 #define ADAMAS_ROTATED_KEYS 1
 
 typedef struct adamas_cache_params {
@@ -171,41 +184,42 @@ typedef struct adamas_cache_params {
   int32_t layer;        /* index of the layer in its model, for dense_layers */
   int32_t kv_heads;
   int32_t head_dim;
-  int64_t sequences;    /* independent sequences, 1 or more */
-  int64_t capacity;     /* tokens of each sequence, at most 2^31 - 1 */
-  int64_t rotated;      /* ADAMAS_ROTATED_KEYS, or 0 */
+  int64_t sequences; /* independent sequences, 1 or more */
+  int64_t capacity;  /* tokens of each sequence, at most 2^31 - 1 */
+  int64_t rotated;   /* ADAMAS_ROTATED_KEYS, or 0 */
 } adamas_cache_params;
 
 /* K or V of every sequence, [sequences, kv_heads, tokens, head_dim]. The memory stays the caller's. */
 typedef struct adamas_rows {
-  const void *data;
+  const void* data;
   int32_t dtype; /* adamas_dtype */
   int64_t stride_sequence;
   int64_t stride_head;
   int64_t stride_token;
 } adamas_rows;
 
-ADAMAS_API adamas_status adamas_cache_create(const adamas_config *config, const adamas_cache_params *params,
-                                             adamas_cache **cache);
-ADAMAS_API void adamas_cache_destroy(adamas_cache *cache);
-/* Memory of the keys' codes, centres and hashes, the values' means and lengths when every token of the capacity is used, in bytes. */
-ADAMAS_API adamas_status adamas_cache_bytes(const adamas_cache *cache, uint64_t *bytes);
+ADAMAS_API adamas_status adamas_cache_create(const adamas_config* config, const adamas_cache_params* params,
+                                             adamas_cache** cache);
+ADAMAS_API void adamas_cache_destroy(adamas_cache* cache);
+/* Memory of the keys' codes, centres and hashes, the values' means and lengths when every token of the capacity is used, in
+ * bytes. */
+ADAMAS_API adamas_status adamas_cache_bytes(const adamas_cache* cache, uint64_t* bytes);
 
 /* Rows [first, first + count) of a sequence were written: appended, or overwritten. Their blocks are encoded now,
  * from `k` and `v` (all rows of those blocks are read); what is NULL is encoded by the next step. */
-ADAMAS_API adamas_status adamas_append(adamas_cache *cache, int64_t sequence, int64_t first, int64_t count,
-                                       const adamas_rows *k, const adamas_rows *v);
+ADAMAS_API adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first, int64_t count,
+                                       const adamas_rows* k, const adamas_rows* v);
 /* Rows [length, ...) of a sequence are gone; their values are never looked at again. Re-encodes the block that was cut
  * when it is next used. */
-ADAMAS_API adamas_status adamas_truncate(adamas_cache *cache, int64_t sequence, int64_t length);
+ADAMAS_API adamas_status adamas_truncate(adamas_cache* cache, int64_t sequence, int64_t length);
 /* Every row of a sequence is gone; of all sequences when `sequence` is -1. */
-ADAMAS_API adamas_status adamas_clear(adamas_cache *cache, int64_t sequence);
+ADAMAS_API adamas_status adamas_clear(adamas_cache* cache, int64_t sequence);
 /* K changed without adamas_append: every row's codes are made anew when they are next used. */
-ADAMAS_API adamas_status adamas_invalidate(adamas_cache *cache);
-/* The bytes of one block (its keys' codes, then its values' mean where it is kept), as docs/codes.md lays them out: copied to `bytes` (room for `size`), and their
- * number to `*needed`. `bytes` may be NULL to ask for the number. */
-ADAMAS_API adamas_status adamas_block_bytes(const adamas_cache *cache, int64_t sequence, int32_t kv_head, int64_t block,
-                                            void *bytes, size_t size, size_t *needed);
+ADAMAS_API adamas_status adamas_invalidate(adamas_cache* cache);
+/* The bytes of one block (its keys' codes, then its values' mean where it is kept), as docs/codes.md lays them out: copied
+ * to `bytes` (room for `size`), and their number to `*needed`. `bytes` may be NULL to ask for the number. */
+ADAMAS_API adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, int32_t kv_head, int64_t block,
+                                            void* bytes, size_t size, size_t* needed);
 
 /* ---- step ------------------------------------------------------------------------------------------- */
 
@@ -214,19 +228,20 @@ typedef struct adamas_plan adamas_plan;
 typedef struct adamas_plan_params {
   uint32_t struct_size; /* sizeof(adamas_plan_params) */
   int32_t q_heads;
-  int32_t kv_heads;     /* divides q_heads */
+  int32_t kv_heads; /* divides q_heads */
   int32_t head_dim;
-  int64_t max_tokens;   /* the longest context of a step */
-  int32_t max_threads;  /* 1 to 512 */
+  int64_t max_tokens;  /* the longest context of a step */
+  int32_t max_threads; /* 1 to 512 */
 } adamas_plan_params;
 
-ADAMAS_API adamas_status adamas_plan_create(const adamas_config *config, const adamas_plan_params *params,
-                                            adamas_plan **plan);
-ADAMAS_API void adamas_plan_destroy(adamas_plan *plan);
+ADAMAS_API adamas_status adamas_plan_create(const adamas_config* config, const adamas_plan_params* params,
+                                            adamas_plan** plan);
+ADAMAS_API void adamas_plan_destroy(adamas_plan* plan);
 
-/* What a step did; filled when `stats` is given. Rows count (sequence, query row) pairs; tokens and heads are summed over the
- * sparse rows and their query heads. */
+/* What a step did; filled when `stats` is given. Rows count (sequence, query row) pairs; tokens and heads are summed over
+ * the sparse rows and their query heads. */
 typedef struct adamas_step_stats {
+  uint32_t struct_size; /* sizeof(adamas_step_stats) */
   int64_t rows_sparse;
   int64_t rows_dense;
   int64_t tokens_visible;
@@ -235,14 +250,14 @@ typedef struct adamas_step_stats {
   int64_t heads_sparse;    /* query heads of sparse rows */
   int64_t heads_guarded;   /* of these, read densely because of their noise (max_noise) */
   int64_t heads_widened;   /* of these, with more tokens or dense because of min_mass */
-  double mass;             /* share of the softmax that the selected tokens hold, as estimated, summed over heads_sparse; NaN where
-                            * nothing estimated it: a fixed budget whose caller asked for no masses, streaming, Quest */
+  double mass; /* share of the softmax that the selected tokens hold, as estimated, summed over heads_sparse; NaN where
+                * nothing estimated it: a fixed budget whose caller asked for no masses, streaming, Quest */
   int64_t blocks_encoded; /* blocks x kv_heads encoded by this step */
   int64_t rows_stale;     /* key rows whose hash differed from the one their codes were made from */
 } adamas_step_stats;
 
-/* Where a step's time went, in nanoseconds; filled when `times` is given. A stage's is that of every thread that worked on it, added
- * up; a thread that waits for another is in none. So the stages come to at most wall x threads. */
+/* Where a step's time went, in nanoseconds; filled when `times` is given. A stage's is that of every thread that worked on
+ * it, added up; a thread that waits for another is in none. So the stages come to at most wall x threads. */
 typedef struct adamas_step_times {
   uint32_t struct_size; /* sizeof(adamas_step_times) */
   int64_t wall;         /* of the whole step, from its first row to its last */
@@ -262,48 +277,49 @@ typedef struct adamas_step_times {
  *   out[b, r, h] = sum_t softmax_t(softcap(scale * q[b, r, h] . k[s, h / group, t]) + bias[b, r, h, t]) * v[s, h / group, t]
  * over the tokens t that row r may see and that the policy selects; s = sequences[b], group = q_heads / kv_heads,
  * softcap(x) = softcap * tanh(x / softcap) when softcap > 0, bias = slope[h] * mask[b, r, t].
- * With ADAMAS_BUDGET_AUTO the other tokens count as well, as the rest: with weights estimated from the codes of K, corrected by the
- * factor that the tokens read show, at their blocks' mean values, moved by what the lowest tokens read show (docs/quality.md).
- * Rows that a step shows and that were never appended are encoded on sight. A row that may see at most `budget` tokens
- * (ADAMAS_AUTO_TOKENS, when it is automatic), or fewer than `min_context`, is computed densely. A row that may see no token gives 0 and lse -inf. */
+ * With ADAMAS_BUDGET_AUTO the other tokens count as well, as the rest: with weights estimated from the codes of K, corrected
+ * by the factor that the tokens read show, at their blocks' mean values, moved by what the lowest tokens read show
+ * (docs/quality.md). Rows that a step shows and that were never appended are encoded on sight. A row that may see at most
+ * `budget` tokens (ADAMAS_AUTO_TOKENS, when it is automatic), or fewer than `min_context`, is computed densely. A row that
+ * may see no token gives 0 and lse -inf. */
 typedef struct adamas_step_params {
   uint32_t struct_size; /* sizeof(adamas_step_params) */
   int32_t threads;      /* 1 to the plan's max_threads */
   int64_t batch;
   int64_t rows;
-  const int64_t *sequences; /* [batch]; NULL: 0, 1, 2, ... */
-  const int64_t *lengths;   /* [batch] tokens in view; NULL: as many as were appended */
+  const int64_t* sequences; /* [batch]; NULL: 0, 1, 2, ... */
+  const int64_t* lengths;   /* [batch] tokens in view; NULL: as many as were appended */
   int32_t causal;           /* 1: row r sees tokens [0, length - rows + r]; 0: [0, length) */
   int32_t q_dtype;          /* adamas_dtype, not a quantised one */
-  const void *q;            /* [batch, rows, q_heads, head_dim] */
+  const void* q;            /* [batch, rows, q_heads, head_dim] */
   int64_t q_stride_batch, q_stride_row, q_stride_head;
-  adamas_rows k;            /* [sequences, kv_heads, tokens, head_dim] */
+  adamas_rows k; /* [sequences, kv_heads, tokens, head_dim] */
   adamas_rows v;
-  float *out;               /* [batch, rows, q_heads, head_dim] */
+  float* out; /* [batch, rows, q_heads, head_dim] */
   int64_t out_stride_batch, out_stride_row, out_stride_head;
-  float *lse;               /* [batch, rows, q_heads] contiguous, natural log; NULL: not wanted */
-  float scale;              /* 0: 1 / sqrt(head_dim) */
-  float softcap;            /* 0: none */
-  float *mass;              /* [batch, rows, q_heads] share of the softmax in the selected tokens, estimated from the codes
-                             * of the others (1: all tokens were read; NaN: the policy estimates nothing); NULL: not wanted */
-  float *noise;             /* [batch, rows, q_heads] variance of the estimated scores; 0: none estimated; NULL: not wanted */
-  const void *mask;         /* [batch, rows, tokens], added to the scores, -inf hides a token; NULL: none */
+  float* lse;       /* [batch, rows, q_heads] contiguous, natural log; NULL: not wanted */
+  float scale;      /* 0: 1 / sqrt(head_dim) */
+  float softcap;    /* 0: none */
+  float* mass;      /* [batch, rows, q_heads] share of the softmax in the selected tokens, estimated from the codes
+                     * of the others (1: all tokens were read; NaN: the policy estimates nothing); NULL: not wanted */
+  float* noise;     /* [batch, rows, q_heads] variance of the estimated scores; 0: none estimated; NULL: not wanted */
+  const void* mask; /* [batch, rows, tokens], added to the scores, -inf hides a token; NULL: none */
   int32_t mask_dtype;
-  int32_t verify;           /* 1: check the hashes of the key rows that are read, and `verify_rows` more */
+  int32_t verify; /* 1: check the hashes of the key rows that are read, and `verify_rows` more */
   int64_t mask_stride_batch, mask_stride_row;
-  int64_t verify_rows;      /* rows of a rotating slice, checked beside the selected ones; ADAMAS_VERIFY_ROWS, say */
-  const float *slopes;      /* [q_heads] ALiBi: multiplies the mask, or the distance t - (last token in view) when mask is NULL */
-  const float *sink_logits; /* [q_heads] one more logit of the softmax, with value 0; NULL: none */
-  adamas_step_stats *stats; /* NULL: not wanted */
-  adamas_step_times *times; /* NULL: not wanted, and nothing is measured */
+  int64_t verify_rows; /* rows of a rotating slice, checked beside the selected ones; ADAMAS_VERIFY_ROWS, say */
+  const float* slopes; /* [q_heads] ALiBi: multiplies the mask, or the distance t - (last token in view) when mask is NULL */
+  const float* sink_logits; /* [q_heads] one more logit of the softmax, with value 0; NULL: none */
+  adamas_step_stats* stats; /* NULL: not wanted */
+  adamas_step_times* times; /* NULL: not wanted, and nothing is measured */
 } adamas_step_params;
 
-ADAMAS_API adamas_status adamas_step(adamas_plan *plan, adamas_cache *cache, const adamas_step_params *params);
+ADAMAS_API adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, const adamas_step_params* params);
 
 /* The tokens that the last adamas_step attended to for its last sequence and row, ascending, of one query head.
  * `indices` has room for `size` entries; `*count` is how many there are. Dense rows answer with every visible token. */
-ADAMAS_API adamas_status adamas_selection(const adamas_plan *plan, int32_t q_head, int64_t *indices, int64_t size,
-                                          int64_t *count);
+ADAMAS_API adamas_status adamas_selection(const adamas_plan* plan, int32_t q_head, int64_t* indices, int64_t size,
+                                          int64_t* count);
 
 #ifdef __cplusplus
 }

@@ -87,7 +87,9 @@ struct dtype_of<_Float16> : std::integral_constant<std::int32_t, ADAMAS_F16> {};
 #endif
 
 template <class T>
-concept Element = requires { dtype_of<std::remove_cv_t<T>>::value; };
+concept Element = requires {
+  dtype_of<std::remove_cv_t<T>>::value;
+};
 
 template <class R>
 concept ElementRange =
@@ -360,8 +362,8 @@ class OutView {
   OutView() = default;
 
   template <class R>
-    requires std::is_convertible_v<R&&, std::span<float>>
-  OutView(R&& range) : data_(std::span<float>(range).data()), layout_(std::span<const float>(range)) {}
+  requires std::is_convertible_v<R&&, std::span<float>> OutView(R&& range)
+      : data_(std::span<float>(range).data()), layout_(std::span<const float>(range)) {}
 
   OutView(float* data, QueryStrides strides) : data_(data), layout_(data, strides) {}
 
@@ -592,6 +594,7 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
   const MaskStrides mask = step.mask.bytes(step.batch, step.rows, tokens);
 
   adamas_step_stats stats{};
+  stats.struct_size = sizeof stats;
   adamas_step_params native{};
   native.struct_size = sizeof native;
   native.threads = step.threads;

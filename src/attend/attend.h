@@ -22,8 +22,8 @@ struct Attention {
   const float* bias;  // [tokens], or NULL
 };
 
-inline constexpr int attend_tile = 64;       // tokens whose scores are kept at a time
-inline constexpr int max_attend_heads = 4;   // query heads that share a pass over K and V
+inline constexpr int attend_tile = 64;      // tokens whose scores are kept at a time
+inline constexpr int max_attend_heads = 4;  // query heads that share a pass over K and V
 
 // queries[h]: [head_dim]; slopes[h] multiplies the bias; states[h] is added to. 1 to max_attend_heads heads.
 // tokens: [count], any order.
@@ -31,13 +31,15 @@ void attend_list(const Attention& a, const float* const* queries, const float* s
                  int64_t count, SoftmaxState* states);
 
 // Every visible token of the blocks [first_block, last_block); visible: [blocks], bit t of word b is token 64 b + t.
-void attend_range(const Attention& a, const float* const* queries, const float* slopes, int heads,
-                  const uint64_t* visible, int64_t first_block, int64_t last_block, SoftmaxState* states);
+void attend_range(const Attention& a, const float* const* queries, const float* slopes, int heads, const uint64_t* visible,
+                  int64_t first_block, int64_t last_block, SoftmaxState* states);
 
-// In two halves, for what is decided in between. First s_t of the listed tokens: scores[h] [count]. Then, with any weights [count] of each
-// head, the sum of weighted rows of V: outs[h] [head_dim] += sum_i weights[h][i] v[tokens[i]]. 1 to max_attend_heads heads.
-void score_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens, int64_t count,
-                float* const* scores);
-void add_values(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count, float* const* outs);
+// In two halves, for what is decided in between. First s_t of the listed tokens: scores[h] [count]. Then, with any weights
+// [count] of each head, the sum of weighted rows of V: outs[h] [head_dim] += sum_i weights[h][i] v[tokens[i]]. 1 to
+// max_attend_heads heads.
+void score_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
+                int64_t count, float* const* scores);
+void add_values(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count,
+                float* const* outs);
 
 }  // namespace adamas

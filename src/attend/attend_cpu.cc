@@ -24,8 +24,9 @@ HWY_INLINE const T* row_of(const Rows& rows, int64_t token) {
 // Whose rows a tile reads: of a list, of a list whose rows were asked for already, or of a range.
 enum class Reads { list, list_fetched, range };
 
-// Asks for the rows that are needed next, which the machine cannot guess: rows of a list lie anywhere, and rows of a range lie
-// kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end is harmless).
+// Asks for the rows that are needed next, which the machine cannot guess: rows of a list lie anywhere, and rows of a range
+// lie kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end is
+// harmless).
 HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, int count, Reads reads) {
   const int64_t k_bytes = row_bytes(a.k.dtype, a.head_dim), v_bytes = row_bytes(a.v.dtype, a.head_dim);
   constexpr int ahead = 12;
@@ -66,8 +67,7 @@ void Products(const Attention& a, const float* const* queries, const int32_t* to
         sums[h][3] = hn::MulAdd(q, x3, sums[h][3]);
       }
     }
-    for (int h = 0; h < H; h++)
-      SumLanesOfFour(sums[h][0], sums[h][1], sums[h][2], sums[h][3], scores[h] + t);
+    for (int h = 0; h < H; h++) SumLanesOfFour(sums[h][0], sums[h][1], sums[h][2], sums[h][3], scores[h] + t);
   }
 }
 
@@ -96,7 +96,8 @@ HWY_INLINE void Weigh(int head_dim, float* scores, SoftmaxState& state) {
     ordered = hn::And(ordered, hn::Eq(s, s));
   }
   const float top = std::max(state.max, hn::GetLane(hn::MaxOfLanes(d, largest)));
-  if (!hn::AllTrue(d, ordered) || !(top < -minus_infinity)) {  // a NaN or an infinity: neither Max nor Exp would let a NaN through
+  if (!hn::AllTrue(d, ordered) ||
+      !(top < -minus_infinity)) {  // a NaN or an infinity: neither Max nor Exp would let a NaN through
     state.max = state.sum = std::numeric_limits<float>::quiet_NaN();
     for (int t = 0; t < attend_tile; t++) scores[t] = 0;
     return;
@@ -145,18 +146,20 @@ HWY_INLINE void AddValuesOf(const Rows& rows, const int32_t* tokens, int count, 
 
 // The tokens of a tile, whose weights are given.
 template <int H>
-HWY_INLINE void AddTile(const Attention& a, const int32_t* tokens, int count, const float* const (&weights)[H], float* const* outs) {
+HWY_INLINE void AddTile(const Attention& a, const int32_t* tokens, int count, const float* const (&weights)[H],
+                        float* const* outs) {
   const int lanes = static_cast<int>(hn::Lanes(F32()));
   with_dtype(a.v.dtype, [&]<class T>(T) {
     int start = 0;
-    for (; start + 4 * lanes <= a.head_dim; start += 4 * lanes) AddValuesOf<T, H, 4>(a.v, tokens, count, weights, start, outs);
+    for (; start + 4 * lanes <= a.head_dim; start += 4 * lanes)
+      AddValuesOf<T, H, 4>(a.v, tokens, count, weights, start, outs);
     for (; start < a.head_dim; start += lanes) AddValuesOf<T, H, 1>(a.v, tokens, count, weights, start, outs);
   });
 }
 
 template <int H>
-HWY_INLINE void ScoreTile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens, int count,
-                          Reads reads, float (&scores)[H][attend_tile]) {
+HWY_INLINE void ScoreTile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens,
+                          int count, Reads reads, float (&scores)[H][attend_tile]) {
   HWY_ALIGN float bias[attend_tile] = {};
   with_dtype(a.k.dtype, [&]<class T>(T) { Products<T, H>(a, queries, tokens, count, reads, scores); });
   if (a.bias != nullptr)
@@ -165,8 +168,8 @@ HWY_INLINE void ScoreTile(const Attention& a, const float* const* queries, const
 }
 
 template <int H>
-void Tile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens, int count, Reads reads,
-          SoftmaxState* states) {
+void Tile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens, int count,
+          Reads reads, SoftmaxState* states) {
   HWY_ALIGN float scores[H][attend_tile];
   ScoreTile<H>(a, queries, slopes, tokens, count, reads, scores);
   const float* weights[H];
@@ -227,7 +230,8 @@ void AttendRange(const Attention& a, const float* const* queries, const float* s
   });
 }
 
-// Calls visit(tokens of a tile, padded; where in the list it begins; how many), when the rows of the tile after it are on their way.
+// Calls visit(tokens of a tile, padded; where in the list it begins; how many), when the rows of the tile after it are on
+// their way.
 template <class Visit>
 HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* tokens, int64_t count, Visit&& visit) {
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
@@ -246,8 +250,8 @@ HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* token
   }
 }
 
-void ScoreList(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens, int64_t count,
-               float* const* scores) {
+void ScoreList(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
+               int64_t count, float* const* scores) {
   with_heads(heads, [&]<int H>() {
     ForEachTile(a.k, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
       HWY_ALIGN float of_tile[H][attend_tile];
@@ -257,7 +261,8 @@ void ScoreList(const Attention& a, const float* const* queries, const float* slo
   });
 }
 
-void AddValues(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count, float* const* outs) {
+void AddValues(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count,
+               float* const* outs) {
   with_heads(heads, [&]<int H>() {
     ForEachTile(a.v, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
       const float* of_tile[H];
@@ -284,17 +289,18 @@ void attend_list(const Attention& a, const float* const* queries, const float* s
   HWY_DYNAMIC_DISPATCH(AttendList)(a, queries, slopes, heads, tokens, count, states);
 }
 
-void attend_range(const Attention& a, const float* const* queries, const float* slopes, int heads,
-                  const uint64_t* visible, int64_t first_block, int64_t last_block, SoftmaxState* states) {
+void attend_range(const Attention& a, const float* const* queries, const float* slopes, int heads, const uint64_t* visible,
+                  int64_t first_block, int64_t last_block, SoftmaxState* states) {
   HWY_DYNAMIC_DISPATCH(AttendRange)(a, queries, slopes, heads, visible, first_block, last_block, states);
 }
 
-void score_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens, int64_t count,
-                float* const* scores) {
+void score_list(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
+                int64_t count, float* const* scores) {
   HWY_DYNAMIC_DISPATCH(ScoreList)(a, queries, slopes, heads, tokens, count, scores);
 }
 
-void add_values(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count, float* const* outs) {
+void add_values(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count,
+                float* const* outs) {
   HWY_DYNAMIC_DISPATCH(AddValues)(a, tokens, weights, heads, count, outs);
 }
 

@@ -32,8 +32,8 @@ void expect_reference(const Case& c, int64_t tokens, int heads) {
   k.fill_normal(random);
   v.fill_normal(random);
   const std::vector<float> bias = testing::normal_vector(random, int(tokens));
-  const Attention a{c.head_dim, 1 / std::sqrt(float(c.head_dim)), c.softcap, k.view(), v.view(),
-                    c.biased ? bias.data() : nullptr};
+  const Attention a{c.head_dim, 1 / std::sqrt(float(c.head_dim)), c.softcap, k.view(),
+                    v.view(),   c.biased ? bias.data() : nullptr};
   std::vector<int32_t> all(tokens), odd;
   std::iota(all.begin(), all.end(), 0);
   std::vector<uint64_t> visible(blocks_of(tokens)), odd_visible(blocks_of(tokens));

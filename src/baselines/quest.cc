@@ -16,8 +16,8 @@ HWY_BEFORE_NAMESPACE();
 namespace adamas {
 namespace HWY_NAMESPACE {
 
-// The bounds of four pages, those of one block. Sixteen sums a page, dimension d in sum d % 16, then added in order: one result on
-// every machine.
+// The bounds of four pages, those of one block. Sixteen sums a page, dimension d in sum d % 16, then added in order: one
+// result on every machine.
 void PageScores(const float* q, int head_dim, const float* bounds, float* scores) {
   const F32 d;
   constexpr int most = 16 / static_cast<int>(hn::MaxLanes(F32()));
@@ -93,8 +93,7 @@ int64_t select_quest(const float* q, int head_dim, const float* bounds, const ui
   std::sort(pages, pages + kept);
   int64_t written = 0;
   for (int64_t i = 0; i < kept; i++)
-    for_each_bit(visible_of_page(visible, pages[i]),
-                 [&](int t) { tokens[written++] = pages[i] * quest_page + t; });
+    for_each_bit(visible_of_page(visible, pages[i]), [&](int t) { tokens[written++] = pages[i] * quest_page + t; });
   return written;
 }
 

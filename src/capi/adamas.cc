@@ -4,8 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
+#include "capi/structs.h"
 #include "core/config.h"
 #include "core/config_file.h"
 #include "device/device.h"
@@ -54,8 +56,8 @@ adamas_status guarded(const char* name, Call&& call) noexcept {
   }
 }
 
-#define ADAMAS_TRY(expression)                          \
-  do {                                                  \
+#define ADAMAS_TRY(expression)                                        \
+  do {                                                                \
     if (Status status_ = (expression); !status_.ok()) return status_; \
   } while (false)
 
@@ -63,12 +65,18 @@ Status check_pointer(const void* pointer, const char* name) {
   return pointer != nullptr ? Status{} : invalid(std::string(name) + " is NULL");
 }
 
-template <class Struct>
-Status check_struct(const Struct* given, const char* name) {
-  ADAMAS_TRY(check_pointer(given, name));
-  if (given->struct_size != sizeof(Struct))
-    return invalid(std::string(name) + ".struct_size is " + std::to_string(given->struct_size) +
-                   "; this library knows sizeof(" + name + ") = " + std::to_string(sizeof(Struct)));
+// Calls with(all settings) and gives them back, all or none.
+template <class With>
+Status change(adamas_config* config, With&& with) {
+  ADAMAS_TRY(check_size(config));
+  adamas_config all = whole(config);
+  ADAMAS_TRY(with(all));
+  const adamas_config unknown = default_config();
+  const size_t size = config->struct_size;
+  if (std::memcmp(reinterpret_cast<const char*>(&all) + size, reinterpret_cast<const char*>(&unknown) + size,
+                  sizeof all - size) != 0)
+    return unsupported("a setting that this program cannot hold: it was built against an older adamas.h");
+  give(all, config);
   return {};
 }
 
@@ -96,7 +104,8 @@ Status check_stride(int64_t stride, int64_t count, const char* name) {
 Status check_dtype(int32_t dtype, int32_t count, const char* name) {
   if (dtype >= 0 && dtype < count) return {};
   std::string list;
-  for (int32_t i = 0; i < count; i++) list += (i == 0 ? "" : ", ") + std::string(dtype_names[i]) + " (" + std::to_string(i) + ")";
+  for (int32_t i = 0; i < count; i++)
+    list += (i == 0 ? "" : ", ") + std::string(dtype_names[i]) + " (" + std::to_string(i) + ")";
   return invalid(std::string(name) + ": dtype " + std::to_string(dtype) + "; there are " + list);
 }
 constexpr int32_t plain_dtypes = ADAMAS_BF16 + 1;  // not quantised
@@ -105,7 +114,8 @@ Status check_rows(const adamas_rows& rows, const adamas_cache_params& cache, con
   ADAMAS_TRY(check_pointer(rows.data, name));
   ADAMAS_TRY(check_dtype(rows.dtype, dtype_count, name));
   if (is_quantised(rows.dtype) && cache.head_dim % quantised_block != 0)
-    return unsupported(std::string(name) + ": head_dim " + std::to_string(cache.head_dim) + " in " + dtype_names[rows.dtype] +
+    return unsupported(std::string(name) + ": head_dim " + std::to_string(cache.head_dim) + " in " +
+                       dtype_names[rows.dtype] +
                        ", whose rows are blocks of 32 elements: head_dim has to be a multiple of 32");
   ADAMAS_TRY(check_stride(rows.stride_sequence, cache.sequences, name));
   ADAMAS_TRY(check_stride(rows.stride_head, cache.kv_heads, name));
@@ -152,7 +162,8 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
   ADAMAS_TRY(check_rows(p.k, cache.params, "k"));
   ADAMAS_TRY(check_rows(p.v, cache.params, "v"));
   if (!(p.scale >= 0 && p.scale < std::numeric_limits<float>::infinity())) return invalid("scale is negative or not finite");
-  if (!(p.softcap >= 0 && p.softcap < std::numeric_limits<float>::infinity())) return invalid("softcap is negative or not finite");
+  if (!(p.softcap >= 0 && p.softcap < std::numeric_limits<float>::infinity()))
+    return invalid("softcap is negative or not finite");
   if (p.mask != nullptr) {
     ADAMAS_TRY(check_dtype(p.mask_dtype, plain_dtypes, "mask"));
     ADAMAS_TRY(check_stride(p.mask_stride_batch, p.batch, "mask_stride_batch"));
@@ -185,30 +196,29 @@ const char* adamas_status_name(adamas_status status) {
   return "unknown status";
 }
 
-adamas_status adamas_config_init(adamas_config* config) {
+adamas_status adamas_config_defaults(adamas_config* config) {
   return guarded("adamas_config_init", [&]() -> Status {
-    ADAMAS_TRY(check_pointer(config, "config"));
-    *config = default_config();
+    ADAMAS_TRY(check_size(config));
+    give(default_config(), config);
     return {};
   });
 }
 
 adamas_status adamas_config_set(adamas_config* config, const char* name, const char* value) {
   return guarded("adamas_config_set", [&]() -> Status {
-    ADAMAS_TRY(check_struct(config, "adamas_config"));
     ADAMAS_TRY(check_pointer(name, "name"));
     ADAMAS_TRY(check_pointer(value, "value"));
-    return set(*config, name, value);
+    return change(config, [&](adamas_config& all) { return set(all, name, value); });
   });
 }
 
 adamas_status adamas_config_get(const adamas_config* config, const char* name, char* text, size_t size) {
   return guarded("adamas_config_get", [&]() -> Status {
-    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    ADAMAS_TRY(check_size(config));
     ADAMAS_TRY(check_pointer(name, "name"));
     ADAMAS_TRY(check_pointer(text, "text"));
     std::string value;
-    ADAMAS_TRY(get(*config, name, value));
+    ADAMAS_TRY(get(whole(config), name, value));
     if (value.size() + 1 > size) return out_of_range("text needs " + std::to_string(value.size() + 1) + " bytes");
     std::memcpy(text, value.c_str(), value.size() + 1);
     return {};
@@ -217,25 +227,24 @@ adamas_status adamas_config_get(const adamas_config* config, const char* name, c
 
 adamas_status adamas_config_from_environment(adamas_config* config) {
   return guarded("adamas_config_from_environment", [&]() -> Status {
-    ADAMAS_TRY(check_struct(config, "adamas_config"));
+    ADAMAS_TRY(check_size(config));
     if (const char* device = std::getenv("ADAMAS_DEVICE")) ADAMAS_TRY(force_device(device));
-    return from_environment(*config);
+    return change(config, [](adamas_config& all) { return from_environment(all); });
   });
 }
 
 adamas_status adamas_config_load(adamas_config* config, const char* path, int32_t layer) {
   return guarded("adamas_config_load", [&]() -> Status {
-    ADAMAS_TRY(check_struct(config, "adamas_config"));
     ADAMAS_TRY(check_pointer(path, "path"));
     ADAMAS_TRY(check_range(layer, -1, std::numeric_limits<int32_t>::max(), "layer"));
-    return load(*config, path, layer);
+    return change(config, [&](adamas_config& all) { return load(all, path, layer); });
   });
 }
 
 adamas_status adamas_config_check(const adamas_config* config) {
   return guarded("adamas_config_check", [&]() -> Status {
-    ADAMAS_TRY(check_struct(config, "adamas_config"));
-    return check(*config);
+    ADAMAS_TRY(check_size(config));
+    return check(whole(config));
   });
 }
 
@@ -273,9 +282,7 @@ adamas_status adamas_device_force(const char* name) {
 
 int32_t adamas_head_dim_count(void) { return static_cast<int32_t>(head_dims.size()); }
 
-int32_t adamas_head_dim(int32_t index) {
-  return index >= 0 && index < adamas_head_dim_count() ? head_dims[index] : 0;
-}
+int32_t adamas_head_dim(int32_t index) { return index >= 0 && index < adamas_head_dim_count() ? head_dims[index] : 0; }
 
 int32_t adamas_dtype_count(void) { return dtype_count; }
 
@@ -285,16 +292,18 @@ adamas_status adamas_cache_create(const adamas_config* config, const adamas_cach
   return guarded("adamas_cache_create", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
     *cache = nullptr;
-    ADAMAS_TRY(check_struct(config, "adamas_config"));
-    ADAMAS_TRY(check(*config));
-    ADAMAS_TRY(check_struct(params, "adamas_cache_params"));
-    ADAMAS_TRY(check_range(params->layer, 0, std::numeric_limits<int32_t>::max(), "layer"));
-    ADAMAS_TRY(check_range(params->kv_heads, 1, max_heads, "kv_heads"));
-    ADAMAS_TRY(check_head_dim(params->head_dim));
-    ADAMAS_TRY(check_range(params->sequences, 1, max_tokens, "sequences"));
-    ADAMAS_TRY(check_range(params->capacity, 1, max_tokens, "capacity"));
-    ADAMAS_TRY(check_range(params->rotated, 0, ADAMAS_ROTATED_KEYS, "rotated"));
-    *cache = new adamas_cache{Cache(*config, *params), make_array<float>(block_tokens * params->head_dim)};
+    ADAMAS_TRY(check_size(config));
+    const adamas_config all = whole(config);
+    ADAMAS_TRY(check(all));
+    ADAMAS_TRY(check_size(params));
+    const adamas_cache_params shape = whole(params);
+    ADAMAS_TRY(check_range(shape.layer, 0, std::numeric_limits<int32_t>::max(), "layer"));
+    ADAMAS_TRY(check_range(shape.kv_heads, 1, max_heads, "kv_heads"));
+    ADAMAS_TRY(check_head_dim(shape.head_dim));
+    ADAMAS_TRY(check_range(shape.sequences, 1, max_tokens, "sequences"));
+    ADAMAS_TRY(check_range(shape.capacity, 1, max_tokens, "capacity"));
+    ADAMAS_TRY(check_range(shape.rotated, 0, ADAMAS_ROTATED_KEYS, "rotated"));
+    *cache = new adamas_cache{Cache(all, shape), make_array<float>(block_tokens * shape.head_dim)};
     return {};
   });
 }
@@ -366,10 +375,12 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
     ADAMAS_TRY(check_range(block, 0, blocks_of(c.length(sequence)) - 1, "block"));
     const Codes codes = c.codes(sequence, kv_head);
     const Block b = codes.block(block);
-    const size_t total = b.layout.block_bytes() + 2 * sizeof(float) + (c.has_means() ? b.layout.centre_bytes() + sizeof(float) : 0);
+    const size_t total =
+        b.layout.block_bytes() + 2 * sizeof(float) + (c.has_means() ? b.layout.centre_bytes() + sizeof(float) : 0);
     if (needed != nullptr) *needed = total;
     if (bytes == nullptr) return {};
-    if (c.marked(sequence, block) || c.coded(sequence, block) == 0) return invalid("block " + std::to_string(block) + " is not encoded yet");
+    if (c.marked(sequence, block) || c.coded(sequence, block) == 0)
+      return invalid("block " + std::to_string(block) + " is not encoded yet");
     if (size < total) return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
     auto* to = static_cast<std::byte*>(bytes);
     const auto put = [&](const void* from, size_t count) {
@@ -394,18 +405,20 @@ adamas_status adamas_plan_create(const adamas_config* config, const adamas_plan_
   return guarded("adamas_plan_create", [&]() -> Status {
     ADAMAS_TRY(check_pointer(plan, "plan"));
     *plan = nullptr;
-    ADAMAS_TRY(check_struct(config, "adamas_config"));
-    ADAMAS_TRY(check(*config));
-    ADAMAS_TRY(check_struct(params, "adamas_plan_params"));
-    ADAMAS_TRY(check_range(params->kv_heads, 1, max_heads, "kv_heads"));
-    ADAMAS_TRY(check_range(params->q_heads, 1, max_heads, "q_heads"));
-    if (params->q_heads % params->kv_heads != 0)
-      return invalid("q_heads " + std::to_string(params->q_heads) + " is not a multiple of kv_heads " +
-                     std::to_string(params->kv_heads));
-    ADAMAS_TRY(check_head_dim(params->head_dim));
-    ADAMAS_TRY(check_range(params->max_tokens, 1, max_tokens, "max_tokens"));
-    ADAMAS_TRY(check_range(params->max_threads, 1, max_threads, "max_threads"));
-    *plan = new adamas_plan{Plan(*config, *params)};
+    ADAMAS_TRY(check_size(config));
+    const adamas_config all = whole(config);
+    ADAMAS_TRY(check(all));
+    ADAMAS_TRY(check_size(params));
+    const adamas_plan_params shape = whole(params);
+    ADAMAS_TRY(check_range(shape.kv_heads, 1, max_heads, "kv_heads"));
+    ADAMAS_TRY(check_range(shape.q_heads, 1, max_heads, "q_heads"));
+    if (shape.q_heads % shape.kv_heads != 0)
+      return invalid("q_heads " + std::to_string(shape.q_heads) + " is not a multiple of kv_heads " +
+                     std::to_string(shape.kv_heads));
+    ADAMAS_TRY(check_head_dim(shape.head_dim));
+    ADAMAS_TRY(check_range(shape.max_tokens, 1, max_tokens, "max_tokens"));
+    ADAMAS_TRY(check_range(shape.max_threads, 1, max_threads, "max_threads"));
+    *plan = new adamas_plan{Plan(all, shape)};
     return {};
   });
 }
@@ -416,10 +429,19 @@ adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, const adamas_s
   return guarded("adamas_step", [&]() -> Status {
     ADAMAS_TRY(check_pointer(plan, "plan"));
     ADAMAS_TRY(check_pointer(cache, "cache"));
-    ADAMAS_TRY(check_struct(params, "adamas_step_params"));
-    if (params->times != nullptr) ADAMAS_TRY(check_struct(params->times, "adamas_step_times"));
-    ADAMAS_TRY(check_step(plan->plan, cache->cache, *params));
-    return step(plan->plan, cache->cache, *params);
+    ADAMAS_TRY(check_size(params));
+    adamas_step_params all = whole(params);
+    if (all.stats != nullptr) ADAMAS_TRY(check_size(all.stats));
+    if (all.times != nullptr) ADAMAS_TRY(check_size(all.times));
+    ADAMAS_TRY(check_step(plan->plan, cache->cache, all));
+    adamas_step_stats stats{};
+    adamas_step_times times{};
+    const auto [stats_wanted, times_wanted] = std::pair(std::exchange(all.stats, &stats), all.times);
+    if (times_wanted != nullptr) all.times = &times;
+    ADAMAS_TRY(step(plan->plan, cache->cache, all));
+    if (stats_wanted != nullptr) give(stats, stats_wanted);
+    if (times_wanted != nullptr) give(times, times_wanted);
+    return {};
   });
 }
 

@@ -113,7 +113,9 @@ TEST(Settings, AFileSetsThemForAllLayersOrSome) {
     std::fputs(text, file);
     std::fclose(file);
   };
-  write("# made by hand\nbudget = 96   # general\n share=0.001\r\n\n[layers 0,3-5]\nbudget = 256\nmax_noise = 2.5\n[layers 7]\npolicy = full\n");
+  write(
+      "# made by hand\nbudget = 96   # general\n share=0.001\r\n\n[layers 0,3-5]\nbudget = 256\nmax_noise = 2.5\n[layers "
+      "7]\npolicy = full\n");
   adamas_config config = config_of({});
   ASSERT_EQ(adamas_config_load(&config, path.c_str(), -1), ADAMAS_OK) << adamas_last_error();
   EXPECT_EQ(config.budget, 96);
@@ -142,9 +144,17 @@ TEST(Settings, AFileSetsThemForAllLayersOrSome) {
     expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, "no setting any more: budget = auto");
     unsetenv(gone);
   }
-  for (auto [text, sentence] : {std::pair{"budget 5", "line 1"}, {"\nbudgte = 5", "budgte"}, {"budget = 0", "range"}, {"[layer 3]", "section"},
-                                {"[layers 3-]", "section"}, {"[layers 5-3]", "section"}, {"[layers 1]\nmin_context = 3", "whole model"},
-                                {"[layers 9]\nbudget = -1", "line 2"}, {"tail = 0", "block means"}, {"share = 0", "range"}, {"budget = 2", "sinks"}}) {
+  for (auto [text, sentence] : {std::pair{"budget 5", "line 1"},
+                                {"\nbudgte = 5", "budgte"},
+                                {"budget = 0", "range"},
+                                {"[layer 3]", "section"},
+                                {"[layers 3-]", "section"},
+                                {"[layers 5-3]", "section"},
+                                {"[layers 1]\nmin_context = 3", "whole model"},
+                                {"[layers 9]\nbudget = -1", "line 2"},
+                                {"tail = 0", "block means"},
+                                {"share = 0", "range"},
+                                {"budget = 2", "sinks"}}) {
     write(text);
     expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, sentence);
   }
@@ -207,7 +217,8 @@ TEST(BadInput, ExtremeNumbersAreRefusedBeforeAnythingWraps) {
     EXPECT_NE(adamas_append(o.cache, 0, 0, x, nullptr, nullptr), ADAMAS_OK);
     EXPECT_NE(adamas_append(o.cache, 0, 1, x, nullptr, nullptr), ADAMAS_OK);
     EXPECT_NE(adamas_truncate(o.cache, 0, x), ADAMAS_OK);
-    for (int64_t adamas_step_params::*field : {&adamas_step_params::batch, &adamas_step_params::rows, &adamas_step_params::verify_rows}) {
+    for (int64_t adamas_step_params::*field :
+         {&adamas_step_params::batch, &adamas_step_params::rows, &adamas_step_params::verify_rows}) {
       adamas_step_params p = o.p;
       p.*field = x;
       if (x > INT32_MAX || x < 0 || field == &adamas_step_params::batch) {
@@ -268,7 +279,8 @@ TEST(BadInput, ShapesThatAreNotServedSayWhichAre) {
   }
   p = o.p;
   p.q_dtype = ADAMAS_Q8_0;
-  expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "q: dtype 3; there are f32 (0), f16 (1), bf16 (2)");
+  expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT,
+                  "q: dtype 3; there are f32 (0), f16 (1), bf16 (2)");
   p = o.p;
   p.mask = o.memory.data();
   p.mask_dtype = ADAMAS_Q4_0;
@@ -314,7 +326,8 @@ TEST(BadInput, MoreMemoryThanThereIsIsAStatus) {
   EXPECT_EQ(cache, nullptr);
 }
 
-// NaN and infinities in a live key or query: the row that holds them may be NaN, indices stay in range, others are untouched.
+// NaN and infinities in a live key or query: the row that holds them may be NaN, indices stay in range, others are
+// untouched.
 TEST(BadInput, NonFiniteKeysAndQueriesStayWhereTheyAre) {
   Objects o;
   for (size_t i = 0; i < o.memory.size(); i++) o.memory[i] = float((i * 2654435761u) % 1000) / 500 - 1;

@@ -7,7 +7,10 @@ namespace {
 
 struct Blocks {
   Blocks(int head_dim, int64_t count)
-      : layout{head_dim}, memory(layout.head_bytes(count) / 8), scale(count), sigma(count),
+      : layout{head_dim},
+        memory(layout.head_bytes(count) / 8),
+        scale(count),
+        sigma(count),
         codes{reinterpret_cast<std::byte*>(memory.data()), count, scale.data(), sigma.data(), layout} {}
   BlockLayout layout;
   std::vector<uint64_t> memory;

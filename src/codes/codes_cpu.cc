@@ -30,7 +30,8 @@ void LoadRow(const T* row, int head_dim, float* HWY_RESTRICT out) {
 }
 
 // Mean of the counted rows into int16 and one scale; `centre` becomes what is stored, read back.
-void Centre(const float* x, int head_dim, uint64_t counted, int16_t* stored_centre, float* stored_scale, float* HWY_RESTRICT centre) {
+void Centre(const float* x, int head_dim, uint64_t counted, int16_t* stored_centre, float* stored_scale,
+            float* HWY_RESTRICT centre) {
   const F32 d;
   const hn::Rebind<int16_t, F32> d16;
   const int lanes = static_cast<int>(hn::Lanes(d));
@@ -111,7 +112,8 @@ HWY_INLINE uint32_t HashRow(const std::byte* row, int64_t bytes) {
   auto sum = hn::Zero(d);
   const auto add = [&](const void* words, int64_t first, int64_t count) HWY_ATTR {
     for (int64_t i = 0; i < count; i += lanes)
-      sum = hn::Add(sum, hn::Mul(hn::LoadU(d, static_cast<const uint32_t*>(words) + i), hn::LoadU(d, hash_constants.data() + first + i)));
+      sum = hn::Add(sum, hn::Mul(hn::LoadU(d, static_cast<const uint32_t*>(words) + i),
+                                 hn::LoadU(d, hash_constants.data() + first + i)));
   };
   // Rows of 16-bit and 32-bit elements are whole pieces of 8 words; what is left of a quantised row is filled up with zeros.
   constexpr int64_t piece = 32;
@@ -134,7 +136,8 @@ HWY_INLINE void HashFour(const std::byte* const (&rows)[4], int64_t bytes, uint3
     return;
   }
   auto a = hn::Zero(d), b = a, c = a, e = a;
-  const auto at = [&](int row, int64_t i) HWY_ATTR { return hn::LoadU(d, reinterpret_cast<const uint32_t*>(rows[row]) + i); };
+  const auto at = [&](int row, int64_t i)
+                      HWY_ATTR { return hn::LoadU(d, reinterpret_cast<const uint32_t*>(rows[row]) + i); };
   for (int64_t i = 0; i < bytes / 4; i += lanes) {
     const auto constants = hn::LoadU(d, hash_constants.data() + i);
     a = hn::Add(a, hn::Mul(at(0, i), constants));
@@ -145,8 +148,8 @@ HWY_INLINE void HashFour(const std::byte* const (&rows)[4], int64_t bytes, uint3
   SumLanesOfFour(a, b, c, e, hashes);
 }
 
-void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate, const Block& block,
-                 float* x) {
+void EncodeBlock(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate,
+                 const Block& block, float* x) {
   if (~live != 0) {
     std::memset(block.high, 0, block.layout.code_words() * sizeof(uint32_t));
     std::memset(block.hash, 0, block_tokens * sizeof(uint32_t));
@@ -213,12 +216,13 @@ HWY_EXPORT(EncodeBlock);
 HWY_EXPORT(EncodeMean);
 HWY_EXPORT(CountStale);
 
-void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate, const Block& block,
-                  float* scratch) {
+void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate,
+                  const Block& block, float* scratch) {
   HWY_DYNAMIC_DISPATCH(EncodeBlock)(rows, head_dim, live, first_block, coding, rotate, block, scratch);
 }
 
-void encode_mean(const Rows& rows, int head_dim, uint64_t live, bool first_block, int16_t* mean, float* scale, float* scratch) {
+void encode_mean(const Rows& rows, int head_dim, uint64_t live, bool first_block, int16_t* mean, float* scale,
+                 float* scratch) {
   HWY_DYNAMIC_DISPATCH(EncodeMean)(rows, head_dim, live, first_block, mean, scale, scratch);
 }
 

@@ -25,7 +25,8 @@ inline float tame(float x) {
   return std::clamp(x, -largest_key, largest_key);
 }
 
-inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotated = false) {
+inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding,
+                               bool rotated = false) {
   BlockCodes out;
   out.code.assign(block_tokens * head_dim, 0);
   out.centre.assign(head_dim, 0);

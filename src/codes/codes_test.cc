@@ -16,12 +16,8 @@ ADAMAS_ON_EVERY_DEVICE(CodesTest);
 // A record of its own, filled with garbage first: encoding must set every byte.
 struct OneBlock {
   explicit OneBlock(int head_dim) : layout{head_dim}, record(layout.head_bytes(1) / 8, 0xDEADBEEFDEADBEEFu) {}
-  Block block() {
-    return codes().block(0);
-  }
-  Codes codes() {
-    return {reinterpret_cast<std::byte*>(record.data()), 1, &centre_scale, &sigma, layout};
-  }
+  Block block() { return codes().block(0); }
+  Codes codes() { return {reinterpret_cast<std::byte*>(record.data()), 1, &centre_scale, &sigma, layout}; }
   std::vector<std::byte> bytes() {
     const auto* first = reinterpret_cast<std::byte*>(record.data());
     return {first, first + layout.block_bytes()};
@@ -31,7 +27,8 @@ struct OneBlock {
   float centre_scale = -1, sigma = -1;
 };
 
-void encode(OneBlock& to, const Rows& rows, uint64_t live, bool first, Coding coding = Coding::by_block, bool rotated = false) {
+void encode(OneBlock& to, const Rows& rows, uint64_t live, bool first, Coding coding = Coding::by_block,
+            bool rotated = false) {
   std::vector<float> scratch(block_tokens * to.layout.head_dim);
   encode_block(rows, to.layout.head_dim, live, first, coding, !rotated, to.block(), scratch.data());
 }
@@ -53,7 +50,8 @@ void expect_reference(const Rows& rows, int head_dim, uint64_t live, bool first,
     ASSERT_EQ((block.high[block.word(t, chunks(head_dim) - 1)] | block.low[block.word(t, chunks(head_dim) - 1)]) >> 16, 0u);
 }
 
-constexpr uint64_t live_sets[] = {0, 1, 0b1000, 0b1111, 0b11111, ~uint64_t{0} >> 1, ~uint64_t{0}, 0x8000000000000001u, 0xF0F00FF012345678u};
+constexpr uint64_t live_sets[] = {
+    0, 1, 0b1000, 0b1111, 0b11111, ~uint64_t{0} >> 1, ~uint64_t{0}, 0x8000000000000001u, 0xF0F00FF012345678u};
 
 TEST_P(CodesTest, EqualTheReference) {
   std::mt19937 random(1);
@@ -71,7 +69,8 @@ TEST_P(CodesTest, EqualTheReference) {
           expect_reference(rows.view(), head_dim, live, first, Coding::paper);
           expect_reference(rows.view(), head_dim, live, first, Coding::by_block, true);
           std::vector<int16_t> mean(head_dim, 0x5A5A);
-          std::vector<float> scratch(block_tokens * head_dim), expected = ref::mean_value(rows.view(), head_dim, live, first);
+          std::vector<float> scratch(block_tokens * head_dim),
+              expected = ref::mean_value(rows.view(), head_dim, live, first);
           float scale = -1;
           encode_mean(rows.view(), head_dim, live, first, mean.data(), &scale, scratch.data());
           for (int d = 0; d < head_dim; d++) ASSERT_EQ(float(mean[d]) * scale, expected[d]) << "mean value at " << d;
@@ -130,7 +129,8 @@ TEST_P(CodesTest, ASingleChangedBitChangesTheHash) {
       for (int64_t at : {2 * t % bytes, bytes - 1}) {
         auto* byte = const_cast<std::byte*>(rows.view().row(t)) + at;
         *byte ^= std::byte{0x10};
-        EXPECT_EQ(count_stale(rows.view(), 96, codes, all.data(), block_tokens), 1) << "dtype " << int(dtype) << ", token " << t;
+        EXPECT_EQ(count_stale(rows.view(), 96, codes, all.data(), block_tokens), 1)
+            << "dtype " << int(dtype) << ", token " << t;
         EXPECT_EQ(count_stale(rows.view(), 96, codes, &t, 1), 1);
         *byte ^= std::byte{0x10};
       }

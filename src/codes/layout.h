@@ -13,11 +13,11 @@
 //   mean    i16 [head_dim]     of the rows, in units of mean_scale
 //   mean_scale f32
 //
-// All blocks of one sequence and head lie together, each kind of theirs in an array of its own: the scan reads the planes of block after
-// block as one stream, every step reads all centres, and hashes only of the rows that were read.
+// All blocks of one sequence and head lie together, each kind of theirs in an array of its own: the scan reads the planes of
+// block after block as one stream, every step reads all centres, and hashes only of the rows that were read.
 //
-// chunks = ceil(head_dim / 32). At head_dim 128: 2560 + 8 bytes for the keys of 64 tokens, 256 + 4 for their values; 44 a token,
-// 8.6% of K and V in f16.
+// chunks = ceil(head_dim / 32). At head_dim 128: 2560 + 8 bytes for the keys of 64 tokens, 256 + 4 for their values; 44 a
+// token, 8.6% of K and V in f16.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +32,8 @@ struct BlockLayout {
 
   constexpr size_t code_words() const { return 2 * size_t(chunks(head_dim)) * block_tokens; }  // of both planes
 
-  // Bytes of a block: of its codes, a multiple of 256; of its centre, or its values' mean; of all that is kept of its keys but the two floats.
+  // Bytes of a block: of its codes, a multiple of 256; of its centre, or its values' mean; of all that is kept of its keys
+  // but the two floats.
   constexpr size_t code_bytes() const { return code_words() * sizeof(uint32_t); }
   constexpr size_t centre_bytes() const { return size_t(head_dim) * sizeof(int16_t); }
   constexpr size_t block_bytes() const { return code_bytes() + centre_bytes() + block_tokens * sizeof(uint32_t); }
@@ -66,17 +67,16 @@ struct Codes {
   Codes(std::byte* memory, int64_t blocks, float* centre_scale, float* sigma, BlockLayout layout)
       : words(reinterpret_cast<uint32_t*>(memory)),
         centre(reinterpret_cast<int16_t*>(memory + blocks * int64_t(layout.code_bytes()))),
-        hash(reinterpret_cast<uint32_t*>(centre + blocks * layout.head_dim)), centre_scale(centre_scale), sigma(sigma), layout(layout) {}
+        hash(reinterpret_cast<uint32_t*>(centre + blocks * layout.head_dim)),
+        centre_scale(centre_scale),
+        sigma(sigma),
+        layout(layout) {}
 
   Block block(int64_t b) const {
     uint32_t* high = words + b * int64_t(layout.code_words());
-    return {layout,
-            high,
-            high + layout.code_words() / 2,
-            centre + b * layout.head_dim,
-            hash + b * block_tokens,
-            centre_scale + b,
-            sigma + b};
+    return {
+        layout,           high,     high + layout.code_words() / 2, centre + b * layout.head_dim, hash + b * block_tokens,
+        centre_scale + b, sigma + b};
   }
 };
 

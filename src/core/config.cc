@@ -37,36 +37,60 @@ const std::vector<Entry>& table() {
   static const std::vector<Entry> entries{
       {.shown = {"preset", "ADAMAS_PRESET", "default | paper",
                  "default: codes by the block; paper: exactly as published (resets the settings that it defines)"},
-       .choice = &adamas_config::preset, .words = {"default", "paper"}},
+       .choice = &adamas_config::preset,
+       .words = {"default", "paper"}},
       {.shown = {"policy", "ADAMAS_POLICY", "adamas | full | quest | streaming | oracle",
                  "which tokens a query attends to (oracle: the top ones by true score, a bound for selecting alone)"},
-       .choice = &adamas_config::policy, .words = {"adamas", "full", "quest", "streaming", "oracle"}},
+       .choice = &adamas_config::policy,
+       .words = {"adamas", "full", "quest", "streaming", "oracle"}},
       {.shown = {"estimator", "ADAMAS_ESTIMATOR", "dot | manhattan", "how the policy adamas scores tokens from their codes"},
-       .choice = &adamas_config::estimator, .words = {"dot", "manhattan"}},
+       .choice = &adamas_config::estimator,
+       .words = {"dot", "manhattan"}},
       {.shown = {"budget", "ADAMAS_BUDGET", "auto | 1 to 2147483647",
-                 "auto: every token that may matter is read in full, the rest counts through block means (128, for the other policies); a number: so many tokens a query head, and nothing else"},
-       .number = &adamas_config::budget, .lowest = 1, .highest = max_tokens, .or_auto = true},
-      {.shown = {"share", "ADAMAS_SHARE", "0.000001 to 1", "with budget = auto: what a token may weigh in a head's softmax to be read in full"},
-       .real = &adamas_config::share, .least = 1e-6, .most = 1},
+                 "auto: every token that may matter is read in full, the rest counts through block means (128, for the "
+                 "other policies); a number: so many tokens a query head, and nothing else"},
+       .number = &adamas_config::budget,
+       .lowest = 1,
+       .highest = max_tokens,
+       .or_auto = true},
+      {.shown = {"share", "ADAMAS_SHARE", "0.000001 to 1",
+                 "with budget = auto: what a token may weigh in a head's softmax to be read in full"},
+       .real = &adamas_config::share,
+       .least = 1e-6,
+       .most = 1},
       {.shown = {"sinks", "ADAMAS_SINKS", "0 to 2147483647", "first tokens, always attended to, inside a fixed budget"},
-       .number = &adamas_config::sinks, .lowest = 0, .highest = max_tokens},
-      {.shown = {"recent", "ADAMAS_RECENT", "0 to 2147483647", "most recent tokens, always attended to, inside a fixed budget"},
-       .number = &adamas_config::recent, .lowest = 0, .highest = max_tokens},
+       .number = &adamas_config::sinks,
+       .lowest = 0,
+       .highest = max_tokens},
+      {.shown = {"recent", "ADAMAS_RECENT", "0 to 2147483647",
+                 "most recent tokens, always attended to, inside a fixed budget"},
+       .number = &adamas_config::recent,
+       .lowest = 0,
+       .highest = max_tokens},
       {.shown = {"max_noise", "ADAMAS_MAX_NOISE", "0 to 1000000",
                  "variance of an estimated score above which a head is read densely; 0: never"},
-       .real = &adamas_config::max_noise, .most = 1e6},
+       .real = &adamas_config::max_noise,
+       .most = 1e6},
       {.shown = {"min_mass", "ADAMAS_MIN_MASS", "0 to 1",
                  "share of the softmax below which a head reads more tokens, at last all; 0: never"},
-       .real = &adamas_config::min_mass, .most = 1},
+       .real = &adamas_config::min_mass,
+       .most = 1},
       {.shown = {"dense_layers", "ADAMAS_DENSE_LAYERS", "0 to 2147483647", "the first layers of a model, left dense"},
-       .number = &adamas_config::dense_layers, .lowest = 0, .highest = max_tokens},
+       .number = &adamas_config::dense_layers,
+       .lowest = 0,
+       .highest = max_tokens},
       {.shown = {"min_context", "ADAMAS_MIN_CONTEXT", "0 to 2147483647", "tokens in view below which a step is dense"},
-       .number = &adamas_config::min_context, .lowest = 0, .highest = max_tokens},
+       .number = &adamas_config::min_context,
+       .lowest = 0,
+       .highest = max_tokens},
       {.shown = {"rows", "ADAMAS_ROWS", "decode | all",
-                 "decode: 64 query rows and more at once, a prompt, are left dense; all: every row of a batch selects for itself"},
-       .choice = &adamas_config::rows, .words = {"decode", "all"}},
+                 "decode: 64 query rows and more at once, a prompt, are left dense; all: every row of a batch selects for "
+                 "itself"},
+       .choice = &adamas_config::rows,
+       .words = {"decode", "all"}},
       {.shown = {"stats", "ADAMAS_STATS", "0 | 1", "1: a summary at exit"},
-       .choice = &adamas_config::stats, .words = {"0", "1"}},
+       .choice = &adamas_config::stats,
+       .words = {"0", "1"}},
   };
   return entries;
 }
@@ -84,7 +108,8 @@ struct Gone {
 };
 constexpr Gone gone[] = {{"sketch", "ADAMAS_SKETCH"}, {"tail", "ADAMAS_TAIL"}, {"rerank", "ADAMAS_RERANK"}};
 Status no_more(const std::string& name) {
-  return invalid("'" + name + "' is no setting any more: budget = auto reads what may matter in full and counts the rest through block "
+  return invalid("'" + name +
+                 "' is no setting any more: budget = auto reads what may matter in full and counts the rest through block "
                  "means (share says what matters); budget = N is N tokens and nothing else");
 }
 
@@ -178,9 +203,12 @@ Status get(const adamas_config& config, const std::string& name, std::string& va
   const Entry* entry = find(name);
   if (entry == nullptr) return unknown(name);
   if (Status status = check_entry(*entry, config); !status.ok()) return status;
-  if (entry->choice != nullptr) value = entry->words[config.*entry->choice];
-  else if (entry->real != nullptr) value = text_of(config.*entry->real);
-  else value = entry->or_auto && config.*entry->number == -1 ? "auto" : std::to_string(config.*entry->number);
+  if (entry->choice != nullptr)
+    value = entry->words[config.*entry->choice];
+  else if (entry->real != nullptr)
+    value = text_of(config.*entry->real);
+  else
+    value = entry->or_auto && config.*entry->number == -1 ? "auto" : std::to_string(config.*entry->number);
   return {};
 }
 

@@ -34,8 +34,10 @@ bool read_layers(std::string_view list, int32_t layer, bool& names_it) {
     const size_t dash = range.find('-');
     int32_t first, last;
     if (!read_layer(trimmed(range.substr(0, dash)), first)) return false;
-    if (dash == std::string_view::npos) last = first;
-    else if (!read_layer(trimmed(range.substr(dash + 1)), last) || last < first) return false;
+    if (dash == std::string_view::npos)
+      last = first;
+    else if (!read_layer(trimmed(range.substr(dash + 1)), last) || last < first)
+      return false;
     names_it |= layer >= first && layer <= last;
     if (comma == std::string_view::npos) return true;
     list.remove_prefix(comma + 1);
@@ -56,7 +58,8 @@ Status load(adamas_config& config, const std::string& path, int32_t layer) {
   if (!file) return invalid("the settings file " + path + " cannot be read");
   std::error_code error;  // a device or a pipe may have no end, and the file is read once for each layer
   if (!std::filesystem::is_regular_file(path, error)) return invalid("the settings file " + path + " is not a file");
-  if (std::filesystem::file_size(path, error) > most_bytes) return invalid("the settings file " + path + " is larger than 1 MiB");
+  if (std::filesystem::file_size(path, error) > most_bytes)
+    return invalid("the settings file " + path + " is larger than 1 MiB");
   adamas_config changed = config, scratch = default_config();
   bool in_section = false, ours = layer == -1;
   std::string line;
@@ -78,7 +81,8 @@ Status load(adamas_config& config, const std::string& path, int32_t layer) {
     const size_t equals = text.find('=');
     if (equals == std::string_view::npos) return wrong("a line is written name = value");
     const std::string name(trimmed(text.substr(0, equals))), value(trimmed(text.substr(equals + 1)));
-    if (in_section && !is_of_a_layer(name)) return wrong(name + " is a setting of the whole model and belongs before the sections");
+    if (in_section && !is_of_a_layer(name))
+      return wrong(name + " is a setting of the whole model and belongs before the sections");
     if (Status status = set(ours ? changed : scratch, name, value); !status.ok()) return wrong(status.sentence);
   }
   if (file.bad()) return invalid("the settings file " + path + " cannot be read");

@@ -1,4 +1,5 @@
-// Settings as a file: lines `name = value`, comments from `#` on, and sections `[layers 0,3-5]` whose lines hold for those layers.
+// Settings as a file: lines `name = value`, comments from `#` on, and sections `[layers 0,3-5]` whose lines hold for those
+// layers.
 #pragma once
 
 #include <string>

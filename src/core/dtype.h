@@ -60,7 +60,8 @@ struct Iq4Nl {
   F16Bytes scale;
   uint8_t nibbles[16];
 };
-alignas(16) inline constexpr int8_t iq4_nl_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+alignas(16) inline constexpr int8_t iq4_nl_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                         1,    13,   25,  38,  53,  69,  89,  113};
 
 // Calls visit with a value of the element type, or of the block type: with_dtype(dtype, [&]<class T>(T) { ... }).
 template <class Visit>
@@ -79,7 +80,8 @@ decltype(auto) with_dtype(DType dtype, Visit&& visit) {
 }
 
 // Of a row of so many elements: whole blocks. No switch, because kernels ask for it with every four tokens.
-inline constexpr uint8_t unit_bytes[] = {4, 2, 2, sizeof(Q8_0), sizeof(Q5_0), sizeof(Q5_1), sizeof(Q4_0), sizeof(Q4_1), sizeof(Iq4Nl)};
+inline constexpr uint8_t unit_bytes[] = {
+    4, 2, 2, sizeof(Q8_0), sizeof(Q5_0), sizeof(Q5_1), sizeof(Q4_0), sizeof(Q4_1), sizeof(Iq4Nl)};
 static_assert(std::size(unit_bytes) == dtype_count);
 constexpr int64_t row_bytes(DType dtype, int64_t elements) {
   return (is_quantised(int32_t(dtype)) ? elements / quantised_block : elements) * unit_bytes[int32_t(dtype)];

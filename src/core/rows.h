@@ -17,16 +17,16 @@ struct Rows {
   Rows from(int64_t token) const { return {row(token), dtype, stride}; }
 };
 
-// Asks the memory for a row that will be read soon. To the second cache: a core waits for many more lines there than it can for the
-// first one (rows that lie anywhere, 64 ahead: a third of the time).
+// Asks the memory for a row that will be read soon. To the second cache: a core waits for many more lines there than it can
+// for the first one (rows that lie anywhere, 64 ahead: a third of the time).
 inline void fetch_row(const Rows& rows, int64_t token, int64_t bytes) {
   const auto first = reinterpret_cast<uintptr_t>(rows.row(token));
   for (uintptr_t line = first & ~uintptr_t{63}; line < first + uintptr_t(bytes); line += 64)
     __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
 }
 
-// Where memory is read from end to end: asks for what lies 4 KB after these bytes, a page that the machine does not guess. At the end it
-// asks for what is not needed, or for nothing: no address is bad.
+// Where memory is read from end to end: asks for what lies 4 KB after these bytes, a page that the machine does not guess.
+// At the end it asks for what is not needed, or for nothing: no address is bad.
 inline void fetch_ahead(const void* from, size_t bytes) {
   const auto first = reinterpret_cast<uintptr_t>(from) + 4096;
   for (uintptr_t line = first; line < first + bytes; line += 64) __builtin_prefetch(reinterpret_cast<const void*>(line));

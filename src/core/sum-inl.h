@@ -26,11 +26,11 @@ HWY_INLINE void SumLanesOfFour(V a, V b, V c, V e, T* out) {
   out[2] = hn::GetLane(c);
   out[3] = hn::GetLane(e);
 #else
-  const hn::RepartitionToWide<hn::DFromV<V>> pairs;
+  const hn::RepartitionToWide<hn::DFromV<V> > pairs;
   const auto ab = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
   const auto ce = hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
-  const auto sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, ce)),
-                            hn::BitCast(d, hn::InterleaveUpper(pairs, ab, ce)));
+  const auto sums =
+      hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab, ce)), hn::BitCast(d, hn::InterleaveUpper(pairs, ab, ce)));
   const auto fold = [&](auto self, auto tag, auto v) HWY_ATTR -> void {
     if constexpr (hn::MaxLanes(tag) == 4) {
       hn::StoreU(v, tag, out);

@@ -28,8 +28,8 @@ class OnEveryDevice : public ::testing::TestWithParam<std::string> {
   void TearDown() override { force_device("auto"); }
 };
 
-#define ADAMAS_ON_EVERY_DEVICE(suite)                                                           \
-  INSTANTIATE_TEST_SUITE_P(Cpu, suite, ::testing::ValuesIn(::adamas::device_names()),           \
+#define ADAMAS_ON_EVERY_DEVICE(suite)                                                 \
+  INSTANTIATE_TEST_SUITE_P(Cpu, suite, ::testing::ValuesIn(::adamas::device_names()), \
                            [](const auto& info) { return info.param; })
 
 inline constexpr DType plain_dtypes[] = {DType::f32, DType::f16, DType::bf16};
@@ -53,10 +53,14 @@ inline void store_plain(std::byte* to, DType dtype, float value) {
   } else {
     const int exponent = int(bits >> 23 & 0xFF) - 127 + 15;
     const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
-    if ((bits & 0x7FFFFFFF) > 0x7F800000) half = sign | 0x7E00;
-    else if (exponent >= 31) half = sign | 0x7C00;
-    else if (exponent <= 0) half = sign;
-    else half = uint16_t(sign | exponent << 10 | (bits >> 13 & 0x3FF));
+    if ((bits & 0x7FFFFFFF) > 0x7F800000)
+      half = sign | 0x7E00;
+    else if (exponent >= 31)
+      half = sign | 0x7C00;
+    else if (exponent <= 0)
+      half = sign;
+    else
+      half = uint16_t(sign | exponent << 10 | (bits >> 13 & 0x3FF));
   }
   std::memcpy(to, &half, 2);
 }
@@ -89,7 +93,8 @@ void store_block(Block& b, const float* x) {
     if constexpr (std::is_same_v<Block, Q8_0>) {
       b.quants[i] = int8_t(std::clamp(std::nearbyint(steps), -127.0f, 127.0f));
     } else {
-      int bits = int(std::clamp(std::nearbyint(steps) + offset, 0.0f, requires { b.fifth; } ? 31.0f : 15.0f));
+      int bits = int(std::clamp(
+          std::nearbyint(steps) + offset, 0.0f, requires { b.fifth; } ? 31.0f : 15.0f));
       if constexpr (std::is_same_v<Block, Iq4Nl>)
         bits = int(std::min_element(iq4_nl_levels, iq4_nl_levels + 16,
                                     [&](int8_t l, int8_t r) { return std::abs(l - steps) < std::abs(r - steps); }) -
@@ -104,7 +109,8 @@ void store_block(Block& b, const float* x) {
 inline void store_row(std::byte* row, DType dtype, const float* values, int count) {
   with_dtype(dtype, [&]<class T>(T) {
     if constexpr (requires(T t) { t.scale; }) {
-      for (int i = 0; i < count; i += quantised_block) store_block(reinterpret_cast<T*>(row)[i / quantised_block], values + i);
+      for (int i = 0; i < count; i += quantised_block)
+        store_block(reinterpret_cast<T*>(row)[i / quantised_block], values + i);
     } else {
       for (int i = 0; i < count; i++) store_plain(row + i * int64_t(sizeof(T)), dtype, values[i]);
     }
@@ -146,7 +152,10 @@ class Guarded {
 class Matrix {
  public:
   Matrix(int64_t tokens, int head_dim, DType dtype, int64_t gap = 0)
-      : tokens_(tokens), head_dim_(head_dim), dtype_(dtype), stride_(row_bytes(dtype, head_dim) + gap),
+      : tokens_(tokens),
+        head_dim_(head_dim),
+        dtype_(dtype),
+        stride_(row_bytes(dtype, head_dim) + gap),
         memory_(size_t(tokens * stride_ - gap)) {}
 
   void set(int64_t token, int d, float value) { store(memory_.data() + token * stride_, dtype_, d, value); }

@@ -12,13 +12,14 @@
 //   C_b = max(-16639, round((c_b - c_max) / u))
 //   S   = ((I A_b + 2^14) >> 15) + C_b            in [-32767, 16128], never wraps
 //
-// The estimate of q . k is u S + c_max. Where no block deviates, u is (c_max - c_min) / 16384, at least |y| times the largest centre_scale:
-// below that, centres differ by rounding. 21: with the levels +-3, two dimensions fit a signed byte (21 * 3 * 2 = 126), so
-// byte tables, int8 dot products and matrix units all give the same I. 33.504 = 32 * 1.047: mean distance of two
-// independent Gaussian codes per dimension; 0.79: covariance of product and distance over the variance of the distance.
+// The estimate of q . k is u S + c_max. Where no block deviates, u is (c_max - c_min) / 16384, at least |y| times the
+// largest centre_scale: below that, centres differ by rounding. 21: with the levels +-3, two dimensions fit a signed byte
+// (21 * 3 * 2 = 126), so byte tables, int8 dot products and matrix units all give the same I. 33.504 = 32 * 1.047: mean
+// distance of two independent Gaussian codes per dimension; 0.79: covariance of product and distance over the variance of
+// the distance.
 //
-// sigma_ref is the largest sigma of the head, but at most 16 times the median (to a power of two): one block a thousand times
-// as large as the rest must not take away the others' resolution. Its own A_b is cut then; it stays far ahead.
+// sigma_ref is the largest sigma of the head, but at most 16 times the median (to a power of two): one block a thousand
+// times as large as the rest must not take away the others' resolution. Its own A_b is cut then; it stays far ahead.
 //
 // Ties and order: nothing here; see select.h.
 #pragma once
@@ -31,8 +32,8 @@ namespace adamas {
 
 inline constexpr int query_levels = 21;
 inline constexpr float smallest_query = 1e-30f;  // a query below this in every dimension counts as zero
-inline constexpr int lowest_centre = -16639;  // so that S >= -16639 - 63 * 256 > -32768
-inline constexpr double flat_unit = 1e-9;     // of a query of zeros: whatever the codes say, no score is above another
+inline constexpr int lowest_centre = -16639;     // so that S >= -16639 - 63 * 256 > -32768
+inline constexpr double flat_unit = 1e-9;        // of a query of zeros: whatever the codes say, no score is above another
 inline constexpr float distance_weight = 0.79f;
 inline constexpr int distance_scale = 32;
 inline constexpr double mean_distance = 1.047;
@@ -44,17 +45,17 @@ enum class Estimator { dot, manhattan };
 
 // A query head's query, ready to be scored against codes.
 struct alignas(64) Query {
-  int8_t q8[max_head_dim];     // dot: byte 4 j + b of chunk c is dimension 32 c + 8 b + j: the order in which words are read
+  int8_t q8[max_head_dim];  // dot: byte 4 j + b of chunk c is dimension 32 c + 8 b + j: the order in which words are read
   uint32_t high[max_head_dim / chunk_dims];  // manhattan: codes, as planes
   uint32_t low[max_head_dim / chunk_dims];
-  int16_t q16[max_head_dim];   // for centres
-  int32_t q8_sum;              // dot: sum of q8
-  int32_t max_abs_score;       // |I| is at most this
-  float largest;               // m
-  float rms;                   // of the rotated query
-  double unit;                 // u
-  double highest_centre;       // c_max
-  bool offset_clipped;         // some block's C_b is above (c_b - c_max) / u
+  int16_t q16[max_head_dim];  // for centres
+  int32_t q8_sum;             // dot: sum of q8
+  int32_t max_abs_score;      // |I| is at most this
+  float largest;              // m
+  float rms;                  // of the rotated query
+  double unit;                // u
+  double highest_centre;      // c_max
+  bool offset_clipped;        // some block's C_b is above (c_b - c_max) / u
 };
 
 // y: [head_dim], rotated, finite. threshold: of the query's codes, for the preset `paper`; 0 means 0.98 RMS(y).
@@ -67,8 +68,8 @@ float reference_sigma(const float* sigma, const int32_t* blocks, int64_t count);
 void block_weights(const float* sigma, const int32_t* blocks, int64_t count, float reference, int16_t* weights);
 
 // C_b of the given blocks: offsets [count]; fills query.unit and query.highest_centre. centres: [count], scratch.
-void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks,
-                   int64_t count, float reference, double* centres, int16_t* offsets);
+void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks, int64_t count,
+                   float reference, double* centres, int16_t* offsets);
 
 // S of the tokens of the given blocks for up to `max_scan_heads` query heads at once: scores[h] is [count, 64].
 inline constexpr int max_scan_heads = 4;

@@ -11,7 +11,8 @@ namespace {
 void BM_scan(benchmark::State& state, Estimator estimator) {
   const int head_dim = int(state.range(0)), heads = int(state.range(1));
   const BlockLayout layout{head_dim};
-  const int64_t step_blocks = 512, all_blocks = (int64_t{256} << 20) / int64_t(layout.block_bytes()) / step_blocks * step_blocks;
+  const int64_t step_blocks = 512,
+                all_blocks = (int64_t{256} << 20) / int64_t(layout.block_bytes()) / step_blocks * step_blocks;
   const int64_t words = layout.head_bytes(all_blocks) / 8;
   const Array<uint64_t> memory = make_array<uint64_t>(words);
   std::mt19937_64 random(1);
@@ -42,7 +43,8 @@ void BM_scan(benchmark::State& state, Estimator estimator) {
     benchmark::ClobberMemory();
     first = (first + step_blocks) % all_blocks;
   }
-  bench::rates(state, heads * step_blocks * block_tokens, step_blocks * int64_t(layout.code_bytes() + layout.centre_bytes()));
+  bench::rates(state, heads * step_blocks * block_tokens,
+               step_blocks * int64_t(layout.code_bytes() + layout.centre_bytes()));
 }
 
 void shapes(benchmark::internal::Benchmark* b) {

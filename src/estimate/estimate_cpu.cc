@@ -16,7 +16,8 @@
 #include "core/sum-inl.h"
 
 #if HWY_TARGET == HWY_AVX3_DL
-HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")  // Highway 1.0 requires it of the machine for this set, but has no operation for it
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR
+                    ",avx512vnni")  // Highway 1.0 requires it of the machine for this set, but has no operation for it
 #else
 HWY_BEFORE_NAMESPACE();
 #endif
@@ -62,8 +63,8 @@ HWY_INLINE Scores Narrow(const Sums (&sums)[parts]) {
 #endif
 
 // I of one vector of tokens, for each head, from two bit planes. Bytes of both planes are zipped into 2-bit fields: `even`
-// holds the codes of bits 0, 2, 4, 6 of every byte and `odd` those of bits 1, 3, 5, 7; field j of a word's four bytes is then
-// four codes in four bytes, ready for one DotQuad. Each four bytes of a query serve both parts.
+// holds the codes of bits 0, 2, 4, 6 of every byte and `odd` those of bits 1, 3, 5, 7; field j of a word's four bytes is
+// then four codes in four bytes, ready for one DotQuad. Each four bytes of a query serve both parts.
 template <int H>
 struct Dot {
   static HWY_INLINE void Inner(const Query* const* queries, int head_dim, const uint32_t* high, const uint32_t* low,
@@ -103,7 +104,8 @@ struct Dot {
  private:
   // One field of every byte with four bytes of the queries.
   template <int Field>
-  static HWY_INLINE void AddField(const Query* const* queries, int four, const Words (&fields)[parts], Sums (&sums)[H][parts]) {
+  static HWY_INLINE void AddField(const Query* const* queries, int four, const Words (&fields)[parts],
+                                  Sums (&sums)[H][parts]) {
     const U32 du;
     const I32 di;
     Words codes[parts];
@@ -189,11 +191,14 @@ void Scan(const Query* const* queries, int heads, int head_dim, Estimator estima
     ScanAny<Manhattan>(queries, heads, head_dim, codes, blocks, count, weights, offsets, scores);
 }
 
-// q16 . mu of the given blocks, exact, times the scales. A pair of products is at most 2 * 32767^2 < 2^31; its upper and its lower 16 bits
-// are added apart, each to less than 2^24, so that f32 holds every sum.
-void CentreProducts(const Query& query, int head_dim, const Codes& codes, const int32_t* blocks, int64_t count, double* centres) {
+// q16 . mu of the given blocks, exact, times the scales. A pair of products is at most 2 * 32767^2 < 2^31; its upper and its
+// lower 16 bits are added apart, each to less than 2^24, so that f32 holds every sum.
+void CentreProducts(const Query& query, int head_dim, const Codes& codes, const int32_t* blocks, int64_t count,
+                    double* centres) {
   const double scale = static_cast<double>(query.largest) / 32767.0;
-  const auto centre_of = [&](double product, int32_t block) { return product * (scale * static_cast<double>(codes.centre_scale[block])); };
+  const auto centre_of = [&](double product, int32_t block) {
+    return product * (scale * static_cast<double>(codes.centre_scale[block]));
+  };
 #if HWY_TARGET == HWY_SCALAR
   for (int64_t i = 0; i < count; i++) {
     int64_t sum = 0;
@@ -214,7 +219,8 @@ void CentreProducts(const Query& query, int head_dim, const Codes& codes, const 
       // The last vector may reach beyond head_dim, where q16 is 0 and the next centre, or the first hash, is read.
       for (int k = 0; k < head_dim; k += static_cast<int>(hn::Lanes(d16))) {
         auto rest = hn::Zero(d32);
-        const auto pairs = hn::ReorderWidenMulAccumulate(d32, hn::LoadU(d16, query.q16 + k), hn::LoadU(d16, centre + k), hn::Zero(d32), rest);
+        const auto pairs = hn::ReorderWidenMulAccumulate(d32, hn::LoadU(d16, query.q16 + k), hn::LoadU(d16, centre + k),
+                                                         hn::Zero(d32), rest);
         for (const auto v : {pairs, rest}) {
           up = hn::Add(up, hn::ShiftRight<16>(v));
           low = hn::Add(low, hn::And(v, hn::Set(d32, 0xFFFF)));
@@ -350,20 +356,21 @@ void block_weights(const float* sigma, const int32_t* blocks, int64_t count, flo
   }
 }
 
-void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks,
-                   int64_t count, float reference, double* centres, int16_t* offsets) {
+void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks, int64_t count,
+                   float reference, double* centres, int16_t* offsets) {
   HWY_DYNAMIC_DISPATCH(CentreProducts)(query, head_dim, codes, blocks, count, centres);
   const auto [lowest, highest] = HWY_DYNAMIC_DISPATCH(RangeOf)(centres, count);
-  double unit = estimator == Estimator::dot
-                    ? static_cast<double>(query.largest) / query_levels * static_cast<double>(level_sigmas) *
-                          static_cast<double>(reference)
-                    : static_cast<double>(distance_weight) * static_cast<double>(query.rms) *
-                          static_cast<double>(reference) / distance_scale;
-  // No deviation in any block (or a query of zeros): the centres alone decide, as far as they are no rounding, or nothing does.
+  double unit = estimator == Estimator::dot ? static_cast<double>(query.largest) / query_levels *
+                                                  static_cast<double>(level_sigmas) * static_cast<double>(reference)
+                                            : static_cast<double>(distance_weight) * static_cast<double>(query.rms) *
+                                                  static_cast<double>(reference) / distance_scale;
+  // No deviation in any block (or a query of zeros): the centres alone decide, as far as they are no rounding, or nothing
+  // does.
   if (!(unit > 0)) {
     float rounding = 0;
     for (int64_t i = 0; i < count; i++) rounding = std::max(rounding, codes.centre_scale[blocks[i]]);
-    unit = std::max((highest - lowest) / 16384.0, static_cast<double>(query.rms) * std::sqrt(head_dim) * static_cast<double>(rounding));
+    unit = std::max((highest - lowest) / 16384.0,
+                    static_cast<double>(query.rms) * std::sqrt(head_dim) * static_cast<double>(rounding));
   }
   if (!(unit > 0)) unit = flat_unit;
   query.unit = unit;

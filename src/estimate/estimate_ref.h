@@ -18,7 +18,8 @@ struct Scores {
 };
 
 // y: the rotated query [head_dim]; every block of [0, blocks) is scored. threshold as in prepare_query.
-inline Scores estimate(const float* y, int head_dim, Estimator estimator, float threshold, const Codes& codes, int64_t blocks) {
+inline Scores estimate(const float* y, int head_dim, Estimator estimator, float threshold, const Codes& codes,
+                       int64_t blocks) {
   float m = 0;
   double squares = 0;
   for (int d = 0; d < head_dim; d++) {

@@ -16,7 +16,9 @@ ADAMAS_ON_EVERY_DEVICE(EstimateTest);
 
 struct Encoded {
   Encoded(const Rows& rows, int head_dim, int64_t blocks, Coding coding)
-      : memory(BlockLayout{head_dim}.head_bytes(blocks) / 64), scale(blocks), sigma(blocks),
+      : memory(BlockLayout{head_dim}.head_bytes(blocks) / 64),
+        scale(blocks),
+        sigma(blocks),
         codes{memory.data()->bytes, blocks, scale.data(), sigma.data(), {head_dim}} {
     std::vector<float> scratch(block_tokens * head_dim);
     for (int64_t b = 0; b < blocks; b++) {
@@ -25,7 +27,9 @@ struct Encoded {
       encode_block(of_block, head_dim, ~uint64_t{0}, b == 0, coding, true, codes.block(b), scratch.data());
     }
   }
-  struct alignas(64) Line { std::byte bytes[64]; };
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
   std::vector<Line> memory;
   std::vector<float> scale, sigma;
   Codes codes;
@@ -60,7 +64,8 @@ std::vector<std::vector<int16_t>> scores_of(const float* y, int head_dim, Estima
   return scores;
 }
 
-void expect_reference(const float* y, int head_dim, Estimator estimator, float threshold, const Codes& codes, int64_t blocks) {
+void expect_reference(const float* y, int head_dim, Estimator estimator, float threshold, const Codes& codes,
+                      int64_t blocks) {
   const ref::Scores expected = ref::estimate(y, head_dim, estimator, threshold, codes, blocks);
   for (int heads = 1; heads <= max_scan_heads; heads++)
     for (const auto& got : scores_of(y, head_dim, estimator, threshold, codes, blocks, heads))

@@ -26,8 +26,8 @@ HWY_INLINE V SwapLanes(D d, V v) {
   return hn::TableLookupLanes(v, hn::IndicesFromVec(d, hn::Xor(hn::Iota(du, 0), hn::Set(du, static_cast<uint32_t>(span)))));
 }
 
-// A span below the vector's width pairs lanes i and i ^ span: the lower lane becomes a + b and the upper one a - b, which is v times 1
-// or -1, exactly, plus the other lane.
+// A span below the vector's width pairs lanes i and i ^ span: the lower lane becomes a + b and the upper one a - b, which is
+// v times 1 or -1, exactly, plus the other lane.
 template <int span, int vectors, class D, class V>
 HWY_INLINE void PairLanes(D d, V (&v)[vectors]) {
   if constexpr (span < static_cast<int>(hn::MaxLanes(D()))) {

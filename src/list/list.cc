@@ -20,7 +20,8 @@ double log_total(const WeightScale& e, const Threshold& threshold) {
 
 // The lowest score whose estimate reaches a logit.
 int16_t score_reaching(const WeightScale& e, double logit) {
-  if (e.softcap > 0) logit = logit > -double(e.softcap) ? e.softcap * std::atanh(std::min(logit / e.softcap, 1 - 1e-9)) : -INFINITY;
+  if (e.softcap > 0)
+    logit = logit > -double(e.softcap) ? e.softcap * std::atanh(std::min(logit / e.softcap, 1 - 1e-9)) : -INFINITY;
   const double units = std::ceil((logit - e.highest) / e.unit);
   return units > hidden_score + 1 ? int16_t(std::min(units, always_score - 1.0)) : int16_t(hidden_score + 1);
 }
@@ -39,7 +40,8 @@ int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, u
   const int64_t most = most_listed(threshold.visible);
   const int64_t count = mark_reaching(head.scores, head.blocks, bound, head.has_hidden_rows, lower, marked);
   if (count >= fewest_listed && count <= most) return bound;
-  const int64_t kept = select(head.scores, head.blocks * block_tokens, count > most ? most : fewest_listed, scratch.positions, scratch.select);
+  const int64_t kept = select(head.scores, head.blocks * block_tokens, count > most ? most : fewest_listed,
+                              scratch.positions, scratch.select);
   return mark_positions(head.scores, head.blocks, scratch.positions, kept, marked);
 }
 

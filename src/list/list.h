@@ -1,18 +1,21 @@
 // The list: which tokens a KV head's query heads read in full.
 //
-// A query head knows the estimated score S of every token (estimate.h), what a score stands for (WeightScale in rest.h), and the exact scores s
-// of the tokens that are read in any case: sinks, recent tokens, and the newest rows, which have no codes yet.
+// A query head knows the estimated score S of every token (estimate.h), what a score stands for (WeightScale in rest.h), and
+// the exact scores s of the tokens that are read in any case: sinks, recent tokens, and the newest rows, which have no codes
+// yet.
 //
-//   total       log( sum_t exp(s^_t) + sum_always exp(s_t) )         s^_t: what S_t stands for
-//   least       total + log(share) - sqrt(noise)                     of the estimates of tokens that may have a share of `share`
+//   total       log( sum_t exp(s^_t) + sum_always exp(s_t) )  s^_t: what S_t stands for
+//   least       total + log(share) - sqrt(noise)              of the estimates of tokens that may have a share of `share`
 //   bound       the lowest score S whose s^ is at least that
 //   candidates  S_t >= bound; in blocks with hidden rows s^_t >= least + log(hidden_rows_share);
-//               the top fewest_listed by score instead, when there are fewer; the top most_listed(visible), when there are more
-//   list        the candidates of all query heads of the KV head and what is read in any case: K and V of these tokens are read once
+//               the top fewest_listed by score instead, when there are fewer; the top most_listed(visible), when there are
+//               more
+//   list        the candidates of all query heads of the KV head and what is read in any case: K and V of these tokens
+//               are read once
 //
-// "May have": with an estimate that is one standard deviation too low. The noise is known before anything is scanned (noise_of). The total
-// has the exact scores in it, because with attention sinks they are most of the softmax. A block with rows that this query does not see has no
-// mean value of its own (rest.h), so its tokens are listed from a smaller share on.
+// "May have": with an estimate that is one standard deviation too low. The noise is known before anything is scanned
+// (noise_of). The total has the exact scores in it, because with attention sinks they are most of the softmax. A block with
+// rows that this query does not see has no mean value of its own (rest.h), so its tokens are listed from a smaller share on.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +25,11 @@
 
 namespace adamas {
 
-// Of a head with few important tokens; the factor and the lean are measured at the lowest of them. 32 make program code a third worse on
-// SmolLM2, 128 read a tenth more tokens (docs/quality.md).
+// Of a head with few important tokens; the factor and the lean are measured at the lowest of them. 32 make program code a
+// third worse on SmolLM2, 128 read a tenth more tokens (docs/quality.md).
 inline constexpr int64_t fewest_listed = 64;
-// Of a flat head: at 8,192 tokens 512 double the divergence of Gemma, 1,024 make it a sixth worse; no head of the three models asks for more.
+// Of a flat head: at 8,192 tokens 512 double the divergence of Gemma, 1,024 make it a sixth worse; no head of the three
+// models asks for more.
 constexpr int64_t most_listed(int64_t visible) { return visible / 16 > 2048 ? visible / 16 : 2048; }
 // Of `share`, in blocks with hidden rows: what stays below is not estimated, but counts as what was attended to.
 inline constexpr double hidden_rows_share = 0.125;
@@ -39,7 +43,7 @@ double noise_of(const Query& query, int head_dim, double mean_square_sigma, doub
 // The scores of a query head.
 struct HeadEstimates {
   WeightScale scale;
-  const int16_t* scores;           // [blocks, 64]
+  const int16_t* scores;  // [blocks, 64]
   int64_t blocks;
   const uint8_t* has_hidden_rows;  // [blocks]; NULL: no block has
 };
@@ -59,15 +63,16 @@ struct RankScratch {
   int16_t* select;     // [select_scratch(blocks * 64)]
 };
 
-// Marks the candidates: bit t of marked[b] says that score 64 b + t is one's. Returns the bound, or the lowest candidate's score where a rank
-// decided; always_score when there is no candidate.
+// Marks the candidates: bit t of marked[b] says that score 64 b + t is one's. Returns the bound, or the lowest candidate's
+// score where a rank decided; always_score when there is no candidate.
 int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, uint64_t* marked, RankScratch scratch);
 
-// Marks the tokens at `positions` [count], and no other. Returns the lowest of their scores that is no hidden one; always_score when there is none.
+// Marks the tokens at `positions` [count], and no other. Returns the lowest of their scores that is no hidden one;
+// always_score when there is none.
 int16_t mark_positions(const int16_t* scores, int64_t blocks, const int32_t* positions, int64_t count, uint64_t* marked);
 
-// The marked tokens, ascending: where their scores stand, and which tokens they are. marked, ids: [blocks]; block b has the tokens from
-// 64 ids[b] on. positions, tokens: room for all. Returns how many.
+// The marked tokens, ascending: where their scores stand, and which tokens they are. marked, ids: [blocks]; block b has the
+// tokens from 64 ids[b] on. positions, tokens: room for all. Returns how many.
 int64_t list_marked(const uint64_t* marked, const int32_t* ids, int64_t blocks, int32_t* positions, int32_t* tokens);
 
 }  // namespace adamas

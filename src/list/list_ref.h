@@ -48,11 +48,14 @@ inline std::vector<char> candidates(const HeadEstimates& head, double share, dou
   std::vector<char> is_candidate = reaching(head, share, noise, always);
   const int64_t count = std::count(is_candidate.begin(), is_candidate.end(), 1);
   if (count >= fewest_listed && count <= most_listed(visible)) return is_candidate;
-  const int64_t shown = std::count_if(head.scores, head.scores + tokens, [](int16_t score) { return score != hidden_score; });
+  const int64_t shown =
+      std::count_if(head.scores, head.scores + tokens, [](int16_t score) { return score != hidden_score; });
   // The highest scores; of equal ones the later position.
   std::vector<int64_t> order(tokens);
   std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return head.scores[a] != head.scores[b] ? head.scores[a] > head.scores[b] : a > b; });
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return head.scores[a] != head.scores[b] ? head.scores[a] > head.scores[b] : a > b;
+  });
   std::fill(is_candidate.begin(), is_candidate.end(), 0);
   const int64_t wanted = std::min(shown, count > most_listed(visible) ? most_listed(visible) : fewest_listed);
   for (int64_t i = 0; i < wanted; i++) is_candidate[order[i]] = 1;

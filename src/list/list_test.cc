@@ -28,7 +28,8 @@ Marked mark(const HeadEstimates& head, double share, double noise, double always
   std::vector<int16_t> scratch(select_scratch(head.blocks * block_tokens));
   Marked marked{0, std::vector<uint64_t>(head.blocks)};
   const float estimated = weigh_blocks(head.scale, head.scores, head.blocks, sums.data());
-  marked.bound = mark_candidates(head, {share, noise, estimated, always, visible}, marked.bits.data(), {positions.data(), scratch.data()});
+  marked.bound = mark_candidates(head, {share, noise, estimated, always, visible}, marked.bits.data(),
+                                 {positions.data(), scratch.data()});
   return marked;
 }
 
@@ -40,8 +41,9 @@ std::vector<int16_t> bell(std::mt19937& random, int64_t blocks, float deviation)
   return scores;
 }
 
-// The weights' sum is right within four percent (rest.h), so the threshold is within 0.04 and a score's unit of the reference's: what lies further off
-// is marked, or is not, as the reference says. Where a rank decides whatever the slack, all are.
+// The weights' sum is right within four percent (rest.h), so the threshold is within 0.04 and a score's unit of the
+// reference's: what lies further off is marked, or is not, as the reference says. Where a rank decides whatever the slack,
+// all are.
 TEST_P(ListTest, MarksWhatMayHaveTheShare) {
   std::mt19937 random(1);
   const int64_t blocks = 40;
@@ -53,26 +55,34 @@ TEST_P(ListTest, MarksWhatMayHaveTheShare) {
       for (double share : {1e-4, 4e-4, 3e-3})
         for (double noise : {0.0, 0.3, 4.0})
           for (double above : {-double(INFINITY), -2.0, 3.0})  // what is read in any case, against the highest estimate
-            for (const uint8_t* has_hidden_rows : {static_cast<const uint8_t*>(nullptr), static_cast<const uint8_t*>(hidden_rows.data())}) {
+            for (const uint8_t* has_hidden_rows :
+                 {static_cast<const uint8_t*>(nullptr), static_cast<const uint8_t*>(hidden_rows.data())}) {
               const std::vector<int16_t> scores = bell(random, blocks, deviation);
               const HeadEstimates head{e, scores.data(), blocks, has_hidden_rows};
               const int64_t tokens = blocks * block_tokens;
               const double always = above + ref::estimate(e, *std::max_element(scores.begin(), scores.end()));
               const Marked marked = mark(head, share, noise, always, tokens);
               const double slack = 0.04 + 2 * e.unit;
-              const std::vector<char> surely = ref::reaching(head, share, noise, always, slack), perhaps = ref::reaching(head, share, noise, always, -slack);
-              const int64_t least = std::count(surely.begin(), surely.end(), 1), most = std::count(perhaps.begin(), perhaps.end(), 1);
+              const std::vector<char> surely = ref::reaching(head, share, noise, always, slack),
+                                      perhaps = ref::reaching(head, share, noise, always, -slack);
+              const int64_t least = std::count(surely.begin(), surely.end(), 1),
+                            most = std::count(perhaps.begin(), perhaps.end(), 1);
               if (least >= fewest_listed && most <= most_listed(tokens)) {
                 by_share++;
                 for (int64_t i = 0; i < tokens; i++) {
-                  ASSERT_LE(surely[i], char(marked[i])) << "score " << scores[i] << " at " << i << ", bound " << marked.bound;
-                  ASSERT_LE(char(marked[i]), perhaps[i]) << "score " << scores[i] << " at " << i << ", bound " << marked.bound;
-                  if (marked[i] && !(has_hidden_rows != nullptr && hidden_rows[i / block_tokens])) { ASSERT_GE(scores[i], marked.bound); }
+                  ASSERT_LE(surely[i], char(marked[i]))
+                      << "score " << scores[i] << " at " << i << ", bound " << marked.bound;
+                  ASSERT_LE(char(marked[i]), perhaps[i])
+                      << "score " << scores[i] << " at " << i << ", bound " << marked.bound;
+                  if (marked[i] && !(has_hidden_rows != nullptr && hidden_rows[i / block_tokens])) {
+                    ASSERT_GE(scores[i], marked.bound);
+                  }
                 }
               } else if (most < fewest_listed || least > most_listed(tokens)) {
                 by_rank++;
                 const std::vector<char> expected = ref::candidates(head, share, noise, always, tokens);
-                for (int64_t i = 0; i < tokens; i++) ASSERT_EQ(char(marked[i]), expected[i]) << "score " << scores[i] << " at " << i;
+                for (int64_t i = 0; i < tokens; i++)
+                  ASSERT_EQ(char(marked[i]), expected[i]) << "score " << scores[i] << " at " << i;
               }
             }
   EXPECT_GT(by_share, 50);
@@ -94,7 +104,9 @@ TEST_P(ListTest, HasAFloorAndACapByRank) {
         ASSERT_EQ(char(marked[i]), expected[i]) << i;
         if (marked[i]) lowest = std::min(lowest, scores[i]);
       }
-      if (share == 1) { EXPECT_EQ(marked.bound, lowest); }
+      if (share == 1) {
+        EXPECT_EQ(marked.bound, lowest);
+      }
       const int64_t shown = std::count_if(scores.begin(), scores.end(), [](int16_t s) { return s != hidden_score; });
       EXPECT_EQ(marked.count(), std::min(shown, share == 1 ? fewest_listed : most_listed(blocks * 64)));
     }

@@ -1,5 +1,5 @@
-// The rest of one query head of one core: the weights of all tokens (items are tokens), list and rest of 400 tokens of 8,192 (items are
-// tokens of the list), the means of all blocks for three heads.
+// The rest of one query head of one core: the weights of all tokens (items are tokens), list and rest of 400 tokens of 8,192
+// (items are tokens of the list), the means of all blocks for three heads.
 #include <numeric>
 
 #include "core/bench.h"
@@ -37,14 +37,17 @@ void BM_measure_and_lean(benchmark::State& state) {
     positions[i] = int32_t(i * tokens / count);
     listed[positions[i] / block_tokens] |= uint64_t{1} << positions[i] % block_tokens;
   }
-  std::vector<float> all(blocks), sums, exact = bench::random_f32(rest_room(count)), weights, guesses(rest_room(count)), low_weights(rest_room(count));
+  std::vector<float> all(blocks), sums, exact = bench::random_f32(rest_room(count)), weights, guesses(rest_room(count)),
+                                        low_weights(rest_room(count));
   const HeadList list{{0.003, 0, 0, 0}, -2000, listed.data(), positions.data(), count, nullptr, blocks};
   weigh_blocks(list.e, scores.data(), blocks, all.data());
   for (auto _ : state) {
     sums = all;
     weights = exact;
-    const Measured measured = measure_rest(list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
-    lean_rest(list, measured, estimated.data(), guesses.data(), weights.data(), sums.data(), low_positions.data(), low_weights.data());
+    const Measured measured =
+        measure_rest(list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
+    lean_rest(list, measured, estimated.data(), guesses.data(), weights.data(), sums.data(), low_positions.data(),
+              low_weights.data());
     benchmark::DoNotOptimize(weights.data());
   }
   bench::rates(state, count, count * 14);

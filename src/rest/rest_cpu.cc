@@ -21,8 +21,8 @@ namespace HWY_NAMESPACE {
 
 constexpr float log2_e = 1.44269504f;
 
-// 2^y to 5 digits, for y from -125 to 100, below as -125: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Weights deserve no more.
-// Adding 1.5 2^23 leaves no bits for a fraction: n stands in the lowest ones.
+// 2^y to 5 digits, for y from -125 to 100, below as -125: 2^n times the Taylor polynomial of 2^f, |f| <= 1/2. Weights
+// deserve no more. Adding 1.5 2^23 leaves no bits for a fraction: n stands in the lowest ones.
 HWY_INLINE Floats FastExp2(F32 d, Floats y) {
   const I32 di;
   const auto shift = hn::Set(d, 12582912.0f);
@@ -72,13 +72,14 @@ HWY_INLINE hn::Vec<I32> LoadScores(const int16_t* scores) {
 }
 
 #if HWY_TARGET != HWY_SCALAR
-// The same in 16 bits, within four percent: the upper half of a float. A score counts so many 128ths of an octave, and its distance from
-// the reference is the float's exponent and mantissa: 2^(n + f) is read as 2^n (1 + f), less 0.043 octaves, which stands in the middle
-// of its errors. This is the one loop over all tokens that every query head has to itself, and a vector holds twice as many of them.
+// The same in 16 bits, within four percent: the upper half of a float. A score counts so many 128ths of an octave, and its
+// distance from the reference is the float's exponent and mantissa: 2^(n + f) is read as 2^n (1 + f), less 0.043 octaves,
+// which stands in the middle of its errors. This is the one loop over all tokens that every query head has to itself, and a
+// vector holds twice as many of them.
 struct SmallWeights {
   using U16 = hn::RebindToUnsigned<I16>;
-  static constexpr int one = 127 << 7;       // the upper half of 1.0f
-  static constexpr int below_zero = 256;     // taken off at last, saturated: what lies below zero is zero
+  static constexpr int one = 127 << 7;    // the upper half of 1.0f
+  static constexpr int below_zero = 256;  // taken off at last, saturated: what lies below zero is zero
   static constexpr double middle_of_errors = 0.043 * 128;
 
   bool fits = false;  // else scores are too fine or too coarse, or a softcap bends them
@@ -87,12 +88,13 @@ struct SmallWeights {
 
   explicit SmallWeights(const WeightScale& e) {
     const double steps = e.unit * static_cast<double>(log2_e) * 128;  // of a score
-    const double middle = std::nearbyint((static_cast<double>(e.max) - e.highest) / e.unit);  // the score that weighs about 1
+    const double middle =
+        std::nearbyint((static_cast<double>(e.max) - e.highest) / e.unit);  // the score that weighs about 1
     fits = e.softcap == 0 && steps >= 0.25 && steps <= 64 && std::abs(middle) <= 32767;
     if (!fits) return;
     reference = static_cast<int16_t>(middle);
-    // Weighs nothing, 48 steps being more than the rest below rounds to. As 2^bits <= 2 steps, it shifts to 2 (one + 48 + 64) at most, and
-    // 64 above the reference, some 11820 steps, to 23640.
+    // Weighs nothing, 48 steps being more than the rest below rounds to. As 2^bits <= 2 steps, it shifts to 2 (one + 48 +
+    // 64) at most, and 64 above the reference, some 11820 steps, to 23640.
     lowest = static_cast<int16_t>(-std::min(32767.0, std::ceil((one + 48) / steps)));
     while (std::nearbyint(std::ldexp(steps, 15 - bits)) > 32767) bits++;
     step = static_cast<int16_t>(std::nearbyint(std::ldexp(steps, 15 - bits)));
@@ -121,7 +123,8 @@ void Weigh(const WeightScale& e, const int16_t* scores, int64_t count, float* we
     for (int64_t i = 0; i < count; i += lanes16) {
       hn::Store(small(hn::LoadU(d16, scores + i)), SmallWeights::U16(), halves);
       for (int64_t j = 0; j < lanes16; j += lanes) {
-        const auto weight = hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::Load(hn::Rebind<uint16_t, F32>(), halves + j))));
+        const auto weight =
+            hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::Load(hn::Rebind<uint16_t, F32>(), halves + j))));
         hn::StoreU(hn::IfThenElseZero(AreEstimates(d, LoadScores(scores + i + j)), weight), d, weights + i + j);
       }
     }
@@ -129,7 +132,8 @@ void Weigh(const WeightScale& e, const int16_t* scores, int64_t count, float* we
   }
 #endif
   const Weights of(e);
-  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) hn::StoreU(of(LoadScores(scores + i)), d, weights + i);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d)))
+    hn::StoreU(of(LoadScores(scores + i)), d, weights + i);
 }
 
 float WeighBlocks(const WeightScale& e, const int16_t* scores, int64_t blocks, float* weights) {
@@ -172,9 +176,11 @@ float WeighBlocks(const WeightScale& e, const int16_t* scores, int64_t blocks, f
   return hn::GetLane(hn::SumOfLanes(d, total));
 }
 
-// The sums of blocks that the list leaves, made anew of their other tokens: to take weights off a sum would leave its rounding, where estimates
-// stand far above what they stand for. The list's scores are gathered on the way. Returns how many.
-int64_t LeaveOut(const WeightScale& e, const uint64_t* listed, int64_t blocks, const int16_t* scores, float* sums, int16_t* estimated) {
+// The sums of blocks that the list leaves, made anew of their other tokens: to take weights off a sum would leave its
+// rounding, where estimates stand far above what they stand for. The list's scores are gathered on the way. Returns how
+// many.
+int64_t LeaveOut(const WeightScale& e, const uint64_t* listed, int64_t blocks, const int16_t* scores, float* sums,
+                 int16_t* estimated) {
   int64_t count = 0;
 #if HWY_TARGET != HWY_SCALAR
   const I16 d;
@@ -225,8 +231,10 @@ int64_t LeaveOut(const WeightScale& e, const uint64_t* listed, int64_t blocks, c
     sums[b] = 0;
     for (int t = 0; t < block_tokens; t++) {
       const int16_t score = scores[b * block_tokens + t];
-      if (listed[b] >> t & 1) estimated[count++] = score;
-      else sums[b] += hn::GetLane(of(LoadScores(&score)));
+      if (listed[b] >> t & 1)
+        estimated[count++] = score;
+      else
+        sums[b] += hn::GetLane(of(LoadScores(&score)));
     }
   }
 #endif
@@ -260,7 +268,8 @@ float WeighExact(float* scores, float max, int64_t count) {
   std::fill(scores + count, scores + padded(count), -std::numeric_limits<float>::infinity());
   for (int64_t i = 0; i < padded(count); i += static_cast<int64_t>(hn::Lanes(d))) {
     const auto s = hn::LoadU(d, scores + i);
-    const auto weight = hn::IfThenElseZero(hn::Gt(s, hn::Set(d, -std::numeric_limits<float>::infinity())), hn::Exp(d, hn::Sub(s, hn::Set(d, max))));
+    const auto weight = hn::IfThenElseZero(hn::Gt(s, hn::Set(d, -std::numeric_limits<float>::infinity())),
+                                           hn::Exp(d, hn::Sub(s, hn::Set(d, max))));
     hn::StoreU(weight, d, scores + i);
     sum = hn::Add(sum, weight);
   }
@@ -273,8 +282,8 @@ HWY_INLINE hn::Mask<F32> AreOwn(F32 d, const int16_t* estimated, int16_t bound) 
 }
 
 // Returns up to which guess an own token is low, and the sums of the weights and of the guesses of those.
-float SumLow(const int16_t* estimated, int16_t bound, const float* guesses, const float* weights, int64_t count, float& exact_sum,
-             float& guessed_sum) {
+float SumLow(const int16_t* estimated, int16_t bound, const float* guesses, const float* weights, int64_t count,
+             float& exact_sum, float& guessed_sum) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto infinite = hn::Set(d, std::numeric_limits<float>::infinity());
@@ -304,8 +313,8 @@ float SumLow(const int16_t* estimated, int16_t bound, const float* guesses, cons
 }
 
 // The low tokens' weights grow by a factor; their positions, and by how much, are gathered. Returns how many.
-int64_t GrowLow(const int16_t* estimated, int16_t bound, const float* guesses, float limit, float factor, const int32_t* positions, int64_t count,
-                float* weights, int32_t* low_positions, float* low_weights) {
+int64_t GrowLow(const int16_t* estimated, int16_t bound, const float* guesses, float limit, float factor,
+                const int32_t* positions, int64_t count, float* weights, int32_t* low_positions, float* low_weights) {
   const F32 d;
   const I32 di;
   int64_t written = 0;
@@ -352,8 +361,8 @@ float ScaleSums(float* sums, const uint8_t* has_hidden_rows, int64_t blocks, flo
 
 // H heads at once: a mean is read once. P vectors of dimensions from `start` on stay in registers over all blocks.
 template <int H, int P>
-HWY_INLINE void AddMeansOf(const Means& means, int head_dim, const int32_t* blocks, const float* const* weights, int64_t count, int start,
-                           float* const* outs) {
+HWY_INLINE void AddMeansOf(const Means& means, int head_dim, const int32_t* blocks, const float* const* weights,
+                           int64_t count, int start, float* const* outs) {
   const F32 d;
   const I32 di;
   const hn::Rebind<int16_t, F32> d16;
@@ -376,10 +385,12 @@ HWY_INLINE void AddMeansOf(const Means& means, int head_dim, const int32_t* bloc
 }
 
 template <int H>
-void AddMeansOfHeads(const Means& means, int head_dim, const int32_t* blocks, const float* const* weights, int64_t count, float* const* outs) {
+void AddMeansOfHeads(const Means& means, int head_dim, const int32_t* blocks, const float* const* weights, int64_t count,
+                     float* const* outs) {
   const int lanes = static_cast<int>(hn::Lanes(F32()));
   int start = 0;
-  for (; start + 4 * lanes <= head_dim; start += 4 * lanes) AddMeansOf<H, 4>(means, head_dim, blocks, weights, count, start, outs);
+  for (; start + 4 * lanes <= head_dim; start += 4 * lanes)
+    AddMeansOf<H, 4>(means, head_dim, blocks, weights, count, start, outs);
   for (; start < head_dim; start += lanes) AddMeansOf<H, 1>(means, head_dim, blocks, weights, count, start, outs);
 }
 
@@ -403,7 +414,8 @@ namespace {
 
 // Low, and in a block that has a mean value.
 bool is_low(const HeadList& list, const Measured& measured, int16_t estimated, float guess, int64_t block) {
-  return estimated >= list.bound && guess <= measured.low_limit && (list.has_hidden_rows == nullptr || list.has_hidden_rows[block] == 0);
+  return estimated >= list.bound && guess <= measured.low_limit &&
+         (list.has_hidden_rows == nullptr || list.has_hidden_rows[block] == 0);
 }
 
 }  // namespace
@@ -430,7 +442,8 @@ float weigh_exact(float* scores, float max, int64_t count) { return HWY_DYNAMIC_
 
 float highest_exact(const float* scores, int64_t count) { return HWY_DYNAMIC_DISPATCH(HighestExact)(scores, count); }
 
-Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, float* weights, int16_t* estimated, float* guesses) {
+Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, float* weights, int16_t* estimated,
+                      float* guesses) {
   Measured measured{};
   measured.max = highest_exact(weights, list.count);
   if (std::isnan(measured.max)) return measured;
@@ -444,20 +457,21 @@ Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, 
   const float expected = std::exp(std::min(list.e.max - measured.max, highest_weight));
   const float factor = low / guessed;
   measured.rest = HWY_DYNAMIC_DISPATCH(ScaleSums)(
-      sums, list.has_hidden_rows, list.blocks, std::isfinite(factor) ? std::min(factor, highest_factor * expected) : expected, measured.beside_hidden);
+      sums, list.has_hidden_rows, list.blocks,
+      std::isfinite(factor) ? std::min(factor, highest_factor * expected) : expected, measured.beside_hidden);
   if (list.has_hidden_rows == nullptr) measured.low = low;
   for (int64_t i = 0; i < list.count && list.has_hidden_rows != nullptr; i++)
     if (is_low(list, measured, estimated[i], guesses[i], list.positions[i] / block_tokens)) measured.low += weights[i];
   return measured;
 }
 
-void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, const float* guesses, float* weights, float* sums,
-               int32_t* low_positions, float* low_weights) {
+void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, const float* guesses,
+               float* weights, float* sums, int32_t* low_positions, float* low_weights) {
   if (!(measured.low > 0)) return;
   const float beta = lean * measured.rest / measured.low;
   if (list.has_hidden_rows == nullptr) {
-    const int64_t low = HWY_DYNAMIC_DISPATCH(GrowLow)(estimated, list.bound, guesses, measured.low_limit, beta, list.positions, list.count, weights,
-                                                      low_positions, low_weights);
+    const int64_t low = HWY_DYNAMIC_DISPATCH(GrowLow)(estimated, list.bound, guesses, measured.low_limit, beta,
+                                                      list.positions, list.count, weights, low_positions, low_weights);
     for (int64_t i = 0; i < low; i++) sums[uint32_t(low_positions[i]) / block_tokens] -= low_weights[i];
     return;
   }
@@ -470,8 +484,8 @@ void lean_rest(const HeadList& list, const Measured& measured, const int16_t* es
   }
 }
 
-void add_means(const Means& means, int head_dim, const int32_t* blocks, const float* const* weights, int heads, int64_t count,
-               float* const* outs) {
+void add_means(const Means& means, int head_dim, const int32_t* blocks, const float* const* weights, int heads,
+               int64_t count, float* const* outs) {
   HWY_DYNAMIC_DISPATCH(AddMeans)(means, head_dim, blocks, weights, heads, count, outs);
 }
 

@@ -19,10 +19,10 @@ inline double weight(const WeightScale& e, int16_t score) {
 }
 
 struct Rest {
-  double max = 0;                                 // the largest exact score, which all sums are relative to
+  double max = 0;  // the largest exact score, which all sums are relative to
   double listed = 0, rest = 0, beside_hidden = 0;
-  std::vector<double> weights;                    // [count] of listed values
-  std::vector<double> means;                      // [blocks] of mean values
+  std::vector<double> weights;  // [count] of listed values
+  std::vector<double> means;    // [blocks] of mean values
   double mass() const { return listed / (listed + rest + beside_hidden); }
 };
 
@@ -65,7 +65,8 @@ inline Rest rest(const HeadList& list, const std::vector<int16_t>& scores, const
   const auto has_mean = [&](int64_t block) { return list.has_hidden_rows == nullptr || list.has_hidden_rows[block] == 0; };
   for (int64_t b = 0; b < list.blocks; b++) {
     double sum = 0;
-    for (int64_t t = b * block_tokens; t < (b + 1) * block_tokens; t++) sum += is_listed[t] ? 0 : factor * weight(list.e, scores[t]);
+    for (int64_t t = b * block_tokens; t < (b + 1) * block_tokens; t++)
+      sum += is_listed[t] ? 0 : factor * weight(list.e, scores[t]);
     out.means.push_back(has_mean(b) ? sum : 0);
     (has_mean(b) ? out.rest : out.beside_hidden) += sum;
   }

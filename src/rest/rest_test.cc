@@ -17,8 +17,14 @@ TEST_P(RestTest, WeighsAsTheReferenceDoes) {
   std::vector<int16_t> scores(64 * 9);
   for (int16_t& s : scores) s = int16_t(score(random));
   for (size_t i = 0; i < scores.size(); i += 7) scores[i] = hidden_score;
-  // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates a little and far above the reference.
-  for (const WeightScale& e : {WeightScale{1e-4, 0, 0, 0}, {1e-3, 5000, 0, 5004}, {3e-3, -20, 30, 5}, {0.01, 0, 0, 100}, {1e-3, 50, 0, 60}, {1e-3, 47, 0, 0}}) {
+  // A common centre of thousands, a softcap, units from nearly flat to steep, and estimates a little and far above the
+  // reference.
+  for (const WeightScale& e : {WeightScale{1e-4, 0, 0, 0},
+                               {1e-3, 5000, 0, 5004},
+                               {3e-3, -20, 30, 5},
+                               {0.01, 0, 0, 100},
+                               {1e-3, 50, 0, 60},
+                               {1e-3, 47, 0, 0}}) {
     std::vector<float> weights(scores.size()), blocks(9);
     weigh(e, scores.data(), int64_t(scores.size()), weights.data());
     const float all = weigh_blocks(e, scores.data(), 9, blocks.data());
@@ -70,9 +76,11 @@ TEST_P(RestTest, SaysWhatIsNoNumber) {
   EXPECT_EQ(weigh_exact((none.resize(64), none.data()), 0, 5), 0);
 }
 
-// Scores of `blocks` blocks and a list of some of their tokens, whose exact scores are what the estimates say and a good deal of noise.
+// Scores of `blocks` blocks and a list of some of their tokens, whose exact scores are what the estimates say and a good
+// deal of noise.
 struct Head {
-  Head(uint32_t seed, int64_t blocks, int64_t count, WeightScale e, bool with_hidden) : random(seed), scores(blocks * block_tokens), has_hidden_rows(blocks) {
+  Head(uint32_t seed, int64_t blocks, int64_t count, WeightScale e, bool with_hidden)
+      : random(seed), scores(blocks * block_tokens), has_hidden_rows(blocks) {
     std::normal_distribution<float> normal(0, 900);
     std::uniform_int_distribution<int> percent(0, 99);
     for (int16_t& s : scores) s = int16_t(std::clamp(normal(random), -30000.0f, 16000.0f));
@@ -94,7 +102,9 @@ struct Head {
     }
     listed.assign(blocks, 0);
     for (int32_t p : positions) listed[p / block_tokens] |= uint64_t{1} << p % block_tokens;
-    list = {e, 0, listed.data(), positions.data(), int64_t(positions.size()), with_hidden ? has_hidden_rows.data() : nullptr, blocks};
+    list = {
+        e,     0, listed.data(), positions.data(), int64_t(positions.size()), with_hidden ? has_hidden_rows.data() : nullptr,
+        blocks};
     std::vector<int16_t> own;
     for (int32_t p : positions)
       if (scores[p] != hidden_score) own.push_back(scores[p]);
@@ -110,14 +120,16 @@ struct Head {
   HeadList list;
 };
 
-// Weights of estimates are within four percent, so which tokens weigh at most twice the least is, too: the factor and the low tokens' share
-// move by what the few in question weigh. The bounds below hold for sums; single weights are told by what they add up to.
+// Weights of estimates are within four percent, so which tokens weigh at most twice the least is, too: the factor and the
+// low tokens' share move by what the few in question weigh. The bounds below hold for sums; single weights are told by what
+// they add up to.
 TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
-  for (const WeightScale& e : {WeightScale{2e-3, 3, 0, 3}, {2e-3, 40, 0, 38}, {4e-3, 10, 30, 9}, {1e-3, 900, 0, 925}, {2e-3, 3, 0, -20}})
+  for (const WeightScale& e :
+       {WeightScale{2e-3, 3, 0, 3}, {2e-3, 40, 0, 38}, {4e-3, 10, 30, 9}, {1e-3, 900, 0, 925}, {2e-3, 3, 0, -20}})
     for (int64_t count : {1, 20, 300, 900})
       for (bool with_hidden : {false, true}) {
-        SCOPED_TRACE(::testing::Message() << "unit " << e.unit << ", highest " << e.highest << ", softcap " << e.softcap << ", max " << e.max
-                                          << ", " << count << " listed, hidden rows " << with_hidden);
+        SCOPED_TRACE(::testing::Message() << "unit " << e.unit << ", highest " << e.highest << ", softcap " << e.softcap
+                                          << ", max " << e.max << ", " << count << " listed, hidden rows " << with_hidden);
         Head head(uint32_t(count), 40, count, e, with_hidden);
         const ref::Rest expected = ref::rest(head.list, head.scores, {head.exact.begin(), head.exact.end()});
         const std::vector<int16_t>& scores = head.scores;
@@ -128,7 +140,8 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
         head.positions.resize(estimated.size());
         head.list.positions = head.positions.data();
         weigh_blocks(e, scores.data(), 40, sums.data());
-        const Measured measured = measure_rest(head.list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
+        const Measured measured =
+            measure_rest(head.list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
         EXPECT_EQ(measured.max, float(expected.max));
         EXPECT_NEAR(measured.listed, expected.listed, 1e-5 * expected.listed);
         const double off = 0.12 * (expected.rest + expected.beside_hidden);
@@ -136,7 +149,8 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
         EXPECT_NEAR(measured.beside_hidden, expected.beside_hidden, off + 1e-30);
         EXPECT_NEAR(measured.mass(), expected.mass(), 0.03);
         for (int64_t i = 0; i < head.list.count; i++) EXPECT_EQ(estimated[i], scores[head.list.positions[i]]);
-        lean_rest(head.list, measured, estimated.data(), guesses.data(), weights.data(), sums.data(), low_positions.data(), low_weights.data());
+        lean_rest(head.list, measured, estimated.data(), guesses.data(), weights.data(), sums.data(), low_positions.data(),
+                  low_weights.data());
         double total = 0, expected_total = 0, leaned = 0;
         for (int64_t i = 0; i < head.list.count; i++) {
           total += double(weights[i]);
@@ -145,7 +159,8 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
           const double grown = double(lean) * double(measured.rest) / double(measured.low);
           const bool is_low = estimated[i] >= head.list.bound && guesses[i] <= measured.low_limit &&
                               !(with_hidden && head.has_hidden_rows[head.list.positions[i] / block_tokens]);
-          ASSERT_NEAR(weights[i], is_low ? own * (1 + grown) : own, 2e-5 * own * (1 + (is_low ? grown : 0))) << "token " << i;
+          ASSERT_NEAR(weights[i], is_low ? own * (1 + grown) : own, 2e-5 * own * (1 + (is_low ? grown : 0)))
+              << "token " << i;
           expected_total += expected.weights[i];
         }
         for (int64_t b = 0; b < 40; b++) {
@@ -155,15 +170,18 @@ TEST_P(RestTest, ListAndRestAreWhatTheReferenceSays) {
             EXPECT_EQ(sums[b], 0) << "block " << b;
           }
         }
-        EXPECT_NEAR(total, double(measured.listed) + double(measured.rest), 1e-4 * total) << "the lean takes from means what it gives to values";
+        EXPECT_NEAR(total, double(measured.listed) + double(measured.rest), 1e-4 * total)
+            << "the lean takes from means what it gives to values";
         EXPECT_NEAR(total, expected_total, off + 1e-4 * total);
         if (measured.low > 0) {
-          EXPECT_NEAR(leaned, double(lean) * double(measured.rest), 1e-3 * leaned + 1e-5 * total) << "half of the rest leans";
+          EXPECT_NEAR(leaned, double(lean) * double(measured.rest), 1e-3 * leaned + 1e-5 * total)
+              << "half of the rest leans";
         }
       }
 }
 
-// What a sum over all tokens would leave of itself when the list's weights are taken off it is rounding where the list outweighs everything.
+// What a sum over all tokens would leave of itself when the list's weights are taken off it is rounding where the list
+// outweighs everything.
 TEST_P(RestTest, TheRestIsNotWhatRoundingLeaves) {
   std::vector<int16_t> scores(128, -9000), estimated(128);
   std::vector<float> sums(2), weights(128), guesses(128);

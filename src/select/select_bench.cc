@@ -12,7 +12,8 @@ void BM_select(benchmark::State& state, float deviation) {
   for (int64_t t = 0; t < tokens; t++) scores[t] = int16_t(normal[t] * deviation);
   std::vector<int32_t> positions(128), scratch(select_scratch(tokens) / 2 + 1);
   for (auto _ : state)
-    benchmark::DoNotOptimize(select(scores.data(), tokens, 128, positions.data(), reinterpret_cast<int16_t*>(scratch.data())));
+    benchmark::DoNotOptimize(
+        select(scores.data(), tokens, 128, positions.data(), reinterpret_cast<int16_t*>(scratch.data())));
   bench::rates(state, tokens, tokens * 2);
 }
 BENCHMARK_CAPTURE(BM_select, spread, 250.0f)->Arg(8192)->Arg(32768)->Arg(131072);

@@ -69,9 +69,9 @@ int64_t Maxima(const int16_t* scores, int64_t count, int64_t rows, int16_t* maxi
   return written;
 }
 
-// The positions of the scores at or above the bound, in order. No branch: whether a token reaches it is a coin toss. Positions have 16
-// bits within a segment, as scores have, and 32 afterwards. positions: [count], because a whole vector is written at the place of its
-// first entry, which is never beyond the vector's own; scratch: [count].
+// The positions of the scores at or above the bound, in order. No branch: whether a token reaches it is a coin toss.
+// Positions have 16 bits within a segment, as scores have, and 32 afterwards. positions: [count], because a whole vector is
+// written at the place of its first entry, which is never beyond the vector's own; scratch: [count].
 int64_t Gather(const int16_t* scores, int64_t count, int16_t bound, int32_t* positions, int16_t* scratch) {
   const I16 d;
   const I32 d32;
@@ -115,7 +115,8 @@ int64_t Highest(const int16_t* scores, int64_t count, int64_t k, int32_t* positi
   return written;
 }
 
-// Of gathered scores and their positions the k highest, moved to the front. Room for count to a multiple of 32; scratch: three times that.
+// Of gathered scores and their positions the k highest, moved to the front. Room for count to a multiple of 32; scratch:
+// three times that.
 int64_t Trim(int16_t* gathered, int64_t count, int64_t k, int32_t* positions, int16_t* scratch) {
   const int64_t padded = (count + 31) / 32 * 32;
   std::fill(gathered + count, gathered + padded, hidden_score);
@@ -134,7 +135,7 @@ int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
   auto* candidates = reinterpret_cast<int32_t*>(scratch);  // [count]
   int16_t* gathered = scratch + 2 * count;                 // [count + 32]
   int16_t* rest = gathered + count + 32;                   // [3 count]
-  int64_t rows = 16;  // of vectors, whose maxima are taken: at least twice as many as k
+  int64_t rows = 16;                                       // of vectors, whose maxima are taken: at least twice as many as k
   while (rows > 1 && count / rows < 2 * k) rows /= 2;
   int64_t kept;
   if (rows < 4) {
@@ -149,7 +150,8 @@ int64_t Select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
   return kept;
 }
 
-int64_t MarkReaching(const int16_t* scores, int64_t blocks, int16_t bound, const uint8_t* lower, int16_t other, uint64_t* marked) {
+int64_t MarkReaching(const int16_t* scores, int64_t blocks, int16_t bound, const uint8_t* lower, int16_t other,
+                     uint64_t* marked) {
   const I16 d;
   constexpr int lanes = static_cast<int>(hn::MaxLanes(I16()));
   int64_t total = 0;
@@ -189,7 +191,8 @@ int64_t select(const int16_t* scores, int64_t count, int64_t k, int32_t* positio
 }
 
 HWY_EXPORT(MarkReaching);
-int64_t mark_reaching(const int16_t* scores, int64_t blocks, int16_t bound, const uint8_t* lower, int16_t other, uint64_t* marked) {
+int64_t mark_reaching(const int16_t* scores, int64_t blocks, int16_t bound, const uint8_t* lower, int16_t other,
+                      uint64_t* marked) {
   return HWY_DYNAMIC_DISPATCH(MarkReaching)(scores, blocks, bound, lower, other, marked);
 }
 

@@ -12,9 +12,8 @@ inline std::vector<int32_t> select(const int16_t* scores, int64_t count, int64_t
   std::vector<int32_t> order;
   for (int64_t i = 0; i < count; i++)
     if (scores[i] != hidden_score) order.push_back(int32_t(i));
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return scores[a] != scores[b] ? scores[a] > scores[b] : a > b;
-  });
+  std::sort(order.begin(), order.end(),
+            [&](int32_t a, int32_t b) { return scores[a] != scores[b] ? scores[a] > scores[b] : a > b; });
   if (int64_t(order.size()) > k) order.resize(k);
   std::sort(order.begin(), order.end());
   return order;

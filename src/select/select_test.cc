@@ -41,7 +41,8 @@ TEST_P(SelectTest, NeverTakesHiddenAndAlwaysTakesAlways) {
   for (int64_t n : sizes)
     for (int hidden : {0, 50, 99, 100}) {
       std::vector<int16_t> scores(n);
-      for (int16_t& s : scores) s = percent(random) < hidden ? hidden_score : percent(random) < 2 ? always_score : int16_t(normal(random));
+      for (int16_t& s : scores)
+        s = percent(random) < hidden ? hidden_score : percent(random) < 2 ? always_score : int16_t(normal(random));
       for (int64_t k : {1, 7, 64, 128, 1000}) expect_reference(scores, k);
     }
 }
@@ -85,9 +86,7 @@ TEST_P(SelectTest, FindsTheHighestScore) {
   EXPECT_EQ(highest_score(scores.data(), 320), 32766);
 }
 
-TEST_P(SelectTest, TakesNothingForABudgetOfZero) {
-  expect_reference(std::vector<int16_t>(64, 3), 0);
-}
+TEST_P(SelectTest, TakesNothingForABudgetOfZero) { expect_reference(std::vector<int16_t>(64, 3), 0); }
 
 }  // namespace
 }  // namespace adamas

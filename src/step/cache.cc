@@ -23,8 +23,12 @@ Coding coding_of(const adamas_config& config) {
 }
 
 Cache::Cache(const adamas_config& config, const adamas_cache_params& params)
-    : config(config), params(params), blocks_(blocks_of(params.capacity)),
-      all_marks_(has_rest(config) ? keys_mark | values_mark : keys_mark), open_rows_(open_rows(config)), layout_{params.head_dim} {
+    : config(config),
+      params(params),
+      blocks_(blocks_of(params.capacity)),
+      all_marks_(has_rest(config) ? keys_mark | values_mark : keys_mark),
+      open_rows_(open_rows(config)),
+      layout_{params.head_dim} {
   const int64_t heads = product(params.sequences, params.kv_heads);
   codes_ = make_array<std::byte>(product(heads, layout_.head_bytes(blocks_)));
   centre_scale_ = make_array<float>(product(heads, blocks_));
@@ -43,7 +47,8 @@ Cache::Cache(const adamas_config& config, const adamas_cache_params& params)
   next_verified_.assign(params.sequences, 0);
 }
 
-// The rows of a block that are to have codes: a function of the sequence's live rows. All of them when there is no whole group yet.
+// The rows of a block that are to have codes: a function of the sequence's live rows. All of them when there is no whole
+// group yet.
 uint64_t Cache::rows_to_encode(int64_t sequence, int64_t block) const {
   const uint64_t live = live_[sequence * blocks_ + block];
   if (block != last_[sequence] || open_rows_ == 1) return live;
@@ -97,19 +102,21 @@ void Cache::encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, i
       adamas::quest_bounds(rows, params.head_dim, p * quest_page, coded >> (p * quest_page) & 0xFFFF, bounds,
                            bounds + params.head_dim);
   }
-  encode_block(rows, params.head_dim, coded, block == 0, coding_of(config), params.rotated == 0, codes(sequence, kv_head).block(block), scratch);
+  encode_block(rows, params.head_dim, coded, block == 0, coding_of(config), params.rotated == 0,
+               codes(sequence, kv_head).block(block), scratch);
 }
 
 void Cache::encode_values(const adamas_rows& v, int64_t sequence, int64_t block, int kv_head, float* scratch) {
   if (!(marked_[sequence * blocks_ + block] & values_mark)) return;
   const Means means = this->means(sequence, kv_head);
-  encode_mean(rows_of(v, sequence, kv_head).from(block * block_tokens), params.head_dim, rows_to_encode(sequence, block), block == 0,
-              means.mean + block * params.head_dim, means.scale + block, scratch);
+  encode_mean(rows_of(v, sequence, kv_head).from(block * block_tokens), params.head_dim, rows_to_encode(sequence, block),
+              block == 0, means.mean + block * params.head_dim, means.scale + block, scratch);
 }
 
 Codes Cache::codes(int64_t sequence, int kv_head) const {
   const int64_t h = head(sequence, kv_head);
-  return {codes_.get() + h * layout_.head_bytes(blocks_), blocks_, centre_scale_.get() + h * blocks_, sigma_.get() + h * blocks_, layout_};
+  return {codes_.get() + h * layout_.head_bytes(blocks_), blocks_, centre_scale_.get() + h * blocks_,
+          sigma_.get() + h * blocks_, layout_};
 }
 
 Means Cache::means(int64_t sequence, int kv_head) const {

@@ -1,10 +1,12 @@
-// The codes of one layer's keys and the means of its values, for every sequence and KV head, and what is known of their rows.
+// The codes of one layer's keys and the means of its values, for every sequence and KV head, and what is known of their
+// rows.
 //
-// A row is live once it was appended (or seen by a step). A block whose rows that are to have codes changed is marked, and encoded when
-// it is next needed: appending, truncating, overwriting and repairing are that one operation.
+// A row is live once it was appended (or seen by a step). A block whose rows that are to have codes changed is marked, and
+// encoded when it is next needed: appending, truncating, overwriting and repairing are that one operation.
 //
-// All live rows have codes, but for the newest few: of a sequence's last block only whole groups of `open_rows` are encoded, and the up
-// to 15 fresh rows after them are read as they are. Encoding that block anew for every token would cost a tenth of a step at 8K.
+// All live rows have codes, but for the newest few: of a sequence's last block only whole groups of `open_rows` are encoded,
+// and the up to 15 fresh rows after them are read as they are. Encoding that block anew for every token would cost a tenth
+// of a step at 8K.
 #pragma once
 
 #include <vector>
@@ -31,8 +33,8 @@ class Cache {
       grew(sequence, block);
     }
   }
-  // Makes the codes of one block and head from the rows of K, or the mean from those of V, unless they are right. Different blocks, heads
-  // and kinds may be encoded at the same time.
+  // Makes the codes of one block and head from the rows of K, or the mean from those of V, unless they are right. Different
+  // blocks, heads and kinds may be encoded at the same time.
   void encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, int kv_head, float* scratch);
   void encode_values(const adamas_rows& v, int64_t sequence, int64_t block, int kv_head, float* scratch);
   void mark_encoded(int64_t sequence, int64_t block, bool values_too) {
@@ -62,7 +64,8 @@ class Cache {
 
   uint64_t rows_to_encode(int64_t sequence, int64_t block) const;
   void mark_if_changed(int64_t sequence, int64_t block) {
-    if (block >= 0 && rows_to_encode(sequence, block) != coded(sequence, block)) marked_[sequence * blocks_ + block] = all_marks_;
+    if (block >= 0 && rows_to_encode(sequence, block) != coded(sequence, block))
+      marked_[sequence * blocks_ + block] = all_marks_;
   }
   void grew(int64_t sequence, int64_t block);  // has new live rows
 
@@ -72,12 +75,12 @@ class Cache {
   uint8_t all_marks_;
   int open_rows_;
   BlockLayout layout_;
-  Array<std::byte> codes_;      // [sequences, kv_heads, head_bytes]
-  Array<float> centre_scale_;   // [sequences, kv_heads, blocks]
-  Array<float> sigma_;          // [sequences, kv_heads, blocks]
-  Array<int16_t> mean_;         // [sequences, kv_heads, blocks, head_dim]; NULL when nobody asks for means
-  Array<float> mean_scale_;     // [sequences, kv_heads, blocks]
-  Array<float> quest_;          // [sequences, kv_heads, pages, 2, head_dim], for the policy quest
+  Array<std::byte> codes_;              // [sequences, kv_heads, head_bytes]
+  Array<float> centre_scale_;           // [sequences, kv_heads, blocks]
+  Array<float> sigma_;                  // [sequences, kv_heads, blocks]
+  Array<int16_t> mean_;                 // [sequences, kv_heads, blocks, head_dim]; NULL when nobody asks for means
+  Array<float> mean_scale_;             // [sequences, kv_heads, blocks]
+  Array<float> quest_;                  // [sequences, kv_heads, pages, 2, head_dim], for the policy quest
   std::vector<uint64_t> live_, coded_;  // [sequences, blocks]
   std::vector<uint8_t> marked_;         // [sequences, blocks]
   std::vector<int64_t> lengths_, last_, next_verified_;  // [sequences]

@@ -18,7 +18,7 @@ class Clock {
     if (wanted) last_ = now();
   }
   // The time since the last lap, or the start, was the stage's: clock.lap(&Times::select).
-  void lap(int64_t Times::* stage) {
+  void lap(int64_t Times::*stage) {
     if (!wanted_) return;
     const int64_t time = now();
     times_.*stage += time - last_;
@@ -26,8 +26,8 @@ class Clock {
   }
   // Adds all laps since the last call to `total`.
   void move_to(Times& total) {
-    for (int64_t Times::* stage : {&Times::look, &Times::encode, &Times::prepare, &Times::estimate, &Times::select,
-                                   &Times::exact, &Times::check, &Times::attend, &Times::rest, &Times::dense})
+    for (int64_t Times::*stage : {&Times::look, &Times::encode, &Times::prepare, &Times::estimate, &Times::select,
+                                  &Times::exact, &Times::check, &Times::attend, &Times::rest, &Times::dense})
       total.*stage += times_.*stage;
     times_ = {};
   }

@@ -13,13 +13,13 @@ namespace adamas {
 namespace {
 
 constexpr double farthest_weight = 64;  // exponent of an estimate above the highest centre
-constexpr double lightest = 100;  // exponent below the highest estimate at which a float is zero
+constexpr double lightest = 100;        // exponent below the highest estimate at which a float is zero
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 double capped(double score, float softcap) { return softcap > 0 ? softcap * std::tanh(score / softcap) : score; }
 
-// Scores anew, for a row with biases or a head whose centres lie too far apart for 16 bits in its own unit: relative to the highest estimate,
-// in a unit that lets `lightest` below it be told apart. estimates: [active, 64], scratch.
+// Scores anew, for a row with biases or a head whose centres lie too far apart for 16 bits in its own unit: relative to the
+// highest estimate, in a unit that lets `lightest` below it be told apart. estimates: [active, 64], scratch.
 WeightScale rescale(const Row& row, int h, WeightScale e, float* estimates) {
   Plan& plan = row.plan;
   const View& view = row.view;
@@ -35,7 +35,8 @@ WeightScale rescale(const Row& row, int h, WeightScale e, float* estimates) {
       estimates[t] = -farthest;
       if (scores[t] == hidden_score) continue;
       double estimate = capped(e.unit * scores[t] + centre, e.softcap) - origin;
-      if (view.bias != nullptr) estimate += double(row.slope(h)) * view.bias[view.blocks[i] * block_tokens + t % block_tokens];
+      if (view.bias != nullptr)
+        estimate += double(row.slope(h)) * view.bias[view.blocks[i] * block_tokens + t % block_tokens];
       if (estimate > -double(farthest)) estimates[t] = float(std::min(estimate, double(farthest)));
       top = std::max(top, estimates[t]);
     }
@@ -49,8 +50,8 @@ WeightScale rescale(const Row& row, int h, WeightScale e, float* estimates) {
   return {unit, highest, 0, float(highest)};
 }
 
-// How scores are read as weights, once that is told which codes do not say: biases move scores, hidden tokens are out. So are those that
-// must be in: sinks, recent and fresh ones, whose scores are no estimates.
+// How scores are read as weights, once that is told which codes do not say: biases move scores, hidden tokens are out. So
+// are those that must be in: sinks, recent and fresh ones, whose scores are no estimates.
 WeightScale adjust(const Row& row, int h, HeadScratch& scratch) {
   const Query& query = row.plan.queries[h];
   int16_t* scores = row.scores(h);
@@ -61,7 +62,8 @@ WeightScale adjust(const Row& row, int h, HeadScratch& scratch) {
   WeightScale e{row.scale() * query.unit, row.scale() * query.highest_centre, row.p.softcap, 0};
   if (row.view.bias != nullptr || query.offset_clipped) return rescale(row, h, e, scratch.estimates.get());
   // Relative to the highest centre, unless estimates can stand so far above it that a float cannot hold them.
-  const int16_t reference = e.unit * query.max_abs_score < farthest_weight ? int16_t{0} : highest_score(scores, row.view.active * block_tokens);
+  const int16_t reference =
+      e.unit * query.max_abs_score < farthest_weight ? int16_t{0} : highest_score(scores, row.view.active * block_tokens);
   if (reference == hidden_score) return e;
   e.max = float(capped(e.unit * reference + e.highest, e.softcap));
   return e;
@@ -90,8 +92,8 @@ void attend_alone(const Row& row, int h, const int32_t* tokens, int64_t count) {
   if (state.sum > 0) add_values(row.attention(h / row.group()), tokens, &weights, 1, count, &state.out);
 }
 
-// The log of the sum of exp(s) over the tokens that are read in any case; -inf when there are none, or one is no number, which shows when it
-// is attended to.
+// The log of the sum of exp(s) over the tokens that are read in any case; -inf when there are none, or one is no number,
+// which shows when it is attended to.
 double log_of_always(const Row& row, int h, HeadScratch& scratch) {
   const int64_t count = row.uncoded.always_count;
   if (count == 0) return -INFINITY;
@@ -113,8 +115,8 @@ Measured measure(const Row& row, int h, const HeadList& list, HeadScratch& scrat
 }
 
 void lean_towards(const Row& row, int h, const HeadList& list, const Measured& measured, HeadScratch& scratch) {
-  lean_rest(list, measured, scratch.estimated.get(), scratch.guesses.get(), row.weights(h), row.sums(h), scratch.low_positions.get(),
-            scratch.low_weights.get());
+  lean_rest(list, measured, scratch.estimated.get(), scratch.guesses.get(), row.weights(h), row.sums(h),
+            scratch.low_positions.get(), scratch.low_weights.get());
 }
 
 // A head's sums: what was read, and where it is not NaN the rest.
@@ -127,12 +129,13 @@ void take(const Row& row, int h, const Measured& measured, bool rest) {
 
 // Those that must be in are marked, too, and all of it is listed. Returns how many.
 int64_t make_list_of(const Row& row, int64_t list, uint64_t* marked) {
-  for (int64_t i = 0; i < row.uncoded.partial_count; i++) marked[row.uncoded.partial[i].index] |= row.uncoded.partial[i].always;
+  for (int64_t i = 0; i < row.uncoded.partial_count; i++)
+    marked[row.uncoded.partial[i].index] |= row.uncoded.partial[i].always;
   return list_marked(marked, row.view.blocks, row.view.active, row.positions_of(list), row.tokens_of(list));
 }
 
-// By itself, from half the share on, from a quarter, and so on, until the mass is reached or half of the tokens are read: dense is cheaper
-// then, and exact.
+// By itself, from half the share on, from a quarter, and so on, until the mass is reached or half of the tokens are read:
+// dense is cheaper then, and exact.
 int64_t widen(const Row& row, int h, HeadScratch& scratch) {
   Plan& plan = row.plan;
   HeadResult& result = plan.results[h];
@@ -168,7 +171,8 @@ int64_t widen(const Row& row, int h, HeadScratch& scratch) {
     attend_alone(row, h, result.tokens, count);
     if (SoftmaxState& state = *row.states(h); !std::isnan(state.sum)) {
       const float* sums = row.sums(h);
-      add_means(row.cache.means(row.sequence, h / row.group()), row.head_dim(), row.view.blocks, &sums, 1, row.view.active, &state.out);
+      add_means(row.cache.means(row.sequence, h / row.group()), row.head_dim(), row.view.blocks, &sums, 1, row.view.active,
+                &state.out);
       plan.beside_hidden[h] = measured.beside_hidden;
       add_beside_hidden(row, h);
     }
@@ -194,9 +198,10 @@ void choose(const Row& row, int h, HeadScratch& scratch) {
   scratch.clock.lap(&Times::select);
   const float estimated = weigh_blocks(scale, row.scores(h), row.view.active, row.sums(h));
   scratch.clock.lap(&Times::rest);
-  const Threshold threshold{plan.config.share, plan.results[h].noise, estimated, log_of_always(row, h, scratch), row.view.visible};
-  plan.candidates[h] = {scale, mark_candidates({scale, row.scores(h), row.view.active, row.uncoded.has_hidden_rows}, threshold, row.marked(h),
-                                               {scratch.positions.get(), scratch.select.get()})};
+  const Threshold threshold{plan.config.share, plan.results[h].noise, estimated, log_of_always(row, h, scratch),
+                            row.view.visible};
+  plan.candidates[h] = {scale, mark_candidates({scale, row.scores(h), row.view.active, row.uncoded.has_hidden_rows},
+                                               threshold, row.marked(h), {scratch.positions.get(), scratch.select.get()})};
   scratch.clock.lap(&Times::select);
 }
 

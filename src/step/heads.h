@@ -12,8 +12,9 @@ int64_t list_room(const adamas_config& config, const adamas_plan_params& params)
 void choose(const Row& row, int h, HeadScratch& scratch);
 // The list of a KV head, from the candidates of its query heads.
 void make_list(const Row& row, int g);
-// Weights of the list and the rest for one head, from its exact scores. A head that does not reach min_mass goes on by itself: it reads more,
-// attends, and is finished; or it is to read all. Returns stale rows among those that it read by itself.
+// Weights of the list and the rest for one head, from its exact scores. A head that does not reach min_mass goes on by
+// itself: it reads more, attends, and is finished; or it is to read all. Returns stale rows among those that it read by
+// itself.
 int64_t weigh_list(const Row& row, int h, HeadScratch& scratch);
 // What the rest beside hidden rows counts as: what was attended to.
 void add_beside_hidden(const Row& row, int h);

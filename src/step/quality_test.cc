@@ -34,14 +34,18 @@ std::vector<float> keys_with_common_vector(float times) {
   return keys;
 }
 
-// Mean share of the true top 128 that a step selects. `slow` is the size of the queries in the 16 slow pairs: at 1 the common
-// vector decides alone and the true top 128 lie within one run of some thousand neighbours; at 0.02 position and token
-// both have their say.
+// Mean share of the true top 128 that a step selects. `slow` is the size of the queries in the 16 slow pairs: at 1 the
+// common vector decides alone and the true top 128 lie within one run of some thousand neighbours; at 0.02 position and
+// token both have their say.
 double share_found(const std::vector<float>& keys, float slow, const char* preset, const char* estimator) {
   adamas_config config;
   adamas_config_init(&config);
-  for (auto [name, value] : {std::pair{"preset", preset}, {"estimator", estimator}, {"dense_layers", "0"}, {"sinks", "0"},
-                             {"budget", "128"}, {"max_noise", "0"}})
+  for (auto [name, value] : {std::pair{"preset", preset},
+                             {"estimator", estimator},
+                             {"dense_layers", "0"},
+                             {"sinks", "0"},
+                             {"budget", "128"},
+                             {"max_noise", "0"}})
     EXPECT_EQ(adamas_config_set(&config, name, value), ADAMAS_OK) << adamas_last_error();
   adamas_cache* cache;
   const adamas_cache_params cache_params{sizeof cache_params, 0, 1, head_dim, 1, tokens, 0};
@@ -74,7 +78,8 @@ double share_found(const std::vector<float>& keys, float slow, const char* prese
       for (int d = 0; d < head_dim; d++) scores[t] += double(q[d]) * keys[t * head_dim + d];
     std::vector<int64_t> order(tokens);
     std::iota(order.begin(), order.end(), 0);
-    std::nth_element(order.begin(), order.begin() + 127, order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
+    std::nth_element(order.begin(), order.begin() + 127, order.end(),
+                     [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
     const double bound = scores[order[127]];
     share += double(std::count_if(selected.begin(), selected.end(), [&](int64_t t) { return scores[t] >= bound; })) / 128;
   }

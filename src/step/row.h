@@ -17,9 +17,9 @@ struct Row {
   const adamas_step_params& p;
   int64_t batch, row;  // indices into q, out, mask
   int64_t sequence;
-  bool verify;         // the hashes of the key rows that are read
+  bool verify;  // the hashes of the key rows that are read
   View view;
-  Uncoded uncoded;     // of a row that is not dense
+  Uncoded uncoded;  // of a row that is not dense
 
   int head_dim() const { return plan.params.head_dim; }
   int group() const { return plan.params.q_heads / plan.params.kv_heads; }
@@ -47,7 +47,8 @@ struct Row {
     clock.start(p.times != nullptr);
     return clock;
   }
-  // How many of these key rows are not those that their codes were made from. Tokens: ascending; fresh ones, at the end, have no codes.
+  // How many of these key rows are not those that their codes were made from. Tokens: ascending; fresh ones, at the end,
+  // have no codes.
   int64_t count_stale(int kv_head, const int32_t* tokens, int64_t count) const {
     const auto is_fresh = [&](int32_t token) {
       return (cache.coded(sequence, token / block_tokens) >> token % block_tokens & 1) == 0;

@@ -55,7 +55,8 @@ void prepare(const Row& row, int h) {
     return;
   }
   block_offsets(plan.queries[h], row.head_dim(), row.estimator(), row.cache.codes(row.sequence, g), row.view.blocks,
-                row.view.active, plan.reference[g], plan.centres.get() + h * plan.blocks, plan.offsets.get() + h * plan.blocks);
+                row.view.active, plan.reference[g], plan.centres.get() + h * plan.blocks,
+                plan.offsets.get() + h * plan.blocks);
 }
 
 // Stage 3: scores of the tokens of active blocks [first, last), for every query head of one KV head.
@@ -78,8 +79,8 @@ void estimate(const Row& row, int g, int64_t first, int64_t last) {
   }
 }
 
-// Calls work(i) for every i below count: each thread goes through its own part in order, because heads of a group read many of the same
-// rows, and then takes from what the others have left. parts: [threads], none taken at first.
+// Calls work(i) for every i below count: each thread goes through its own part in order, because heads of a group read many
+// of the same rows, and then takes from what the others have left. parts: [threads], none taken at first.
 template <class Work>
 void share(int64_t count, Stages::Part* parts, int threads, Work&& work) {
   for (int turn = 0, part = omp_get_thread_num(); turn < threads; turn++, part = (part + 1) % threads) {
@@ -97,17 +98,20 @@ inline void pause() {
 // Where the others are: soon there, or without a processor.
 void wait_for(const std::atomic<int64_t>& ready, int64_t row) {
   constexpr int patience = 2000;  // some 50 us
-  for (int turn = 0; ready.load(std::memory_order_acquire) != row; turn++) turn < patience ? pause() : std::this_thread::yield();
+  for (int turn = 0; ready.load(std::memory_order_acquire) != row; turn++)
+    turn < patience ? pause() : std::this_thread::yield();
 }
 
-// One thread's way through the stages: all work that is left in one, then in the next. Threads need not meet: a KV head's work
-// in a stage waits for the stage before of that KV head only, which others have taken before they went on, and who takes what is nobody's
-// business but the clock's. So a thread that has lost its processor holds up no more than the piece in its hands.
+// One thread's way through the stages: all work that is left in one, then in the next. Threads need not meet: a KV head's
+// work in a stage waits for the stage before of that KV head only, which others have taken before they went on, and who
+// takes what is nobody's business but the clock's. So a thread that has lost its processor holds up no more than the piece
+// in its hands.
 class Way {
  public:
   Way(const Row& row, int threads) : row_(row), stages_(row.plan.stages), threads_(threads), thread_(omp_get_thread_num()) {
     for (int stage = 0; stage < Stages::most; stage++)  // for the row after this one
-      for (int part = thread_; part < row.plan.params.max_threads; part += threads) parts(stages_.row + 1, stage)[part].taken = 0;
+      for (int part = thread_; part < row.plan.params.max_threads; part += threads)
+        parts(stages_.row + 1, stage)[part].taken = 0;
   }
 
   // work(g, unit) for every unit below `units` of every KV head; after(g) when the last one of g has ended.
@@ -210,9 +214,11 @@ void read_values(const Row& row, int g, int64_t unit, Clock& clock) {
       if (part.count > 0) add_values(row.attention(g), row.tokens_of(g) + part.first, weights, count, part.count, outs);
       clock.lap(&Times::attend);
     } else {
-      const int64_t first = row.view.active * (unit - list_parts) / mean_parts, last = row.view.active * (unit - list_parts + 1) / mean_parts;
+      const int64_t first = row.view.active * (unit - list_parts) / mean_parts,
+                    last = row.view.active * (unit - list_parts + 1) / mean_parts;
       for (int j = 0; j < count; j++) weights[j] = row.sums(heads[j]) + first;
-      add_means(row.cache.means(row.sequence, g), row.head_dim(), row.view.blocks + first, weights, count, last - first, outs);
+      add_means(row.cache.means(row.sequence, g), row.head_dim(), row.view.blocks + first, weights, count, last - first,
+                outs);
       clock.lap(&Times::rest);
     }
   });
@@ -241,13 +247,13 @@ int64_t attend_unscored(const Row& row, int h, int thread) {
   int64_t stale = 0;
   if (plan.config.policy == ADAMAS_POLICY_STREAMING) {
     result.selected = select_streaming(row.view.bits, blocks_of(row.view.tokens), row.view.visible, budget_of(plan.config),
-                                     plan.config.sinks, tokens);
+                                       plan.config.sinks, tokens);
     plan.scratch[thread].clock.lap(&Times::select);
   } else {
     const int64_t pages = plan.blocks * (block_tokens / quest_page);
     result.selected = select_quest(row.q(h), row.head_dim(), row.cache.quest_bounds(row.sequence, g), row.view.bits,
-                                 blocks_of(row.view.tokens), budget_of(plan.config), plan.page_scores.get() + thread * pages,
-                                 plan.pages.get() + thread * pages, tokens);
+                                   blocks_of(row.view.tokens), budget_of(plan.config),
+                                   plan.page_scores.get() + thread * pages, plan.pages.get() + thread * pages, tokens);
     plan.scratch[thread].clock.lap(&Times::select);
     if (row.verify) stale = row.count_stale(g, tokens, result.selected);
     plan.scratch[thread].clock.lap(&Times::check);
@@ -292,13 +298,18 @@ int64_t attend_sparse(const Row& row, int threads) {
     });
     if (with_rest) {
       way.stage(
-          group, [&](int g, int64_t j) { if (!reads_all(plan.results[g * group + j].reading)) choose(row, g * group + int(j), scratch); },
+          group,
+          [&](int g, int64_t j) {
+            if (!reads_all(plan.results[g * group + j].reading)) choose(row, g * group + int(j), scratch);
+          },
           [&](int g) {
             make_list(row, g);
             clock.lap(&Times::select);
           });
       way.stage(list_parts, [&](int g, int64_t part) { stale += read_keys(row, g, part_of(plan.listed[g], part), clock); });
-      way.stage(group, [&](int g, int64_t j) { if (!reads_all(plan.results[g * group + j].reading)) stale += weigh_list(row, g * group + int(j), scratch); });
+      way.stage(group, [&](int g, int64_t j) {
+        if (!reads_all(plan.results[g * group + j].reading)) stale += weigh_list(row, g * group + int(j), scratch);
+      });
       way.stage(
           list_parts + mean_parts, [&](int g, int64_t unit) { read_values(row, g, unit, clock); },
           [&](int g) {
@@ -309,9 +320,12 @@ int64_t attend_sparse(const Row& row, int threads) {
       way.stage(group, [&](int g, int64_t j) {
         const int h = g * group + int(j);
         if (reads_all(plan.results[h].reading)) return;
-        if (scored) stale += attend_budget(row, h, scratch);
-        else if (plan.config.policy == ADAMAS_POLICY_ORACLE) attend_oracle(row, h, scratch);
-        else stale += attend_unscored(row, h, thread);
+        if (scored)
+          stale += attend_budget(row, h, scratch);
+        else if (plan.config.policy == ADAMAS_POLICY_ORACLE)
+          attend_oracle(row, h, scratch);
+        else
+          stale += attend_unscored(row, h, thread);
         if (!reads_all(plan.results[h].reading)) finish(row, h);
         clock.lap(&Times::attend);
       });

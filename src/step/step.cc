@@ -31,8 +31,10 @@ int64_t encode_changed(const Row& row, int threads) {
     float* scratch = plan.encode_room.get() + int64_t(omp_get_thread_num()) * block_tokens * row.head_dim();
     const int32_t block = plan.unencoded[i / (kv_heads * kinds)];
     const int g = int(i / kinds % kv_heads);
-    if (i % kinds == 0) row.cache.encode_keys(row.p.k, row.sequence, block, g, scratch);
-    else row.cache.encode_values(row.p.v, row.sequence, block, g, scratch);
+    if (i % kinds == 0)
+      row.cache.encode_keys(row.p.k, row.sequence, block, g, scratch);
+    else
+      row.cache.encode_values(row.p.v, row.sequence, block, g, scratch);
     clock.lap(&Times::encode);
   }
   for (int64_t i = 0; i < count; i++) row.cache.mark_encoded(row.sequence, plan.unencoded[i], true);
@@ -63,7 +65,8 @@ int64_t verify_slice(const Row& row) {
   for (int64_t i = 0; i < parts * kv_heads; i++) {
     Clock& clock = row.start_clock(omp_get_thread_num());
     const int64_t first = i / kv_heads * block_tokens;
-    stale += row.count_stale(int(i % kv_heads), slice.data() + first, std::min<int64_t>(block_tokens, int64_t(slice.size()) - first));
+    stale += row.count_stale(int(i % kv_heads), slice.data() + first,
+                             std::min<int64_t>(block_tokens, int64_t(slice.size()) - first));
     clock.lap(&Times::check);
   }
   return stale;
@@ -87,7 +90,8 @@ void add(const adamas_step_stats& counted, adamas_step_stats& stats) {
 void count_heads(const Row& row, adamas_step_stats& stats) {
   const std::vector<HeadResult>& results = row.plan.results;
   const int q_heads = row.plan.params.q_heads;
-  if (std::all_of(results.begin(), results.end(), [](const HeadResult& result) { return result.reading == Reading::short_context; })) {
+  if (std::all_of(results.begin(), results.end(),
+                  [](const HeadResult& result) { return result.reading == Reading::short_context; })) {
     stats.rows_dense++;
     return;
   }
@@ -125,7 +129,8 @@ bool is_coded(const Plan& plan) {
 int64_t attend(Row row, int threads) {
   Plan& plan = row.plan;
   const bool dense = is_dense(row);
-  std::fill(plan.results.begin(), plan.results.end(), HeadResult{.reading = dense ? Reading::short_context : Reading::sparse});
+  std::fill(plan.results.begin(), plan.results.end(),
+            HeadResult{.reading = dense ? Reading::short_context : Reading::sparse});
   int64_t stale = 0;
   if (!dense) {
     Clock& clock = row.start_clock();
@@ -133,7 +138,8 @@ int64_t attend(Row row, int threads) {
     clock.lap(&Times::look);
     stale = attend_sparse(row, threads);
   }
-  if (std::any_of(plan.results.begin(), plan.results.end(), [](const HeadResult& result) { return reads_all(result.reading); }))
+  if (std::any_of(plan.results.begin(), plan.results.end(),
+                  [](const HeadResult& result) { return reads_all(result.reading); }))
     attend_dense(row, threads);
   return stale;
 }
@@ -162,7 +168,8 @@ int64_t attend_rows(const Row& last, adamas_step_stats& stats) {
     return found;
   };
   if (threads > 1 && others >= rows_of_a_thread * threads) {
-    while (int(plan.row_plans.size()) < threads) plan.row_plans.push_back(std::make_unique<Plan>(plan.config, plan.for_one_thread()));
+    while (int(plan.row_plans.size()) < threads)
+      plan.row_plans.push_back(std::make_unique<Plan>(plan.config, plan.for_one_thread()));
 #pragma omp parallel num_threads(threads) reduction(+ : stale)
     {
       adamas_step_stats counted{};
@@ -181,7 +188,8 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
   std::fill_n(plan.seen.get(), plan.blocks, uint64_t{0});
   const auto see_row = [&](int64_t r) {
     const Row row = see(plan, cache, params, b, r, params.verify != 0);
-    for (int64_t i = 0; i < row.view.active && !is_dense(row); i++) plan.seen[row.view.blocks[i]] |= row.view.bits[row.view.blocks[i]];
+    for (int64_t i = 0; i < row.view.active && !is_dense(row); i++)
+      plan.seen[row.view.blocks[i]] |= row.view.bits[row.view.blocks[i]];
     return row;
   };
   for (int64_t r = 0; r + 1 < params.rows; r++) see_row(r);
@@ -200,7 +208,8 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
     stats.rows_stale += stale;
     plan.slice.clear();
   };
-  if (!plan.slice.empty() && (params.rows > 1 || is_dense(last))) {  // once, before the rows, whichever of them selects and whoever takes it
+  if (!plan.slice.empty() &&
+      (params.rows > 1 || is_dense(last))) {  // once, before the rows, whichever of them selects and whoever takes it
     const bool all = int64_t(plan.slice.size()) == last.view.tokens;
     if (const int64_t stale = verify_slice(last)) reencode_all(stale);
     plan.slice.clear();
@@ -224,14 +233,23 @@ void move_times(Plan& plan, Times& total) {
 }  // namespace
 
 HeadScratch::HeadScratch(int64_t blocks, int64_t list)
-    : select(make_array<int16_t>(select_scratch(blocks * block_tokens))), positions(make_array<int32_t>(blocks * block_tokens)),
-      estimates(make_array<float>(blocks * block_tokens)), exact(make_array<float>(blocks * block_tokens)), estimated(make_array<int16_t>(rest_room(list))),
-      guesses(make_array<float>(rest_room(list))), low_positions(make_array<int32_t>(rest_room(list))),
+    : select(make_array<int16_t>(select_scratch(blocks * block_tokens))),
+      positions(make_array<int32_t>(blocks * block_tokens)),
+      estimates(make_array<float>(blocks * block_tokens)),
+      exact(make_array<float>(blocks * block_tokens)),
+      estimated(make_array<int16_t>(rest_room(list))),
+      guesses(make_array<float>(rest_room(list))),
+      low_positions(make_array<int32_t>(rest_room(list))),
       low_weights(make_array<float>(rest_room(list))) {}
 
 Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
-    : config(config), params(params), blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))),
-      selection_capacity(list_room(config, params)), view(blocks), uncoded(blocks), stages(params.kv_heads, params.max_threads) {
+    : config(config),
+      params(params),
+      blocks(std::max<int64_t>(1, blocks_of(params.max_tokens))),
+      selection_capacity(list_room(config, params)),
+      view(blocks),
+      uncoded(blocks),
+      stages(params.kv_heads, params.max_threads) {
   const int64_t q_heads = params.q_heads, threads = params.max_threads;
   seen = make_array<uint64_t>(blocks);
   unencoded = make_array<int32_t>(blocks);

@@ -20,8 +20,8 @@
 #include "list/list.h"
 
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // the pair below is one
-// Every allocation of this program's objects is counted, so that a test can say that a step makes none: the linker puts these in place of the C
-// library's (--wrap, tests/CMakeLists.txt).
+// Every allocation of this program's objects is counted, so that a test can say that a step makes none: the linker puts
+// these in place of the C library's (--wrap, tests/CMakeLists.txt).
 static std::atomic<int64_t> allocations = 0;
 extern "C" {
 void* __real_malloc(size_t bytes);
@@ -65,8 +65,11 @@ ADAMAS_ON_EVERY_DEVICE(StepTest);
 // K or V of some sequences in an odd layout: [sequences, tokens, kv_heads, head_dim] with gaps.
 struct Cached {
   Cached(int64_t sequences, int64_t tokens, int kv_heads, int head_dim, DType dtype)
-      : head_dim(head_dim), dtype(dtype), stride_head(row_bytes(dtype, head_dim) + 4),
-        stride_token(kv_heads * stride_head + 8), stride_sequence(tokens * stride_token),
+      : head_dim(head_dim),
+        dtype(dtype),
+        stride_head(row_bytes(dtype, head_dim) + 4),
+        stride_token(kv_heads * stride_head + 8),
+        stride_sequence(tokens * stride_token),
         bytes(size_t(sequences * stride_sequence)) {}
   void set(int64_t s, int64_t t, int g, int d, float x) {
     testing::store(bytes.data() + s * stride_sequence + t * stride_token + g * stride_head, dtype, d, x);
@@ -99,8 +102,10 @@ struct Shape {
 // A cache, a plan, random rows and a query for them.
 struct Fixture {
   explicit Fixture(const Shape& s)
-      : setup(s), k(s.sequences, s.tokens, s.kv_heads, s.head_dim, s.k_dtype),
-        v(s.sequences, s.tokens, s.kv_heads, s.head_dim, s.v_dtype), random(11) {
+      : setup(s),
+        k(s.sequences, s.tokens, s.kv_heads, s.head_dim, s.k_dtype),
+        v(s.sequences, s.tokens, s.kv_heads, s.head_dim, s.v_dtype),
+        random(11) {
     EXPECT_OK(adamas_config_init(&config));
     for (auto [name, value] : s.settings) EXPECT_OK(adamas_config_set(&config, name, value));
     const adamas_cache_params cache_params{sizeof cache_params, 0, s.kv_heads, s.head_dim, s.sequences, s.tokens, s.rotated};
@@ -146,6 +151,7 @@ struct Fixture {
     p.out = out.data();
     p.lse = lse.data();
     p.stats = &stats;
+    stats.struct_size = sizeof stats;
     return p;
   }
   std::vector<int32_t> selection(int h) {
@@ -156,15 +162,20 @@ struct Fixture {
   }
   Attention attention(const adamas_step_params& p, int64_t sequence, int h) const {
     const int g = h * setup.kv_heads / setup.q_heads;
-    return {setup.head_dim, p.scale != 0 ? p.scale : 1 / std::sqrt(float(setup.head_dim)), p.softcap, rows_of(p.k, sequence, g),
-            rows_of(p.v, sequence, g), bias.empty() ? nullptr : bias.data()};
+    return {setup.head_dim,
+            p.scale != 0 ? p.scale : 1 / std::sqrt(float(setup.head_dim)),
+            p.softcap,
+            rows_of(p.k, sequence, g),
+            rows_of(p.v, sequence, g),
+            bias.empty() ? nullptr : bias.data()};
   }
   // Every head of the last row equals reference attention over `tokens(h)`.
   template <class Tokens>
   void expect_attention(const adamas_step_params& p, int64_t batch, int64_t row, int64_t sequence, Tokens&& tokens) {
     for (int h = 0; h < setup.q_heads; h++) {
       const int64_t index = (batch * p.rows + row) * setup.q_heads + h;
-      ref::Attended expected = ref::attend(attention(p, sequence, h), q.data() + index * setup.head_dim, p.slopes ? p.slopes[h] : 1, tokens(h));
+      ref::Attended expected =
+          ref::attend(attention(p, sequence, h), q.data() + index * setup.head_dim, p.slopes ? p.slopes[h] : 1, tokens(h));
       if (p.sink_logits != nullptr) {
         const double with = std::log(std::exp(expected.lse) + std::exp(double(p.sink_logits[h])));
         for (double& x : expected.out) x *= std::exp(expected.lse - with);
@@ -194,11 +205,15 @@ std::vector<int32_t> range(int32_t n) {
 // The codes of the first `tokens` rows of K of sequence 0, made by the reference.
 struct ReferenceCodes {
   ReferenceCodes(const Fixture& f, int g, int64_t tokens)
-      : layout{f.setup.head_dim}, blocks(blocks_of(tokens)), memory(layout.head_bytes(blocks) / 8), scale(blocks), sigma(blocks) {
+      : layout{f.setup.head_dim},
+        blocks(blocks_of(tokens)),
+        memory(layout.head_bytes(blocks) / 8),
+        scale(blocks),
+        sigma(blocks) {
     for (int64_t b = 0; b < blocks; b++) {
       const Rows rows = rows_of(f.k.view(), 0, g).from(b * block_tokens);
-      const ref::BlockCodes made = ref::encode_block(rows, layout.head_dim, bits_between(0, tokens - b * block_tokens), b == 0,
-                                                     Coding::by_block);
+      const ref::BlockCodes made =
+          ref::encode_block(rows, layout.head_dim, bits_between(0, tokens - b * block_tokens), b == 0, Coding::by_block);
       const Block to = codes().block(b);
       for (int t = 0; t < block_tokens; t++)
         for (int d = 0; d < layout.head_dim; d++) {
@@ -235,7 +250,8 @@ ref::Scores reference_scores(Fixture& f, int h, int64_t tokens, Estimator estima
   return scores;
 }
 
-std::vector<int32_t> reference_selection(Fixture& f, int h, int64_t tokens, Estimator estimator, int64_t budget, int64_t sinks) {
+std::vector<int32_t> reference_selection(Fixture& f, int h, int64_t tokens, Estimator estimator, int64_t budget,
+                                         int64_t sinks) {
   const std::vector<int16_t> scores = reference_scores(f, h, tokens, estimator, sinks).score;
   return ref::select(scores.data(), int64_t(scores.size()), budget);
 }
@@ -244,8 +260,13 @@ TEST_P(StepTest, SelectsWhatTheReferencesSelectAndAttendsToThat) {
   for (const char* estimator : {"dot", "manhattan"})
     for (int head_dim : {64, 80, 128, 256})
       for (auto [q_heads, kv_heads] : {std::pair{4, 4}, {6, 2}, {7, 1}}) {
-        SCOPED_TRACE(::testing::Message() << estimator << ", head_dim " << head_dim << ", heads " << q_heads << "/" << kv_heads);
-        Fixture f({.tokens = 777, .q_heads = q_heads, .kv_heads = kv_heads, .head_dim = head_dim, .v_dtype = DType::bf16,
+        SCOPED_TRACE(::testing::Message() << estimator << ", head_dim " << head_dim << ", heads " << q_heads << "/"
+                                          << kv_heads);
+        Fixture f({.tokens = 777,
+                   .q_heads = q_heads,
+                   .kv_heads = kv_heads,
+                   .head_dim = head_dim,
+                   .v_dtype = DType::bf16,
                    .settings = fixed({{"estimator", estimator}, {"budget", "100"}})});
         f.append_all();
         adamas_step_params p = f.params(1, 1);
@@ -262,7 +283,8 @@ TEST_P(StepTest, TakesKAndVOfEveryDtype) {
   for (int i = 0; i < dtype_count; i++) {
     const DType k_dtype = testing::dtypes[i], v_dtype = testing::dtypes[(i + 4) % dtype_count];
     SCOPED_TRACE(::testing::Message() << "K " << dtype_names[i] << ", V " << dtype_names[int(v_dtype)]);
-    Fixture f({.tokens = 520, .head_dim = 96, .k_dtype = k_dtype, .v_dtype = v_dtype, .settings = fixed({{"budget", "100"}})});
+    Fixture f(
+        {.tokens = 520, .head_dim = 96, .k_dtype = k_dtype, .v_dtype = v_dtype, .settings = fixed({{"budget", "100"}})});
     f.append_all();
     adamas_step_params p = f.params(1, 1);
     p.verify = 1;
@@ -279,7 +301,10 @@ TEST_P(StepTest, TakesKAndVOfEveryDtype) {
 // Keys and queries that the caller rotated: the same step. Rotated values give a rotated output, and nothing needs to know.
 TEST_P(StepTest, RotatedRowsGiveTheSameStep) {
   for (bool values : {false, true}) {
-    Shape shape{.tokens = 3000, .k_dtype = DType::f32, .v_dtype = DType::f32, .settings = {{"min_context", "0"}, {"share", "0.002"}}};
+    Shape shape{.tokens = 3000,
+                .k_dtype = DType::f32,
+                .v_dtype = DType::f32,
+                .settings = {{"min_context", "0"}, {"share", "0.002"}}};
     Fixture plain(shape);
     shape.rotated = ADAMAS_ROTATED_KEYS;
     Fixture turned(shape);
@@ -310,7 +335,8 @@ TEST_P(StepTest, RotatedRowsGiveTheSameStep) {
     EXPECT_LT(plain.stats.tokens_selected, plain.stats.tokens_visible);
     if (values) rotate_heads(plain.out);
     for (int h = 0; h < shape.q_heads; h++) EXPECT_EQ(plain.selection(h), turned.selection(h)) << "head " << h;
-    for (size_t i = 0; i < plain.out.size(); i++) ASSERT_NEAR(plain.out[i], turned.out[i], 2e-3) << "values " << values << ", " << i;
+    for (size_t i = 0; i < plain.out.size(); i++)
+      ASSERT_NEAR(plain.out[i], turned.out[i], 2e-3) << "values " << values << ", " << i;
   }
 }
 
@@ -390,7 +416,8 @@ TEST_P(StepTest, TakesMaskSlopesSoftcapAndSinkLogits) {
         const auto selected = f.selection(h);
         EXPECT_EQ(selected.size(), 80u);
         EXPECT_TRUE(std::includes(shown.begin(), shown.end(), selected.begin(), selected.end()));
-        EXPECT_TRUE(std::equal(shown.begin(), shown.begin() + 4, selected.begin())) << "the first visible tokens are the sinks";
+        EXPECT_TRUE(std::equal(shown.begin(), shown.begin() + 4, selected.begin()))
+            << "the first visible tokens are the sinks";
         EXPECT_TRUE(std::equal(shown.end() - 10, shown.end(), selected.end() - 10)) << "recent";
       }
       f.expect_attention(p, 0, 0, 0, [&](int h) { return f.selection(h); });
@@ -398,12 +425,13 @@ TEST_P(StepTest, TakesMaskSlopesSoftcapAndSinkLogits) {
   }
 }
 
-// Attention of every head of one row over all tokens, against the reference: |out - reference| <= share |reference|, and the lse.
+// Attention of every head of one row over all tokens, against the reference: |out - reference| <= share |reference|, and the
+// lse.
 void expect_near_full(Fixture& f, const adamas_step_params& p, double share, double lse_error, const char* what) {
   EXPECT_EQ(f.stats.rows_sparse, 1) << what;
   for (int h = 0; h < f.setup.q_heads; h++) {
-    const ref::Attended full =
-        ref::attend(f.attention(p, 0, h), f.q.data() + h * f.setup.head_dim, p.slopes ? p.slopes[h] : 1, range(int32_t(f.setup.tokens)));
+    const ref::Attended full = ref::attend(f.attention(p, 0, h), f.q.data() + h * f.setup.head_dim,
+                                           p.slopes ? p.slopes[h] : 1, range(int32_t(f.setup.tokens)));
     double error = 0, norm = 0;
     for (int d = 0; d < f.setup.head_dim; d++) {
       error += std::pow(f.out[h * f.setup.head_dim + d] - full.out[d], 2);
@@ -464,7 +492,8 @@ TEST_P(StepTest, TheOutputLiesAmongTheValues) {
   for (const char* estimator : {"dot", "manhattan"})
     for (const char* share : {"0.0004", "0.1"})
       for (float size : {1.0f, 8.0f, 60.0f}) {
-        Fixture f({.tokens = 373, .settings = {{"min_context", "0"}, {"max_noise", "0"}, {"estimator", estimator}, {"share", share}}});
+        Fixture f({.tokens = 373,
+                   .settings = {{"min_context", "0"}, {"max_noise", "0"}, {"estimator", estimator}, {"share", share}}});
         f.append_all();
         const adamas_step_params p = f.params(1, 1);
         for (float& x : f.q) x *= size;
@@ -515,14 +544,17 @@ TEST_P(StepTest, NotANumberIsNotSwallowed) {
       adamas_step_params p = f.params(1, 1);
       f.q[3] = bad;
       ASSERT_OK_STEP(f, p);
-      for (int h = 0; h < 6; h++) EXPECT_EQ(std::isnan(f.out[h * 64]) && std::isnan(f.lse[h]), h == 0) << "query, budget " << budget;
+      for (int h = 0; h < 6; h++)
+        EXPECT_EQ(std::isnan(f.out[h * 64]) && std::isnan(f.lse[h]), h == 0) << "query, budget " << budget;
       f.q[3] = 1;
       f.k.set(0, 699, 1, 5, bad);
       p.k = f.k.view();
       EXPECT_OK(adamas_append(f.cache, 0, 699, 1, &p.k, &p.v));
-      for (int d = 0; d < 64; d++) f.q[3 * 64 + d] = f.q[4 * 64 + d] = f.q[5 * 64 + d] = 1;  // + inf times a positive is + inf
+      for (int d = 0; d < 64; d++)
+        f.q[3 * 64 + d] = f.q[4 * 64 + d] = f.q[5 * 64 + d] = 1;  // + inf times a positive is + inf
       ASSERT_OK_STEP(f, p);
-      for (int h = 0; h < 6; h++) EXPECT_EQ(std::isnan(f.out[h * 64]) && std::isnan(f.lse[h]), h >= 3) << "key, budget " << budget;
+      for (int h = 0; h < 6; h++)
+        EXPECT_EQ(std::isnan(f.out[h * 64]) && std::isnan(f.lse[h]), h >= 3) << "key, budget " << budget;
     }
 }
 
@@ -616,7 +648,8 @@ TEST_P(StepTest, FreshRowsWaitForTheirGroupAndAreReadAsTheyAre) {
   EXPECT_EQ(f.stats.blocks_encoded, 0);
   for (int h = 0; h < f.setup.q_heads; h++) {
     const std::vector<int32_t> selection = f.selection(h);
-    for (int32_t t = 1952; t < 1960; t++) EXPECT_TRUE(std::binary_search(selection.begin(), selection.end(), t)) << "token " << t;
+    for (int32_t t = 1952; t < 1960; t++)
+      EXPECT_TRUE(std::binary_search(selection.begin(), selection.end(), t)) << "token " << t;
   }
   const std::vector<float> before = f.out;
   f.k.set(0, 1955, 0, 3, 40);
@@ -664,8 +697,8 @@ TEST_P(StepTest, ThreadsDoNotChangeABit) {
 TEST_P(StepTest, TimesSayWhereTheTimeWentAndChangeNothing) {
   using Times = adamas_step_times;
   using Stages = std::vector<int64_t Times::*>;
-  const Stages all{&Times::look, &Times::encode, &Times::prepare, &Times::estimate, &Times::select,
-                   &Times::exact, &Times::check, &Times::attend, &Times::rest, &Times::dense};
+  const Stages all{&Times::look,  &Times::encode, &Times::prepare, &Times::estimate, &Times::select,
+                   &Times::exact, &Times::check,  &Times::attend,  &Times::rest,     &Times::dense};
   const std::map<std::string, Stages> expected{
       {"adamas", {all.begin(), all.end() - 1}},
       {"full", {&Times::look, &Times::dense}},
@@ -675,7 +708,8 @@ TEST_P(StepTest, TimesSayWhereTheTimeWentAndChangeNothing) {
     for (int64_t rows : {1, 30})
       for (int threads : {1, 3}) {
         SCOPED_TRACE(policy + ", " + std::to_string(rows) + " rows, " + std::to_string(threads) + " threads");
-        const Shape shape{.tokens = 1500, .settings = {{"min_context", "0"}, {"policy", policy.c_str()}}, .threads = threads};
+        const Shape shape{
+            .tokens = 1500, .settings = {{"min_context", "0"}, {"policy", policy.c_str()}}, .threads = threads};
         Fixture plain(shape), timed(shape);
         const int64_t length = 1500;
         Times times;
@@ -703,7 +737,8 @@ TEST_P(StepTest, TimesSayWhereTheTimeWentAndChangeNothing) {
         EXPECT_LE(sum, threads * times.wall);
         EXPECT_LE(timed.stats.rows_read, timed.stats.tokens_selected + timed.stats.rows_dense);
 
-        // Of each step alone, and nearly all of it; another program may take the processor between two laps, but not every time.
+        // Of each step alone, and nearly all of it; another program may take the processor between two laps, but not every
+        // time.
         bool all_told = false;
         for (int attempt = 0; attempt < 50 && !all_told; attempt++) {
           ASSERT_OK_STEP(timed, p);
@@ -786,7 +821,8 @@ TEST_P(StepTest, AKeyThatChangedIsFoundByAnyNumberOfThreads) {
 }
 
 TEST_P(StepTest, AllocatesNothing) {
-  const std::pair<const char*, const char*> cases[] = {{"adamas", "auto"}, {"adamas", "64"}, {"full", "64"}, {"quest", "64"}, {"streaming", "64"}, {"oracle", "64"}};
+  const std::pair<const char*, const char*> cases[] = {{"adamas", "auto"}, {"adamas", "64"},    {"full", "64"},
+                                                       {"quest", "64"},    {"streaming", "64"}, {"oracle", "64"}};
   for (auto [policy, budget] : cases) {
     const int64_t none = allocations;
     Fixture f({.tokens = 700, .settings = {{"min_context", "0"}, {"policy", policy}, {"budget", budget}}});
@@ -861,8 +897,10 @@ TEST_P(StepTest, TheRotatingCheckFindsARowThatNobodySelects) {
           for (int64_t t = 0; t < sequences; t++) {  // in turn
             p.sequences = &t;
             ASSERT_OK_STEP(f, p);
-            if (t == s) found += f.stats.rows_stale;
-            else EXPECT_EQ(f.stats.rows_stale, 0);
+            if (t == s)
+              found += f.stats.rows_stale;
+            else
+              EXPECT_EQ(f.stats.rows_stale, 0);
           }
         EXPECT_EQ(found, 1) << "sequence " << s << " of " << sequences << ", " << verify_rows << " rows a step";
       }
@@ -938,7 +976,8 @@ double exact_score(const Fixture& f, int h, int64_t token) {
 struct ReferenceList {
   std::vector<double> out;
   double lse, mass;
-  std::vector<double> shares;  // [tokens] of the softmax, as they may be, over the share that is listed: from 1 on a token is a candidate
+  std::vector<double>
+      shares;  // [tokens] of the softmax, as they may be, over the share that is listed: from 1 on a token is a candidate
 
   ReferenceList(Fixture& f, const adamas_step_params& p, int h, int64_t tokens, Estimator estimator, double noise,
                 const std::vector<int32_t>& selected, const std::vector<uint8_t>* mixed = nullptr) {
@@ -958,9 +997,12 @@ struct ReferenceList {
     WeightScale e{scale * scores.unit, scale * scores.highest_centre, p.softcap, 0};
     double total = 0;
     for (int64_t t = 0; t < tokens; t++) {
-      if (is_hidden(t)) scores.score[t] = hidden_score;
-      else if (always[t]) total += std::exp(exact(t)), scores.score[t] = hidden_score;
-      else total += ref::weight(e, scores.score[t]);
+      if (is_hidden(t))
+        scores.score[t] = hidden_score;
+      else if (always[t])
+        total += std::exp(exact(t)), scores.score[t] = hidden_score;
+      else
+        total += ref::weight(e, scores.score[t]);
     }
     const double share = f.config.share * std::exp(-std::sqrt(noise)) * total;
     for (int64_t t = 0; t < tokens; t++) {
@@ -971,17 +1013,25 @@ struct ReferenceList {
     std::vector<double> list_scores;
     int16_t bound = always_score;
     for (int64_t t = 0; t < tokens; t++)
-      if (scores.score[t] != hidden_score && ref::weight(e, scores.score[t]) >= share) bound = std::min(bound, scores.score[t]);
+      if (scores.score[t] != hidden_score && ref::weight(e, scores.score[t]) >= share)
+        bound = std::min(bound, scores.score[t]);
     for (int32_t t : selected) list_scores.push_back(exact(t));
     e.max = float(*std::max_element(list_scores.begin(), list_scores.end()));
-    const HeadList list{e, bound, nullptr, selected.data(), int64_t(selected.size()), mixed != nullptr ? mixed->data() : nullptr, blocks_of(tokens)};
+    const HeadList list{e,
+                        bound,
+                        nullptr,
+                        selected.data(),
+                        int64_t(selected.size()),
+                        mixed != nullptr ? mixed->data() : nullptr,
+                        blocks_of(tokens)};
     const ref::Rest rest = ref::rest(list, scores.score, list_scores);
     out.assign(head_dim, 0);
     const Rows v = rows_of(f.v.view(), 0, g);
     for (size_t i = 0; i < selected.size(); i++)
       for (int d = 0; d < head_dim; d++) out[d] += rest.weights[i] * load_f32(v.row(selected[i]), v.dtype, d);
     for (int64_t b = 0; b < blocks_of(tokens); b++) {
-      const std::vector<float> mean = ref::mean_value(v.from(b * block_tokens), head_dim, bits_between(0, tokens - b * block_tokens), b == 0);
+      const std::vector<float> mean =
+          ref::mean_value(v.from(b * block_tokens), head_dim, bits_between(0, tokens - b * block_tokens), b == 0);
       for (int d = 0; d < head_dim; d++) out[d] += rest.means[b] * double(mean[d]);
     }
     for (double& x : out) x /= rest.listed + rest.rest;
@@ -1005,8 +1055,12 @@ TEST_P(StepTest, AListAndARestAreWhatTheReferenceSays) {
     for (int head_dim : {64, 80, 112, 256})
       for (float softcap : {0.0f, 20.0f})
         for (const char* share : {"0.0004", "0.004"}) {
-          SCOPED_TRACE(::testing::Message() << estimator << ", head_dim " << head_dim << ", softcap " << softcap << ", share " << share);
-          Fixture f({.tokens = 1111, .q_heads = 3, .kv_heads = 1, .head_dim = head_dim,
+          SCOPED_TRACE(::testing::Message()
+                       << estimator << ", head_dim " << head_dim << ", softcap " << softcap << ", share " << share);
+          Fixture f({.tokens = 1111,
+                     .q_heads = 3,
+                     .kv_heads = 1,
+                     .head_dim = head_dim,
                      .settings = {{"min_context", "0"}, {"max_noise", "0"}, {"estimator", estimator}, {"share", share}}});
           f.append_all();
           adamas_step_params p = f.params(1, 1);
@@ -1023,9 +1077,11 @@ TEST_P(StepTest, AListAndARestAreWhatTheReferenceSays) {
           for (int h = 0; h < 3; h++) {
             EXPECT_EQ(f.selection(h), list) << "one list for all heads";
             heads.emplace_back(f, p, h, length, which, double(noise[h]), list);
-            EXPECT_NEAR(f.lse[h], heads[h].lse, 2e-2);  // which tokens weigh twice the least is a matter of four percent (rest_test.cc is stricter)
+            EXPECT_NEAR(f.lse[h], heads[h].lse,
+                        2e-2);  // which tokens weigh twice the least is a matter of four percent (rest_test.cc is stricter)
             EXPECT_NEAR(mass[h], heads[h].mass, 2e-2);
-            for (int d = 0; d < head_dim; d++) ASSERT_NEAR(f.out[h * head_dim + d], heads[h].out[d], 5e-2) << "head " << h << ", dimension " << d;
+            for (int d = 0; d < head_dim; d++)
+              ASSERT_NEAR(f.out[h * head_dim + d], heads[h].out[d], 5e-2) << "head " << h << ", dimension " << d;
           }
           expect_list(heads, list, length);
           EXPECT_EQ(f.stats.tokens_selected, 3 * int64_t(list.size()));
@@ -1035,7 +1091,10 @@ TEST_P(StepTest, AListAndARestAreWhatTheReferenceSays) {
 
 // Half of every second block is another sequence's.
 TEST_P(StepTest, MixedBlocksAreListedFurtherDownAndLeftOut) {
-  Fixture f({.tokens = 1088, .q_heads = 2, .kv_heads = 1, .settings = {{"min_context", "0"}, {"max_noise", "0"}, {"share", "0.004"}, {"sinks", "0"}}});
+  Fixture f({.tokens = 1088,
+             .q_heads = 2,
+             .kv_heads = 1,
+             .settings = {{"min_context", "0"}, {"max_noise", "0"}, {"share", "0.004"}, {"sinks", "0"}}});
   f.append_all();
   f.bias.assign(1088, 0);
   std::vector<uint8_t> mixed(17);
@@ -1056,7 +1115,8 @@ TEST_P(StepTest, MixedBlocksAreListedFurtherDownAndLeftOut) {
     heads.emplace_back(f, p, h, 1088, Estimator::dot, double(noise[h]), list, &mixed);
     EXPECT_NEAR(f.lse[h], heads[h].lse, 1e-2);
     EXPECT_NEAR(mass[h], heads[h].mass, 1e-2);
-    for (int d = 0; d < 64; d++) ASSERT_NEAR(f.out[h * 64 + d], heads[h].out[d], 2e-2) << "head " << h << ", dimension " << d;
+    for (int d = 0; d < 64; d++)
+      ASSERT_NEAR(f.out[h * 64 + d], heads[h].out[d], 2e-2) << "head " << h << ", dimension " << d;
   }
   expect_list(heads, list, 1088);
 }
@@ -1114,7 +1174,8 @@ TEST_P(StepTest, ANoisyHeadIsReadDensely) {
   ASSERT_OK_STEP(f, p);
   EXPECT_EQ(f.stats.rows_sparse, 1);
   EXPECT_EQ(f.stats.heads_guarded, 3);
-  for (int h = 0; h < 6; h++) EXPECT_EQ(f.selection(h).size(), h == 1 || h >= 4 ? 1500u : f.selection(h == 3 ? 3 : 0).size()) << "head " << h;
+  for (int h = 0; h < 6; h++)
+    EXPECT_EQ(f.selection(h).size(), h == 1 || h >= 4 ? 1500u : f.selection(h == 3 ? 3 : 0).size()) << "head " << h;
   const std::vector<float> out = f.out;
   Fixture full({.tokens = 1500, .q_heads = 6, .kv_heads = 2, .settings = {{"policy", "full"}}});
   full.append_all();
@@ -1170,7 +1231,9 @@ TEST_P(StepTest, TheMassIsTheShareOfTheSoftmaxSelected) {
 // Sinks and recent tokens may be all that the budget has room for, and far below the best token.
 TEST_P(StepTest, TheMassIsTrueWhenWhatMustBeSelectedFillsTheBudget) {
   for (const char* floor : {"0", "0.5"}) {
-    Fixture f({.tokens = 1500, .q_heads = 1, .kv_heads = 1,
+    Fixture f({.tokens = 1500,
+               .q_heads = 1,
+               .kv_heads = 1,
                .settings = {{"min_context", "0"}, {"budget", "64"}, {"recent", "60"}, {"min_mass", floor}}});
     adamas_step_params p = f.params(1, 1);
     for (int64_t t = 700; t < 710; t++)
@@ -1219,14 +1282,15 @@ TEST_P(StepTest, TheOracleLeavesOutAKeyThatIsNotANumber) {
   }
 }
 
-// A block that holds rows which a row does not see gives it no mean value: half of every block is another sequence's here, with
-// opposite values, so the mean is nothing.
+// A block that holds rows which a row does not see gives it no mean value: half of every block is another sequence's here,
+// with opposite values, so the mean is nothing.
 TEST_P(StepTest, HiddenValuesStayOutOfTheTail) {
   Fixture f({.tokens = 2048});
   const std::vector<float> ours = testing::normal_vector(f.random, 64);
   for (int64_t t = 0; t < 2048; t++)
     for (int g = 0; g < 2; g++)
-      for (int d = 0; d < 64; d++) f.v.set(0, t, g, d, (t % 2 == 0 ? ours[d] : -ours[d]) + 0.1f * float((t * 7 + d) % 11 - 5));
+      for (int d = 0; d < 64; d++)
+        f.v.set(0, t, g, d, (t % 2 == 0 ? ours[d] : -ours[d]) + 0.1f * float((t * 7 + d) % 11 - 5));
   f.append_all();
   std::vector<float> mask(2048);
   for (int t = 1; t < 2048; t += 2) mask[t] = -INFINITY;

@@ -36,14 +36,19 @@ Sight sight(const std::byte* mask, DType dtype) {
 }  // namespace
 
 ViewRoom::ViewRoom(int64_t blocks)
-    : bits(make_array<uint64_t>(blocks)), blocks(make_array<int32_t>(blocks)), bias(make_array<float>(blocks * block_tokens)) {}
+    : bits(make_array<uint64_t>(blocks)),
+      blocks(make_array<int32_t>(blocks)),
+      bias(make_array<float>(blocks * block_tokens)) {}
 
 UncodedRoom::UncodedRoom(int64_t blocks)
-    : partial(make_array<PartialBlock>(blocks)), always(make_array<int32_t>(blocks * block_tokens)),
+    : partial(make_array<PartialBlock>(blocks)),
+      always(make_array<int32_t>(blocks * block_tokens)),
       has_hidden_rows(make_array<uint8_t>(blocks)) {}
 
 View find_visible(const adamas_step_params& p, int64_t batch, int64_t row, int64_t length, ViewRoom& room) {
-  View view{.tokens = p.causal != 0 ? std::max<int64_t>(0, length - p.rows + row + 1) : length, .bits = room.bits.get(), .blocks = room.blocks.get()};
+  View view{.tokens = p.causal != 0 ? std::max<int64_t>(0, length - p.rows + row + 1) : length,
+            .bits = room.bits.get(),
+            .blocks = room.blocks.get()};
   bool biased = false;
   const std::byte* mask = p.mask != nullptr ? at(p.mask, batch * p.mask_stride_batch + row * p.mask_stride_row) : nullptr;
   const auto dtype = static_cast<DType>(p.mask_dtype);
@@ -81,7 +86,8 @@ View find_visible(const adamas_step_params& p, int64_t batch, int64_t row, int64
   return view;
 }
 
-Uncoded find_uncoded(const View& view, const Cache& cache, int64_t sequence, const adamas_config& config, UncodedRoom& room) {
+Uncoded find_uncoded(const View& view, const Cache& cache, int64_t sequence, const adamas_config& config,
+                     UncodedRoom& room) {
   Uncoded uncoded{.partial = room.partial.get(), .always = room.always.get()};
   const int64_t first_recent = view.visible - config.recent;
   int64_t rank = 0;

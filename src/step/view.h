@@ -18,18 +18,20 @@ struct View {
   const uint64_t* bits = nullptr;   // [blocks of tokens] bit t of word b says that the row sees token 64 b + t
   const int32_t* blocks = nullptr;  // [active] blocks with a visible token, ascending
   int64_t active = 0;
-  const float* bias = nullptr;      // [tokens]; NULL: no visible token has a bias other than 0
+  const float* bias = nullptr;  // [tokens]; NULL: no visible token has a bias other than 0
 
   // Scores lie active block after active block: the token at a position.
-  int32_t token_at(int64_t position) const { return blocks[position / block_tokens] * block_tokens + int32_t(position % block_tokens); }
+  int32_t token_at(int64_t position) const {
+    return blocks[position / block_tokens] * block_tokens + int32_t(position % block_tokens);
+  }
 };
 
 struct ViewRoom {
   explicit ViewRoom(int64_t blocks);
 
-  Array<uint64_t> bits;    // [blocks]
-  Array<int32_t> blocks;   // [blocks]
-  Array<float> bias;       // [blocks * 64]
+  Array<uint64_t> bits;   // [blocks]
+  Array<int32_t> blocks;  // [blocks]
+  Array<float> bias;      // [blocks * 64]
 };
 
 // Row `row` of sequence `batch` of a step, of whose tokens `length` are in view.
@@ -42,14 +44,15 @@ struct PartialBlock {
   uint64_t always;   // must be attended to
 };
 
-// What codes do not say of a view: which of their tokens are hidden, and which must be attended to (sinks, recent and fresh ones). Made once,
-// by find_uncoded, when codes are up to date.
+// What codes do not say of a view: which of their tokens are hidden, and which must be attended to (sinks, recent and fresh
+// ones). Made once, by find_uncoded, when codes are up to date.
 struct Uncoded {
-  const PartialBlock* partial = nullptr;     // [partial_count]
+  const PartialBlock* partial = nullptr;  // [partial_count]
   int64_t partial_count = 0;
-  const int32_t* always = nullptr;           // [always_count] visible tokens that must be attended to, ascending
+  const int32_t* always = nullptr;  // [always_count] visible tokens that must be attended to, ascending
   int64_t always_count = 0;
-  const uint8_t* has_hidden_rows = nullptr;  // [active] a block's codes are of rows, too, that the query does not see; NULL: no block's are
+  const uint8_t* has_hidden_rows =
+      nullptr;  // [active] a block's codes are of rows, too, that the query does not see; NULL: no block's are
 };
 
 struct UncodedRoom {

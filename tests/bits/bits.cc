@@ -1,11 +1,12 @@
-// What a few hundred steps give, to the bit: outputs, log-sum-exps, masses, noises, selections and counts, on every instruction set.
+// What a few hundred steps give, to the bit: outputs, log-sum-exps, masses, noises, selections and counts, on every
+// instruction set.
 //
 //   bits              prints a line for every case: its name, and a hash for each instruction set of this machine
 //   bits --check FILE compares with lines that were printed before; what differs is told, and the exit status is 1
 //
-// A change that moves code and means to change nothing runs the second. A change that means to change bits prints the file anew, and its commit
-// says which and why. Hashes hold for one compiler, one Highway and one C library (their exp and their order of sums): the file's first line
-// names them, and under others nothing is compared.
+// A change that moves code and means to change nothing runs the second. A change that means to change bits prints the file
+// anew, and its commit says which and why. Hashes hold for one compiler, one Highway and one C library (their exp and their
+// order of sums): the file's first line names them, and under others nothing is compared.
 #include <gnu/libc-version.h>
 
 #include <cmath>
@@ -27,8 +28,8 @@ namespace {
 using adamas::DType;
 
 std::string built_with() {
-  return "# gcc " + std::to_string(__GNUC__) + "." + std::to_string(__GNUC_MINOR__) + ", highway " + std::to_string(HWY_MAJOR) + "." +
-         std::to_string(HWY_MINOR) + ", glibc " + gnu_get_libc_version();
+  return "# gcc " + std::to_string(__GNUC__) + "." + std::to_string(__GNUC_MINOR__) + ", highway " +
+         std::to_string(HWY_MAJOR) + "." + std::to_string(HWY_MINOR) + ", glibc " + gnu_get_libc_version();
 }
 
 // splitmix64, and a bell from sums: no library's distribution, whose numbers may differ from one to the next.
@@ -97,9 +98,10 @@ struct Case {
   uint64_t seed;
 
   std::string name(int number) const {
-    std::string text = std::to_string(number) + ": " + std::to_string(heads.q) + "/" + std::to_string(heads.kv) + "x" + std::to_string(heads.dim) + " " +
-                       adamas_dtype_name(k_dtype) + "," + adamas_dtype_name(v_dtype) + " " + std::to_string(tokens) + " tokens " +
-                       std::to_string(sequences) + "x" + std::to_string(rows) + " rows" + mask_names[int(mask)];
+    std::string text = std::to_string(number) + ": " + std::to_string(heads.q) + "/" + std::to_string(heads.kv) + "x" +
+                       std::to_string(heads.dim) + " " + adamas_dtype_name(k_dtype) + "," + adamas_dtype_name(v_dtype) +
+                       " " + std::to_string(tokens) + " tokens " + std::to_string(sequences) + "x" + std::to_string(rows) +
+                       " rows" + mask_names[int(mask)];
     if (softcap > 0) text += " softcap";
     if (sink_logits) text += " sink-logits";
     if (rotated) text += " rotated";
@@ -112,7 +114,8 @@ struct Case {
 };
 
 Case make_case(int number) {
-  constexpr Heads shapes[] = {{9, 3, 64}, {4, 4, 64}, {14, 2, 64}, {4, 2, 80}, {8, 1, 96}, {2, 1, 112}, {12, 2, 128}, {3, 3, 128}, {2, 2, 192}, {4, 1, 256}};
+  constexpr Heads shapes[] = {{9, 3, 64},  {4, 4, 64},   {14, 2, 64}, {4, 2, 80},  {8, 1, 96},
+                              {2, 1, 112}, {12, 2, 128}, {3, 3, 128}, {2, 2, 192}, {4, 1, 256}};
   constexpr int64_t lengths[] = {1, 3, 63, 64, 65, 127, 200, 400, 700, 1000, 1500, 2100, 2600, 3000};
   constexpr int32_t plain[] = {ADAMAS_F16, ADAMAS_F16, ADAMAS_F16, ADAMAS_F32, ADAMAS_BF16};
   constexpr const char* budgets[] = {"1", "16", "33", "64", "128", "500", "5000"};
@@ -122,9 +125,12 @@ Case make_case(int number) {
   c.heads = random.of(shapes);
   const bool quantised = c.heads.dim % 32 == 0 && random.one_in(4);
   c.k_dtype = quantised ? int32_t(ADAMAS_Q8_0 + random.below(6)) : random.of(plain);
-  c.v_dtype = quantised && random.one_in(2) ? int32_t(ADAMAS_Q8_0 + random.below(6)) : random.one_in(4) ? random.of(plain) : c.k_dtype;
+  c.v_dtype = quantised && random.one_in(2) ? int32_t(ADAMAS_Q8_0 + random.below(6))
+              : random.one_in(4)            ? random.of(plain)
+                                            : c.k_dtype;
   c.tokens = random.of(lengths);
-  if (random.one_in(2)) c.tokens = std::max<int64_t>(c.tokens, 1000 + random.below(2000));  // most steps that people run are sparse
+  if (random.one_in(2))
+    c.tokens = std::max<int64_t>(c.tokens, 1000 + random.below(2000));  // most steps that people run are sparse
   c.sequences = random.one_in(3) ? 2 + random.below(2) : 1;
   c.rows = random.one_in(3) ? std::min<int64_t>(c.tokens, 2 + random.below(14)) : 1;
   c.mask = random.one_in(2) ? (c.rows > 1 ? Mask::causal : Mask::none) : Mask(random.below(5));
@@ -139,8 +145,10 @@ Case make_case(int number) {
   if (random.one_in(10)) set.push_back({"preset", "paper"});
   if (random.one_in(4)) set.push_back({"policy", random.of({"full", "quest", "streaming", "oracle"})});
   if (random.one_in(4)) set.push_back({"estimator", random.of({"dot", "manhattan"})});
-  if (random.one_in(3)) set.push_back({"budget", random.of(budgets)});
-  else if (random.one_in(3)) set.push_back({"share", random.of({"0.0001", "0.002", "0.02", "1"})});
+  if (random.one_in(3))
+    set.push_back({"budget", random.of(budgets)});
+  else if (random.one_in(3))
+    set.push_back({"share", random.of({"0.0001", "0.002", "0.02", "1"})});
   if (random.one_in(5)) set.push_back({"recent", random.of({"1", "7"})});
   if (random.one_in(5) || (!set.empty() && std::string(set.back().value) == "1")) set.push_back({"sinks", "0"});
   if (random.one_in(5)) set.push_back({"min_mass", random.of({"0.5", "0.9", "0.99"})});
@@ -149,11 +157,15 @@ Case make_case(int number) {
   return c;
 }
 
-// [sequences, kv_heads, tokens, head_dim] of any dtype: a vector that all rows of a head share, topics that come in runs, noise.
+// [sequences, kv_heads, tokens, head_dim] of any dtype: a vector that all rows of a head share, topics that come in runs,
+// noise.
 class Memory {
  public:
   Memory(const Case& c, int32_t dtype, float shared, Random& random)
-      : heads_(c.heads), tokens_(c.tokens), dtype_(DType(dtype)), row_(adamas::row_bytes(dtype_, c.heads.dim)),
+      : heads_(c.heads),
+        tokens_(c.tokens),
+        dtype_(DType(dtype)),
+        row_(adamas::row_bytes(dtype_, c.heads.dim)),
         bytes_(size_t(c.sequences * c.heads.kv * c.tokens * row_) + 64) {
     for (int64_t s = 0; s < c.sequences; s++)
       for (int g = 0; g < heads_.kv; g++) {
@@ -164,7 +176,8 @@ class Memory {
         for (int64_t t = 0; t < c.tokens; t++) {
           if (random.one_in(12)) topic = random.below(8);
           for (int d = 0; d < heads_.dim; d++) row[d] = common[d] + topics[topic * heads_.dim + d] + random.normal();
-          if (t < 2) for (float& x : row) x *= 1.5f;
+          if (t < 2)
+            for (float& x : row) x *= 1.5f;
           write(s, g, t, row);
         }
       }
@@ -209,7 +222,8 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
   const auto [q_heads, kv_heads, dim] = c.heads;
   adamas_cache* cache = nullptr;
   adamas_plan* plan = nullptr;
-  const adamas_cache_params cache_params{sizeof cache_params, 2, kv_heads, dim, c.sequences, c.tokens, c.rotated ? ADAMAS_ROTATED_KEYS : 0};
+  const adamas_cache_params cache_params{
+      sizeof cache_params, 2, kv_heads, dim, c.sequences, c.tokens, c.rotated ? ADAMAS_ROTATED_KEYS : 0};
   const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, dim, c.tokens, 2};
   expect(adamas_cache_create(&config, &cache_params, &cache));
   expect(adamas_plan_create(&config, &plan_params, &plan));
@@ -222,7 +236,8 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
     }
 
   const int64_t out_size = c.sequences * c.rows * q_heads;
-  std::vector<float> q(out_size * dim), out(out_size * dim), lse(out_size), mass(out_size), noise(out_size), mask(c.sequences * c.rows * c.tokens);
+  std::vector<float> q(out_size * dim), out(out_size * dim), lse(out_size), mass(out_size), noise(out_size),
+      mask(c.sequences * c.rows * c.tokens);
   std::vector<float> slopes(q_heads), sink_logits(q_heads);
   std::vector<int64_t> indices(c.tokens);
   for (float& slope : slopes) slope = c.mask == Mask::alibi ? 0.01f * random.uniform() : random.uniform();
@@ -233,8 +248,12 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
         const std::vector<float> key = k.read(i / c.rows, h / (q_heads / kv_heads), random.below(c.tokens));
         for (int d = 0; d < dim; d++) q[(i * q_heads + h) * dim + d] = 0.5f * key[d] + 0.7f * random.normal();
       }
-    for (float& x : mask) x = c.mask == Mask::hidden && random.one_in(5) ? -INFINITY : c.mask == Mask::biased ? (random.one_in(9) ? -INFINITY : random.normal()) : 0.0f;
+    for (float& x : mask)
+      x = c.mask == Mask::hidden && random.one_in(5) ? -INFINITY
+          : c.mask == Mask::biased                   ? (random.one_in(9) ? -INFINITY : random.normal())
+                                                     : 0.0f;
     adamas_step_stats stats{};
+    stats.struct_size = sizeof stats;
     adamas_step_params p{};
     p.struct_size = sizeof p;
     p.threads = 1 + step % 2;
@@ -268,8 +287,8 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
       for (float x : mass) hash.add(x);
       for (float x : noise) hash.add(x);
     }
-    for (int64_t n : {stats.rows_sparse, stats.rows_dense, stats.tokens_visible, stats.tokens_selected, stats.rows_read, stats.heads_sparse,
-                      stats.heads_guarded, stats.heads_widened, stats.blocks_encoded, stats.rows_stale})
+    for (int64_t n : {stats.rows_sparse, stats.rows_dense, stats.tokens_visible, stats.tokens_selected, stats.rows_read,
+                      stats.heads_sparse, stats.heads_guarded, stats.heads_widened, stats.blocks_encoded, stats.rows_stale})
       hash.add(n);
     for (int h = 0; h < q_heads; h++) {
       int64_t count = 0;
@@ -278,7 +297,8 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
     }
     // Between the steps rows change: told, or behind the cache's back.
     if (c.rewritten) {
-      const int64_t s = random.below(c.sequences), first = random.below(c.tokens), count = std::min<int64_t>(c.tokens - first, 5);
+      const int64_t s = random.below(c.sequences), first = random.below(c.tokens),
+                    count = std::min<int64_t>(c.tokens - first, 5);
       for (int g = 0; g < kv_heads; g++)
         for (int64_t t = first; t < first + count; t++) k.write(s, g, t, k.read(s, g, random.below(c.tokens)));
       if (!c.verify || random.one_in(2)) expect(adamas_append(cache, s, first, count, &keys, &values));
@@ -317,7 +337,8 @@ int main(int argc, char** argv) {
     std::string line;
     if (!std::getline(file, line)) return std::fprintf(stderr, "bits: %s cannot be read\n", argv[2]), 2;
     if (line != built_with()) {
-      std::printf("bits: nothing is compared: %s was made with%s, this is%s\n", argv[2], line.c_str() + 1, built_with().c_str() + 1);
+      std::printf("bits: nothing is compared: %s was made with%s, this is%s\n", argv[2], line.c_str() + 1,
+                  built_with().c_str() + 1);
       return 0;
     }
     while (std::getline(file, line)) {  // name | AVX2 01234567 SSE4 89abcdef ...

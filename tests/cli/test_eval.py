@@ -115,7 +115,7 @@ class Files(CommandTest):
         for folder in ("bin", "lib"):
             (self.folder / folder).mkdir()
         shutil.copy(COMMAND, self.folder / "bin/adamas")
-        (self.folder / "lib" / ".".join(LIBRARY.name.split(".")[:3])).symlink_to(LIBRARY)  # libadamas.so.0
+        (self.folder / "lib" / ".".join(LIBRARY.name.split(".")[:4])).symlink_to(LIBRARY)  # libadamas.so.0.1
         path = self.folder / "model.gguf"
         path.write_bytes(model())
         result = call("eval", "passkey", "--model", path, command=self.folder / "bin/adamas")

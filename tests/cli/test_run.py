@@ -28,7 +28,7 @@ class Run(CommandTest):
             (self.folder / name).mkdir(parents=True)
         self.command = self.folder / "bin/adamas"
         shutil.copy(COMMAND, self.command)
-        major = ".".join(LIBRARY.name.split(".")[:3])  # libadamas.so.0
+        major = ".".join(LIBRARY.name.split(".")[:4])  # libadamas.so.0.1
         (self.folder / "lib" / major).symlink_to(LIBRARY)
         self.back_end = self.folder / "lib/libggml-adamas.so"
         self.back_end.touch()

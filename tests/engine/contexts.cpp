@@ -1,5 +1,6 @@
 // What an engine does to its KV cache between steps, and the answers before and after: contexts TOOLS MODEL TEXT.
-// Each case is compared with a context that never knew anything else. Prints every answer, for comparison with the plain engine.
+// Each case is compared with a context that never knew anything else. Prints every answer, for comparison with the plain
+// engine.
 #include <algorithm>
 #include <cinttypes>
 #include <cstring>
@@ -13,29 +14,28 @@
 namespace {
 
 struct Llama {
-  explicit Llama(const std::string &folder)
-      : ggml(folder + "/libggml.so"), llama(folder + "/libllama.so"), folder(folder) {}
+  explicit Llama(const std::string& folder) : ggml(folder + "/libggml.so"), llama(folder + "/libllama.so"), folder(folder) {}
   const Library ggml, llama;
   const std::string folder;
 
-  decltype(llama_decode) *decode = SYMBOL(llama, llama_decode);
-  decltype(llama_batch_init) *batch_init = SYMBOL(llama, llama_batch_init);
-  decltype(llama_batch_free) *batch_free = SYMBOL(llama, llama_batch_free);
-  decltype(llama_init_from_model) *new_context = SYMBOL(llama, llama_init_from_model);
-  decltype(llama_context_default_params) *context_params = SYMBOL(llama, llama_context_default_params);
-  decltype(llama_free) *free_context = SYMBOL(llama, llama_free);
-  decltype(llama_get_logits_ith) *logits = SYMBOL(llama, llama_get_logits_ith);
-  decltype(llama_get_memory) *memory = SYMBOL(llama, llama_get_memory);
-  decltype(llama_memory_clear) *clear = SYMBOL(llama, llama_memory_clear);
-  decltype(llama_memory_seq_rm) *remove = SYMBOL(llama, llama_memory_seq_rm);
-  decltype(llama_memory_seq_cp) *copy = SYMBOL(llama, llama_memory_seq_cp);
-  decltype(llama_memory_seq_add) *shift = SYMBOL(llama, llama_memory_seq_add);
-  decltype(llama_state_get_size) *state_size = SYMBOL(llama, llama_state_get_size);
-  decltype(llama_state_get_data) *state_get = SYMBOL(llama, llama_state_get_data);
-  decltype(llama_state_set_data) *state_set = SYMBOL(llama, llama_state_set_data);
-  decltype(llama_state_seq_get_size) *slot_size = SYMBOL(llama, llama_state_seq_get_size);
-  decltype(llama_state_seq_get_data) *slot_get = SYMBOL(llama, llama_state_seq_get_data);
-  decltype(llama_state_seq_set_data) *slot_set = SYMBOL(llama, llama_state_seq_set_data);
+  decltype(llama_decode)* decode = SYMBOL(llama, llama_decode);
+  decltype(llama_batch_init)* batch_init = SYMBOL(llama, llama_batch_init);
+  decltype(llama_batch_free)* batch_free = SYMBOL(llama, llama_batch_free);
+  decltype(llama_init_from_model)* new_context = SYMBOL(llama, llama_init_from_model);
+  decltype(llama_context_default_params)* context_params = SYMBOL(llama, llama_context_default_params);
+  decltype(llama_free)* free_context = SYMBOL(llama, llama_free);
+  decltype(llama_get_logits_ith)* logits = SYMBOL(llama, llama_get_logits_ith);
+  decltype(llama_get_memory)* memory = SYMBOL(llama, llama_get_memory);
+  decltype(llama_memory_clear)* clear = SYMBOL(llama, llama_memory_clear);
+  decltype(llama_memory_seq_rm)* remove = SYMBOL(llama, llama_memory_seq_rm);
+  decltype(llama_memory_seq_cp)* copy = SYMBOL(llama, llama_memory_seq_cp);
+  decltype(llama_memory_seq_add)* shift = SYMBOL(llama, llama_memory_seq_add);
+  decltype(llama_state_get_size)* state_size = SYMBOL(llama, llama_state_get_size);
+  decltype(llama_state_get_data)* state_get = SYMBOL(llama, llama_state_get_data);
+  decltype(llama_state_set_data)* state_set = SYMBOL(llama, llama_state_set_data);
+  decltype(llama_state_seq_get_size)* slot_size = SYMBOL(llama, llama_state_seq_get_size);
+  decltype(llama_state_seq_get_data)* slot_get = SYMBOL(llama, llama_state_seq_get_data);
+  decltype(llama_state_seq_set_data)* slot_set = SYMBOL(llama, llama_state_seq_set_data);
 };
 
 using Tokens = std::vector<llama_token>;
@@ -44,35 +44,38 @@ using Bytes = std::vector<uint8_t>;
 struct Answer {
   Tokens tokens;
   std::vector<float> logits;  // of the last one
-  bool operator==(const Answer &) const = default;
+  bool operator==(const Answer&) const = default;
 };
 
 class Engine {
  public:
-  Engine(const Llama &l, const std::string &model_path) : l(l) {
-    SYMBOL(l.llama, llama_log_set)([](ggml_log_level level, const char *text, void *) {
-      if (level >= GGML_LOG_LEVEL_WARN && level <= GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
-    }, nullptr);
+  Engine(const Llama& l, const std::string& model_path) : l(l) {
+    SYMBOL(l.llama, llama_log_set)
+    (
+        [](ggml_log_level level, const char* text, void*) {
+          if (level >= GGML_LOG_LEVEL_WARN && level <= GGML_LOG_LEVEL_ERROR) std::fputs(text, stderr);
+        },
+        nullptr);
     SYMBOL(l.ggml, ggml_backend_load_all_from_path)(l.folder.c_str());
     model = SYMBOL(l.llama, llama_model_load_from_file)(model_path.c_str(), SYMBOL(l.llama, llama_model_default_params)());
     if (!model) std::exit(1);
     vocab = SYMBOL(l.llama, llama_model_get_vocab)(model);
     size = SYMBOL(l.llama, llama_vocab_n_tokens)(vocab);
   }
-  Tokens tokenize(const std::string &text) const {
+  Tokens tokenize(const std::string& text) const {
     Tokens tokens(text.size() + 8);
     const int count = SYMBOL(l.llama, llama_tokenize)(vocab, text.data(), static_cast<int>(text.size()), tokens.data(),
                                                       static_cast<int>(tokens.size()), true, false);
     tokens.resize(static_cast<size_t>(std::max(count, 0)));
     return tokens;
   }
-  const Llama &l;
-  llama_model *model;
-  const llama_vocab *vocab;
+  const Llama& l;
+  llama_model* model;
+  const llama_vocab* vocab;
   int size;
 };
 
-void require(bool truth, const char *what) {
+void require(bool truth, const char* what) {
   if (truth) return;
   std::printf("FAILED  %s\n", what);
   std::exit(1);
@@ -81,7 +84,7 @@ void require(bool truth, const char *what) {
 // One context and how far each of its sequences has come.
 class Context {
  public:
-  Context(const Engine &engine, int sequences, bool unified) : e(engine), positions(static_cast<size_t>(sequences)) {
+  Context(const Engine& engine, int sequences, bool unified) : e(engine), positions(static_cast<size_t>(sequences)) {
     llama_context_params params = e.l.context_params();
     params.n_ctx = static_cast<uint32_t>(1024 * sequences);
     params.n_batch = 512;
@@ -94,7 +97,7 @@ class Context {
     if (!context) std::exit(1);
     memory = e.l.memory(context);
   }
-  Context(const Context &) = delete;
+  Context(const Context&) = delete;
   ~Context() { e.l.free_context(context); }
 
   void read(llama_seq_id sequence, Tokens::const_iterator first, Tokens::const_iterator last) {
@@ -106,14 +109,14 @@ class Context {
     }
   }
   // Greedy continuation of every sequence named, all of them in one batch a step. `tokens`: the last token of each.
-  std::vector<Answer> answers(const std::vector<llama_seq_id> &sequences, Tokens tokens, int steps) {
+  std::vector<Answer> answers(const std::vector<llama_seq_id>& sequences, Tokens tokens, int steps) {
     std::vector<Answer> result(sequences.size());
     for (int step = 0; step < steps; ++step) {
       llama_batch batch = e.l.batch_init(static_cast<int32_t>(sequences.size()), 0, 1);
       for (size_t i = 0; i < sequences.size(); ++i) add(batch, tokens[i], sequences[i], true);
       run(batch);
       for (size_t i = 0; i < sequences.size(); ++i) {
-        const float *logits = e.l.logits(context, static_cast<int32_t>(i));
+        const float* logits = e.l.logits(context, static_cast<int32_t>(i));
         tokens[i] = static_cast<llama_token>(std::max_element(logits, logits + e.size) - logits);
         result[i].tokens.push_back(tokens[i]);
         if (step + 1 == steps) result[i].logits.assign(logits, logits + e.size);
@@ -128,7 +131,7 @@ class Context {
     bytes.resize(e.l.state_get(context, bytes.data(), bytes.size()));
     return bytes;
   }
-  void restore(const Bytes &bytes, const Context &from) {
+  void restore(const Bytes& bytes, const Context& from) {
     positions = from.positions;
     require(e.l.state_set(context, bytes.data(), bytes.size()) == bytes.size(), "a state was restored");
   }
@@ -137,7 +140,7 @@ class Context {
     bytes.resize(e.l.slot_get(context, bytes.data(), bytes.size(), sequence));
     return bytes;
   }
-  void load_slot(const Bytes &bytes, llama_seq_id sequence, llama_pos position) {
+  void load_slot(const Bytes& bytes, llama_seq_id sequence, llama_pos position) {
     positions[static_cast<size_t>(sequence)] = position;
     require(e.l.slot_set(context, bytes.data(), bytes.size(), sequence) == bytes.size(), "a slot was loaded");
   }
@@ -152,13 +155,13 @@ class Context {
     positions[static_cast<size_t>(sequence)] -= to - from;
   }
 
-  const Engine &e;
-  llama_context *context;
+  const Engine& e;
+  llama_context* context;
   llama_memory_t memory;
   std::vector<llama_pos> positions;
 
  private:
-  void add(llama_batch &batch, llama_token token, llama_seq_id sequence, bool logits) {
+  void add(llama_batch& batch, llama_token token, llama_seq_id sequence, bool logits) {
     const auto i = static_cast<size_t>(batch.n_tokens++);
     batch.token[i] = token;
     batch.pos[i] = positions[static_cast<size_t>(sequence)]++;
@@ -166,7 +169,7 @@ class Context {
     batch.seq_id[i][0] = sequence;
     batch.logits[i] = logits;
   }
-  void run(llama_batch &batch) {
+  void run(llama_batch& batch) {
     const int status = e.l.decode(context, batch);
     e.l.batch_free(batch);
     require(status == 0, "llama_decode");
@@ -175,13 +178,13 @@ class Context {
 
 int failures = 0;
 
-void show(const char *name, const Answer &answer) {
+void show(const char* name, const Answer& answer) {
   std::printf("answer %s:", name);
   for (llama_token token : answer.tokens) std::printf(" %d", token);
   std::printf("\n");
 }
 
-void same(const char *name, const Answer &answer, const Answer &fresh, bool bits = true) {
+void same(const char* name, const Answer& answer, const Answer& fresh, bool bits = true) {
   float difference = 0;
   for (size_t i = 0; i < fresh.logits.size(); ++i)
     difference = std::max(difference, std::abs(answer.logits[i] - fresh.logits[i]));
@@ -196,7 +199,7 @@ void same(const char *name, const Answer &answer, const Answer &fresh, bool bits
 
 }  // namespace
 
-int main(int count, char **arguments) {
+int main(int count, char** arguments) {
   if (count != 4) return 2;
   const Llama llama(arguments[1]);
   const Engine engine(llama, arguments[2]);
@@ -233,9 +236,9 @@ int main(int count, char **arguments) {
     alone_b.load_slot(slot_a, 0, end);
     same("slot of a loaded after a clear", alone_b.answer(0, a.back(), steps), fresh_a);
   }
-  {  // Two sequences at once, each with cells of its own. A batch of two is summed in another order than one of one, in the plain
-     // engine as well; so the fresh answer is that of a sequence beside its own twin.
-    const auto at_once = [&](const Bytes &first, llama_token first_token, const Bytes &second, llama_token second_token) {
+  {  // Two sequences at once, each with cells of its own. A batch of two is summed in another order than one of one, in the
+     // plain engine as well; so the fresh answer is that of a sequence beside its own twin.
+    const auto at_once = [&](const Bytes& first, llama_token first_token, const Bytes& second, llama_token second_token) {
       Context two(engine, 2, false);
       two.load_slot(first, 0, end);
       two.load_slot(second, 1, end);
@@ -259,8 +262,8 @@ int main(int count, char **arguments) {
     two.positions[1] = two.positions[0];
     same("a sequence copied over another", two.answer(1, a.back(), steps), fresh_a);
   }
-  {  // Two sequences in the same cells. They share blocks, so at a small budget the selection may differ from that of either alone;
-     // at full budget the answers are the plain engine's.
+  {  // Two sequences in the same cells. They share blocks, so at a small budget the selection may differ from that of either
+     // alone; at full budget the answers are the plain engine's.
     Context shared(engine, 2, true);
     shared.read(0, a.begin(), a.end() - 1);
     shared.read(1, b.begin(), b.end() - 1);
@@ -274,7 +277,7 @@ int main(int count, char **arguments) {
     never.load_slot(slot_a, 0, end);
     before.answer(0, a.back(), 4);
     before.cut(0, end);
-    for (Context *context : {&before, &never}) context->shift(0, 64, 200);
+    for (Context* context : {&before, &never}) context->shift(0, 64, 200);
     const Answer shifted = never.answer(0, a.back(), steps);
     show("shifted", shifted);
     same("context shifted after steps", before.answer(0, a.back(), steps), shifted);

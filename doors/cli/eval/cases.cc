@@ -159,7 +159,9 @@ Json json_of(const Case& one, const std::vector<Case>& all) {
   const std::string label = label_of(one, all);
   return {{"policy", one.policy},
           {"estimator", one.estimator.empty() ? Json(nullptr) : Json(one.estimator)},
-          {"budget", one.budget > 0 ? Json(one.budget) : one.budget == 0 ? Json(nullptr) : Json(one.budget_text())},
+          {"budget", one.budget > 0    ? Json(one.budget)
+                     : one.budget == 0 ? Json(nullptr)
+                                       : Json(one.budget_text())},
           {"label", label.empty() ? Json(nullptr) : Json(label)},
           {"settings", others}};
 }
@@ -175,8 +177,11 @@ CaseFlags::CaseFlags(CLI::App& command) {
   };
   for (const adamas_setting& setting : adamas::settings())
     if (is_of_case(setting.name)) add_list(setting.name, fmt::format("{} ({})", setting.meaning, setting.range));
-  add_list(file_flag, "settings files, with sections for layers, as `adamas eval tune` writes them; none: without one (FILE | none)");
-  command.add_option("--device", device_, "what the kernels run with (auto | an instruction set)")->type_name("VALUE")->group(group);
+  add_list(file_flag,
+           "settings files, with sections for layers, as `adamas eval tune` writes them; none: without one (FILE | none)");
+  command.add_option("--device", device_, "what the kernels run with (auto | an instruction set)")
+      ->type_name("VALUE")
+      ->group(group);
 }
 
 void CaseFlags::set_default(const std::string& setting, const std::vector<std::string>& values) {

@@ -19,7 +19,7 @@ struct Case {
   std::string estimator;                                    // empty: the policy has none
   std::int64_t budget = 0;                                  // 0: the policy has none; ADAMAS_BUDGET_AUTO
   std::vector<std::pair<std::string, std::string>> others;  // the further settings that mean something to the policy
-  std::string file, file_text;                              // settings file, whose sections hold for their layers; empty: none
+  std::string file, file_text;  // settings file, whose sections hold for their layers; empty: none
 
   // Dense in every layer: a settings file that is dense in general is no such case, its sections are for other layers.
   bool full() const { return config.policy == ADAMAS_POLICY_FULL && file.empty(); }

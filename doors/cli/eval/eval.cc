@@ -91,7 +91,9 @@ Eval::Kind& Eval::add(const char* name, const char* description, const std::stri
       ->check(CLI::Range(1, 512).description(""))
       ->type_name("N");
   app->add_flag("--json", options.json, "Print JSON");
-  app->add_option("--html", options.html, "Write a page of the results as well")->check(named_file())->type_name("PAGE.html");
+  app->add_option("--html", options.html, "Write a page of the results as well")
+      ->check(named_file())
+      ->type_name("PAGE.html");
   app->add_option("--resume", options.resume, "Where finished parts are kept; without it, in the cache")
       ->check(named_file())
       ->type_name("FILE");
@@ -146,7 +148,8 @@ int Eval::run(const std::vector<std::string>& command) {
   options.command = command;
   options.cases = (*kind)->cases->cases();
   std::vector<std::string> read = (*kind)->cases->files();
-  // The cases have what the variables said. The back end reads them when it is loaded, and knows nothing of the flags that win.
+  // The cases have what the variables said. The back end reads them when it is loaded, and knows nothing of the flags that
+  // win.
   for (const adamas_setting& setting : adamas::settings())
     if (is_of_case(setting.name)) unsetenv(setting.environment);
   unsetenv("ADAMAS_CONFIG");

@@ -30,8 +30,9 @@ fs::path cache_folder() {
   if (const fs::path home = variable("HOME"); !home.empty()) return home / ".cache/adamas";
   const passwd* user = getpwuid(getuid());
   if (user == nullptr || user->pw_dir == nullptr || *user->pw_dir == '\0')
-    throw Failure(exit_failed,
-                  "there is no home folder to keep finished parts in; set HOME or ADAMAS_CACHE, or name a file with --resume");
+    throw Failure(
+        exit_failed,
+        "there is no home folder to keep finished parts in; set HOME or ADAMAS_CACHE, or name a file with --resume");
   return fs::path(user->pw_dir) / ".cache/adamas";
 }
 
@@ -81,9 +82,11 @@ void Finished::read() {
     ++number;
     const Json entry = Json::parse(line, nullptr, false);
     if (!is_record(line, entry))
-      throw Failure(exit_usage, fmt::format("--resume: line {} of {} is no finished part of an evaluation, and the file is left as it is; "
-                                            "name a new one",
-                                            number, path_));
+      throw Failure(
+          exit_usage,
+          fmt::format("--resume: line {} of {} is no finished part of an evaluation, and the file is left as it is; "
+                      "name a new one",
+                      number, path_));
     if (entry.is_object() && entry["key"] == key_) results_[entry["part"].get<std::string>()] = entry["result"];
   }
 }

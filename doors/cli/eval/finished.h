@@ -12,8 +12,8 @@ namespace cli {
 
 class Finished {
  public:
-  // `path`: empty for a file of the key's own in the cache. `fresh`: what is there does not count, and is overwritten. A file that
-  // holds something else is refused either way.
+  // `path`: empty for a file of the key's own in the cache. `fresh`: what is there does not count, and is overwritten. A
+  // file that holds something else is refused either way.
   Finished(const std::string& path, const Json& key, bool fresh);
 
   // The result of that part, or nullptr.

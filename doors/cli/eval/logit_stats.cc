@@ -39,7 +39,8 @@ HWY_INLINE double SumOf(D d, hn::Vec<D> lanes) {
 
 double SumOfWeights(const float* logits, std::size_t count, float largest) {
   double sum = 0;
-  for_each_weight(logits, logits, count, largest, [&](auto d, auto, auto, auto weight) HWY_ATTR { sum += SumOf(d, weight); });
+  for_each_weight(logits, logits, count, largest,
+                  [&](auto d, auto, auto, auto weight) HWY_ATTR { sum += SumOf(d, weight); });
   return sum;
 }
 

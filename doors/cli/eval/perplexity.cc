@@ -35,23 +35,14 @@ struct Sums {
   double difference_squared = 0;
   double kl = 0;
   double same_top = 0;
-  double heads = 0;            // query heads of the sparse rows
-  double tokens_read = 0;      // by these
+  double heads = 0;        // query heads of the sparse rows
+  double tokens_read = 0;  // by these
   double mass = 0, guarded = 0, widened = 0;
   double seconds = 0;
 
-  static constexpr double Sums::*fields[] = {&Sums::scored,
-                                             &Sums::loss,
-                                             &Sums::difference,
-                                             &Sums::difference_squared,
-                                             &Sums::kl,
-                                             &Sums::same_top,
-                                             &Sums::heads,
-                                             &Sums::tokens_read,
-                                             &Sums::mass,
-                                             &Sums::guarded,
-                                             &Sums::widened,
-                                             &Sums::seconds};
+  static constexpr double Sums::*fields[] = {&Sums::scored, &Sums::loss,     &Sums::difference, &Sums::difference_squared,
+                                             &Sums::kl,     &Sums::same_top, &Sums::heads,      &Sums::tokens_read,
+                                             &Sums::mass,   &Sums::guarded,  &Sums::widened,    &Sums::seconds};
 
   void add(const Sums& other) {
     for (const auto field : fields) this->*field += other.*field;
@@ -102,7 +93,8 @@ class Measurement {
           model, ContextParams{.tokens = what.context, .batch = batch, .outputs = rows_, .threads = options.threads}));
     for (Case& one : cases_) one.config.rows = ADAMAS_ROWS_ALL;
     shared_prefix_ = what.score_from;
-    for (const Case& one : cases_) shared_prefix_ = std::min(shared_prefix_, dense_rows(one) / ADAMAS_BLOCK_TOKENS * ADAMAS_BLOCK_TOKENS);
+    for (const Case& one : cases_)
+      shared_prefix_ = std::min(shared_prefix_, dense_rows(one) / ADAMAS_BLOCK_TOKENS * ADAMAS_BLOCK_TOKENS);
   }
 
   std::vector<Sums> window(std::span<const Token> text, Progress& progress, const std::string& doing) {
@@ -257,18 +249,17 @@ std::string windows_text(const PerplexityOptions& what) {
 }
 
 void print_text(const Json& rows, const PerplexityOptions& what) {
-  Table table({"policy", "estimator", "budget", "perplexity", "ratio", "+-", "KL", "same top", "mass", "tokens read",
-               "seconds", ""},
-              2);
+  Table table(
+      {"policy", "estimator", "budget", "perplexity", "ratio", "+-", "KL", "same top", "mass", "tokens read", "seconds", ""},
+      2);
   for (const Json& row : rows)
     table.add({word_of(row["policy"]), word_of(row["estimator"]), word_of(row["budget"]), text_of(row["perplexity"], 4),
                text_of(row["ratio"], 4), text_of(row["ratio_error"], 4), text_of(row["kl"], 4), text_of(row["same_top"], 3),
                text_of(row["mass"], 3), text_of(row["tokens_read"], 1), text_of(row["seconds"], 1),
                row["label"].is_null() ? "" : row["label"].get<std::string>()});
-  fmt::print("{}: {} of {}, {} scored, those behind the first {} of each\n\n",
-             rows[0]["file"].get<std::string>(), windows_text(what), counted(what.context, "token"),
-             counted(static_cast<std::int64_t>(rows[0]["scored"].get<double>()), "token"),
-             what.score_from + 1);
+  fmt::print("{}: {} of {}, {} scored, those behind the first {} of each\n\n", rows[0]["file"].get<std::string>(),
+             windows_text(what), counted(what.context, "token"),
+             counted(static_cast<std::int64_t>(rows[0]["scored"].get<double>()), "token"), what.score_from + 1);
   table.print();
   fmt::print("\n");
 }

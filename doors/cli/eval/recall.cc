@@ -219,7 +219,7 @@ int recall(const EvalOptions& options, const RecallOptions& what) {
                                           what.context / 2));
   std::vector<Case> cases = options.cases;
   std::erase_if(cases, [](const Case& one) { return one.full(); });  // which selects nothing
-  if (tune)  // the cheapest first
+  if (tune)                                                          // the cheapest first
     std::stable_sort(cases.begin(), cases.end(), [](const Case& a, const Case& b) {
       return std::pair(a.budget, -a.config.share) < std::pair(b.budget, -b.config.share);
     });

@@ -82,8 +82,8 @@ void check_room(const LoadedModel& model, std::int64_t contexts, std::int64_t to
 
 std::string why_all_dense(const adamas_config& config, const std::string& file, std::int64_t tokens) {
   if (tokens < config.min_context)
-    return fmt::format("the context of {} is below min_context, {}; a smaller --min-context lets it run sparse", counted(tokens, "token"),
-                       config.min_context);
+    return fmt::format("the context of {} is below min_context, {}; a smaller --min-context lets it run sparse",
+                       counted(tokens, "token"), config.min_context);
   const std::int64_t budget = tokens_of_budget(config.budget);
   if (file.empty() && tokens <= budget)
     return fmt::format("the context of {} tokens is within the budget, {}; a smaller --budget lets it run sparse", tokens,

@@ -26,8 +26,8 @@ Finished finished_of(const EvalOptions& options, const Json& what, const std::ve
 // A note when a context is longer than the model was made for, and a Failure when so many contexts do not fit into memory.
 void check_room(const LoadedModel& model, std::int64_t contexts, std::int64_t tokens);
 
-// "the context of 256 tokens is below min_context, 2048; a smaller --min-context lets it run sparse": why the settings leave every
-// layer dense with so many tokens in view; "" when they do not. Sections of `file` have budgets of their own.
+// "the context of 256 tokens is below min_context, 2048; a smaller --min-context lets it run sparse": why the settings leave
+// every layer dense with so many tokens in view; "" when they do not. Sections of `file` have budgets of their own.
 std::string why_all_dense(const adamas_config& config, const std::string& file, std::int64_t tokens);
 
 inline constexpr const char* no_layer_sparse = "no layer of this model ran sparse; `adamas check` says why";

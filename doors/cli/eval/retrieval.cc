@@ -197,8 +197,7 @@ void print_text(const Json& rows, const EvalOptions& options, const RetrievalOpt
   Table table(head, 4);
   for (const Case& one : options.cases) {
     const Json description = json_of(one, options.cases);
-    std::vector<std::string> line{one.policy, one.estimator, one.budget_text(),
-                                  label_of(one, options.cases)};
+    std::vector<std::string> line{one.policy, one.estimator, one.budget_text(), label_of(one, options.cases)};
     int found = 0, tries = 0;
     for (const std::int64_t length : what.lengths) {
       int found_here = 0, tries_here = 0;

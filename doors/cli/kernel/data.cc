@@ -9,17 +9,19 @@
 namespace cli::kernel {
 namespace {
 
-// As SmolLM2 and Qwen2.5-Coder-0.5B have it at 8,192 tokens (recorded keys and queries, text and program code): a query head has 140 tokens
-// (the median) that weigh 0.0004 and more; the lists of 3 and 7 heads of a group are 1.8 and 3.3 times as long, so 0.6 of a head's are everyone's;
-// of the listed tokens 0.53 and 0.62 follow upon another one, and they lie in 0.37 and 0.51 of the blocks; the first four tokens hold 0.23 and
-// 0.13 of the softmax.
+// As SmolLM2 and Qwen2.5-Coder-0.5B have it at 8,192 tokens (recorded keys and queries, text and program code): a query head
+// has 140 tokens (the median) that weigh 0.0004 and more; the lists of 3 and 7 heads of a group are 1.8 and 3.3 times as
+// long, so 0.6 of a head's are everyone's; of the listed tokens 0.53 and 0.62 follow upon another one, and they lie in 0.37
+// and 0.51 of the blocks; the first four tokens hold 0.23 and 0.13 of the softmax.
 constexpr std::int64_t block = ADAMAS_BLOCK_TOKENS, tokens_of_a_topic = 32, sinks = 4;
 constexpr int shared_topics = 3, own_topics = 2;  // that a query asks for
-constexpr std::uint64_t goes_on = 55, lives_in = 40;  // percent: that a token is of the topic of the one before; that a topic is one of a block's
-constexpr float common = 3;                 // size of what the keys of a head share, in deviations of the noise
+constexpr std::uint64_t goes_on = 55,
+                        lives_in =
+                            40;  // percent: that a token is of the topic of the one before; that a topic is one of a block's
+constexpr float common = 3;      // size of what the keys of a head share, in deviations of the noise
 constexpr float spread_of_strength = 0.3f;  // of a token's part in its topic, as a logarithm
 constexpr float query_noise = 1.0f;
-constexpr float query_gain = 6.0f;   // score that a token of a topic has, times its strength
+constexpr float query_gain = 6.0f;  // score that a token of a topic has, times its strength
 constexpr float sink_score = 8.3f;
 
 // Normal numbers; a vector of them begins anywhere, which is far cheaper than making new ones and as good here.
@@ -104,7 +106,8 @@ void Layer::fill(std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; t++) {
       const float* noise = normal_at(mix(seed_, t, g, key_noise));
       const float* value = normal_at(mix(seed_, t, g, value_noise));
-      const float* of_topic = t < sinks ? normal_at(mix(seed_, 0, g, sink_vector)) : topic(topics[static_cast<std::size_t>(t - first)], g);
+      const float* of_topic =
+          t < sinks ? normal_at(mix(seed_, 0, g, sink_vector)) : topic(topics[static_cast<std::size_t>(t - first)], g);
       const float part = std::exp(spread_of_strength * *normal_at(mix(seed_, t, g, strength)));
       adamas::f16* k = k_.get() + (t * shape_.kv_heads + g) * dims;
       adamas::f16* v = v_.get() + (t * shape_.kv_heads + g) * dims;
@@ -126,7 +129,8 @@ std::vector<float> Layer::query(std::int64_t step) const {
     for (int i = 0; i < shared_topics + own_topics; i++) {
       const std::int64_t asker = i < shared_topics ? -1 - h / group : h;
       const float* asked = topic(
-          static_cast<std::int64_t>(mix(seed_, step * 8 + i, asker, query_topic) % static_cast<std::uint64_t>(topics_)), h / group);
+          static_cast<std::int64_t>(mix(seed_, step * 8 + i, asker, query_topic) % static_cast<std::uint64_t>(topics_)),
+          h / group);
       for (int d = 0; d < dims; d++) to[d] += query_gain / root * asked[d];
     }
   }

@@ -1,8 +1,8 @@
-// K, V and queries with the structure of a model's: what a step reads, where it lies, and how long it takes, depends on it. Keys of a head
-// share a vector longer than what tells them apart, which turns slowly with the position; each belongs to a topic, strongly or weakly, as the
-// tokens beside it do; the rest is noise. The query heads of a KV head ask for some topics together, and each for some of its own; the first tokens
-// hold a part of the softmax. A list is 490 tokens at 8K for 9/3 heads and 870 for 14/2 (SmolLM2 and Qwen2.5-Coder-0.5B: 420 and 940), and
-// 840 and 1,590 at 32K (Qwen: 1,140).
+// K, V and queries with the structure of a model's: what a step reads, where it lies, and how long it takes, depends on it.
+// Keys of a head share a vector longer than what tells them apart, which turns slowly with the position; each belongs to a
+// topic, strongly or weakly, as the tokens beside it do; the rest is noise. The query heads of a KV head ask for some topics
+// together, and each for some of its own; the first tokens hold a part of the softmax. A list is 490 tokens at 8K for 9/3
+// heads and 870 for 14/2 (SmolLM2 and Qwen2.5-Coder-0.5B: 420 and 940), and 840 and 1,590 at 32K (Qwen: 1,140).
 #pragma once
 
 #include <cstdint>

@@ -15,7 +15,7 @@
 namespace cli::kernel {
 namespace {
 
-constexpr double setup_rounds = 8;        // making K, V and codes takes about as long as so many rounds
+constexpr double setup_rounds = 8;  // making K, V and codes takes about as long as so many rounds
 
 double round_work(const Place& place) {
   return static_cast<double>(place.layers() * place.tokens * place.shape.row_bytes());
@@ -50,15 +50,16 @@ class Ours {
     times.struct_size = sizeof times;
     const adamas::RowsStrides strides{.head = shape_.head_dim, .token = std::int64_t{shape_.kv_heads} * shape_.head_dim};
     const auto start = std::chrono::steady_clock::now();
-    const adamas_step_stats stats = plan_.step(cache, {.q = q,
-                                                       .k = {layer.k(), strides},
-                                                       .v = {layer.v(), strides},
-                                                       .out = measured_.out,
-                                                       .lengths = {&tokens, 1},
-                                                       .threads = threads_,
-                                                       .verify = true,
-                                                       .verify_rows = ADAMAS_VERIFY_ROWS,  // as the back end for llama.cpp does
-                                                       .times = &times});
+    const adamas_step_stats stats =
+        plan_.step(cache, {.q = q,
+                           .k = {layer.k(), strides},
+                           .v = {layer.v(), strides},
+                           .out = measured_.out,
+                           .lengths = {&tokens, 1},
+                           .threads = threads_,
+                           .verify = true,
+                           .verify_rows = ADAMAS_VERIFY_ROWS,  // as the back end for llama.cpp does
+                           .times = &times});
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (!first) note(seconds, times, stats, tokens);
   }

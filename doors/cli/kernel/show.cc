@@ -27,7 +27,8 @@ void print_stages(const Point& point) {
   };
   const double heads_of_group = static_cast<double>(point.shape.q_heads) / static_cast<double>(point.shape.kv_heads);
   fmt::print(
-      "{}, {} tokens: a query head attends to {:.0f} tokens in full, a KV head reads {:.0f} rows of K and of V; {:.2f} of the "
+      "{}, {} tokens: a query head attends to {:.0f} tokens in full, a KV head reads {:.0f} rows of K and of V; {:.2f} of "
+      "the "
       "softmax is read in full\n"
       "{} layers in turn; memory {:.1f} GB/s\n\n",
       point.shape.name(), point.tokens, per_head(one.stats.tokens_selected), per_head(one.stats.rows_read) * heads_of_group,
@@ -90,20 +91,19 @@ Json json_of(const Point& point) {
     add("waiting", one.waiting(), 0);
     const bool sparse = one.stats.heads_sparse > 0;
     const double heads = static_cast<double>(one.stats.heads_sparse);
-    cases.push_back(
-        {{"case", one.name},
-         {"microseconds", one.step() * 1e6},
-         {"steps", one.seconds.size()},
-         {"bytes", one.all_bytes()},
-         {"bandwidth_share", one.all_bytes() / one.step() / point.bandwidth},
-         {"over_dense", point.over_dense(one)},
-         {"over_ggml", json_number(point.over_ggml(one))},
-         {"tokens_read", sparse ? Json(static_cast<double>(one.stats.tokens_selected) / heads) : Json(nullptr)},
-         {"rows_read", sparse ? Json(static_cast<double>(one.stats.rows_read) / heads) : Json(nullptr)},
-         {"guarded", sparse ? Json(static_cast<double>(one.stats.heads_guarded) / heads) : Json(nullptr)},
-         {"mass", sparse ? json_number(one.stats.mass / heads) : Json(nullptr)},
-         {"scores_per_second_and_core", sparse ? Json(point.scores_per_second(one)) : Json(nullptr)},
-         {"stages", rows}});
+    cases.push_back({{"case", one.name},
+                     {"microseconds", one.step() * 1e6},
+                     {"steps", one.seconds.size()},
+                     {"bytes", one.all_bytes()},
+                     {"bandwidth_share", one.all_bytes() / one.step() / point.bandwidth},
+                     {"over_dense", point.over_dense(one)},
+                     {"over_ggml", json_number(point.over_ggml(one))},
+                     {"tokens_read", sparse ? Json(static_cast<double>(one.stats.tokens_selected) / heads) : Json(nullptr)},
+                     {"rows_read", sparse ? Json(static_cast<double>(one.stats.rows_read) / heads) : Json(nullptr)},
+                     {"guarded", sparse ? Json(static_cast<double>(one.stats.heads_guarded) / heads) : Json(nullptr)},
+                     {"mass", sparse ? json_number(one.stats.mass / heads) : Json(nullptr)},
+                     {"scores_per_second_and_core", sparse ? Json(point.scores_per_second(one)) : Json(nullptr)},
+                     {"stages", rows}});
   }
   return {{"shape", point.shape.name()},
           {"q_heads", point.shape.q_heads},

@@ -18,7 +18,7 @@ StageBytes bytes_of(const StepDone& step) {
   const auto blocks_of_kv_heads = static_cast<double>(blocks * shape.kv_heads);
 
   StageBytes bytes{};
-  const auto set = [&](std::int64_t adamas_step_times::* stage, double value) {
+  const auto set = [&](std::int64_t adamas_step_times::*stage, double value) {
     for (std::size_t i = 0; i < stages.size(); i++)
       if (stages[i].time == stage) bytes[i] = value;
   };

@@ -12,14 +12,14 @@ namespace cli::kernel {
 
 struct Stage {
   const char* name;
-  std::int64_t adamas_step_times::* time;
+  std::int64_t adamas_step_times::*time;
 };
 inline constexpr std::array stages{
     Stage{"look", &adamas_step_times::look},       Stage{"encode", &adamas_step_times::encode},
     Stage{"prepare", &adamas_step_times::prepare}, Stage{"estimate", &adamas_step_times::estimate},
     Stage{"select", &adamas_step_times::select},   Stage{"exact", &adamas_step_times::exact},
     Stage{"check", &adamas_step_times::check},     Stage{"attend", &adamas_step_times::attend},
-    Stage{"rest", &adamas_step_times::rest},   Stage{"dense", &adamas_step_times::dense}};
+    Stage{"rest", &adamas_step_times::rest},       Stage{"dense", &adamas_step_times::dense}};
 using StageBytes = std::array<double, stages.size()>;
 
 // One step of one query row without a mask.
