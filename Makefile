@@ -23,7 +23,7 @@ demo: configure model
 	@python3 tools/demo.py $(if $(MODEL),--model "$$MODEL") $(if $(FILE),--file "$$FILE") $(if $(QUESTION),--question "$$QUESTION")
 
 test: build model browser client checks
-	@ctest --preset cpu --output-on-failure
+	@ctest --preset cpu --output-on-failure --parallel $(shell nproc)
 
 ops: configure
 	@$(compile) --target ops

@@ -39,7 +39,8 @@ extern "C" {
 #define ADAMAS_VERSION_MINOR 1
 #define ADAMAS_VERSION_PATCH 0
 
-/* Tokens in a block, the unit of codes: a block's codes are a function of its own rows alone. */
+/* Tokens in a block, the unit of codes. The codes of a block that others follow depend on its own rows, and on whether it is
+ * its sequence's first: nothing else. */
 #define ADAMAS_BLOCK_TOKENS 64
 /* Rows whose hashes a step may check in turn at no cost that shows: 8192 of them in 512 steps. */
 #define ADAMAS_VERIFY_ROWS 16

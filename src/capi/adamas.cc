@@ -132,8 +132,7 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
     return invalid("the cache has " + std::to_string(cache.params.kv_heads) + " kv_heads x " +
                    std::to_string(cache.params.head_dim) + ", the plan " + std::to_string(shape.kv_heads) + " x " +
                    std::to_string(shape.head_dim));
-  if (std::memcmp(&cache.config, &plan.config, sizeof plan.config) != 0)
-    return invalid("the cache and the plan were made with different settings");
+  if (!same_steps(cache.config, plan.config)) return invalid("the cache and the plan were made with different settings");
   ADAMAS_TRY(check_range(p.threads, 1, shape.max_threads, "threads"));
   ADAMAS_TRY(check_range(p.batch, 0, max_tokens, "batch"));
   ADAMAS_TRY(check_range(p.rows, 0, max_tokens, "rows"));

@@ -190,6 +190,26 @@ TEST(BadInput, NullsAndWrongSizes) {
   adamas_plan_destroy(nullptr);
 }
 
+// What only a door reads makes no cache and plan strangers; what a step reads does.
+TEST(Settings, CacheAndPlanCompareWhatConcernsAStep) {
+  const std::pair<const char*, const char*> all[] = {
+      {"stats", "1"},       {"rows", "all"},    {"share", "0.001"}, {"budget", "64"}, {"estimator", "manhattan"},
+      {"min_mass", "0.5"},  {"max_noise", "1"}, {"sinks", "2"},     {"recent", "3"},  {"dense_layers", "1"},
+      {"min_context", "7"}, {"policy", "quest"}};
+  for (auto [name, value] : all) {
+    Objects o;
+    const adamas_config other = config_of({{"min_context", "0"}, {name, value}});
+    adamas_plan* plan = nullptr;
+    ASSERT_EQ(adamas_plan_create(&other, &o.plan_params, &plan), ADAMAS_OK);
+    const bool of_a_door = std::string(name) == "stats" || std::string(name) == "rows";
+    if (of_a_door)
+      EXPECT_EQ(adamas_step(plan, o.cache, &o.p), ADAMAS_OK) << adamas_last_error();
+    else
+      expect_sentence(adamas_step(plan, o.cache, &o.p), ADAMAS_INVALID_ARGUMENT, "different settings");
+    adamas_plan_destroy(plan);
+  }
+}
+
 TEST(BadInput, ExtremeNumbersAreRefusedBeforeAnythingWraps) {
   Objects o;
   for (int64_t x : extremes) {

@@ -7,8 +7,9 @@
 //
 // 0.98 and 0.498: thresholds and level spacing of the 4-level quantiser of a Gaussian with the least squared error (Max
 // 1960). The rows that count are the live rows; in a sequence's first block without its first four (attention sinks lie far
-// from the rest), unless no other row is live. Codes are a function of the block's live rows and of nothing else, bit for
-// bit. An element that is NaN counts as 0, one beyond +-1e15 as +-1e15, so that one bad row leaves the others usable.
+// from the rest), unless no other row is live. Codes are a function of the rows that they are made of and of being first,
+// bit for bit. An element that is NaN counts as 0, one beyond +-1e15 as +-1e15, so that one bad row leaves the others
+// usable.
 //
 // Of values the mean alone is kept, of the same rows and in the same form, as they are given: for the tokens that are not
 // read (rest/rest.h). Preset `paper`: mu = 0 and t = 10, whatever the rows are.

@@ -15,6 +15,7 @@ using FieldReal = double adamas_config::*;
 // A setting is a number within a range (a whole one may also be the word `auto`, kept as -1), or one of a few words.
 struct Entry {
   adamas_setting shown;
+  Scope scope = Scope::layer;
   Field64 number = nullptr;
   int64_t lowest = 0, highest = 0;
   bool or_auto = false;
@@ -37,6 +38,7 @@ const std::vector<Entry>& table() {
   static const std::vector<Entry> entries{
       {.shown = {"preset", "ADAMAS_PRESET", "default | paper",
                  "default: codes by the block; paper: exactly as published (resets the settings that it defines)"},
+       .scope = Scope::model,
        .choice = &adamas_config::preset,
        .words = {"default", "paper"}},
       {.shown = {"policy", "ADAMAS_POLICY", "adamas | full | quest | streaming | oracle",
@@ -76,19 +78,23 @@ const std::vector<Entry>& table() {
        .real = &adamas_config::min_mass,
        .most = 1},
       {.shown = {"dense_layers", "ADAMAS_DENSE_LAYERS", "0 to 2147483647", "the first layers of a model, left dense"},
+       .scope = Scope::model,
        .number = &adamas_config::dense_layers,
        .lowest = 0,
        .highest = max_tokens},
       {.shown = {"min_context", "ADAMAS_MIN_CONTEXT", "0 to 2147483647", "tokens in view below which a step is dense"},
+       .scope = Scope::model,
        .number = &adamas_config::min_context,
        .lowest = 0,
        .highest = max_tokens},
       {.shown = {"rows", "ADAMAS_ROWS", "decode | all",
                  "decode: 64 query rows and more at once, a prompt, are left dense; all: every row of a batch selects for "
                  "itself"},
+       .scope = Scope::door,
        .choice = &adamas_config::rows,
        .words = {"decode", "all"}},
       {.shown = {"stats", "ADAMAS_STATS", "0 | 1", "1: a summary at exit"},
+       .scope = Scope::door,
        .choice = &adamas_config::stats,
        .words = {"0", "1"}},
   };
@@ -147,7 +153,23 @@ Status check_entry(const Entry& entry, const adamas_config& config) {
   return {};
 }
 
+bool equal(const Entry& entry, const adamas_config& a, const adamas_config& b) {
+  if (entry.number != nullptr) return a.*entry.number == b.*entry.number;
+  return entry.real != nullptr ? a.*entry.real == b.*entry.real : a.*entry.choice == b.*entry.choice;
+}
+
 }  // namespace
+
+bool is_of_a_layer(const std::string& name) {
+  const Entry* entry = find(name);
+  return entry == nullptr || entry->scope == Scope::layer;
+}
+
+bool same_steps(const adamas_config& a, const adamas_config& b) {
+  for (const Entry& entry : table())
+    if (entry.scope != Scope::door && !equal(entry, a, b)) return false;
+  return true;
+}
 
 adamas_config default_config() {
   adamas_config config{};

@@ -21,6 +21,12 @@ constexpr bool has_rest(const adamas_config& config) {
   return config.policy == ADAMAS_POLICY_ADAMAS && config.budget == ADAMAS_BUDGET_AUTO;
 }
 
+// What a setting concerns: a layer may have its own, a whole model, or the door alone, and no step.
+enum class Scope { layer, model, door };
+bool is_of_a_layer(const std::string& name);  // or is none
+// Steps with these settings do the same.
+bool same_steps(const adamas_config& a, const adamas_config& b);
+
 adamas_config default_config();
 const std::vector<adamas_setting>& settings();
 Status set(adamas_config& config, const std::string& name, const std::string& value);

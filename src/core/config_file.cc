@@ -44,13 +44,6 @@ bool read_layers(std::string_view list, int32_t layer, bool& names_it) {
   }
 }
 
-// What concerns a whole model or process is no layer's own.
-bool is_of_a_layer(std::string_view name) {
-  for (std::string_view whole : {"preset", "dense_layers", "min_context", "rows", "stats"})
-    if (name == whole) return false;
-  return true;
-}
-
 }  // namespace
 
 Status load(adamas_config& config, const std::string& path, int32_t layer) {

@@ -28,6 +28,11 @@ def call(*arguments, command=COMMAND, environment=None, **options):
     )
 
 
+def soname(library):
+    """The name by which programs ask for a shared library: libadamas.so.0.1 of libadamas.so.0.1.0."""
+    return library.name.rsplit(".", 1)[0]
+
+
 class CommandTest(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()

@@ -9,7 +9,7 @@ import unittest
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from command import COMMAND, CommandTest, call, clean_environment
+from command import COMMAND, CommandTest, call, clean_environment, soname
 
 LIBRARY = Path(os.environ["ADAMAS_LIBRARY"]).resolve()
 
@@ -33,7 +33,7 @@ class Bench(CommandTest):
             (self.folder / name).mkdir()
         self.command = self.folder / "bin/adamas"
         shutil.copy(COMMAND, self.command)
-        (self.folder / "lib" / ".".join(LIBRARY.name.split(".")[:3])).symlink_to(LIBRARY)
+        (self.folder / "lib" / soname(LIBRARY)).symlink_to(LIBRARY)
         (self.folder / "lib/libggml-adamas.so").touch()
         self.log = self.folder / "log"
         self.tool(WITNESS)
@@ -150,7 +150,7 @@ class Kernel(CommandTest):
         for name in ("bin", "lib"):
             (self.folder / name).mkdir()
         shutil.copy(COMMAND, self.folder / "bin/adamas")
-        (self.folder / "lib" / ".".join(LIBRARY.name.split(".")[:3])).symlink_to(LIBRARY)
+        (self.folder / "lib" / soname(LIBRARY)).symlink_to(LIBRARY)
         plot = self.folder / "steps.svg"
         result = call("bench", "--kernel", "--shape", "16/8x256", "--depth", "4096,6000", "--repeat", "1", "--threads", "1", "--plot", plot, "--estimator", "manhattan", "--budget", "64",
                       command=self.folder / "bin/adamas")

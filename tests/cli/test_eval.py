@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import unittest
 
-from command import COMMAND, HAS_READER, MODELS, CommandTest, call, clean_environment
+from command import COMMAND, HAS_READER, MODELS, CommandTest, call, clean_environment, soname
 from gguf_writer import model
 
 KINDS = ("perplexity", "passkey", "needle", "recall", "tune")
@@ -115,7 +115,7 @@ class Files(CommandTest):
         for folder in ("bin", "lib"):
             (self.folder / folder).mkdir()
         shutil.copy(COMMAND, self.folder / "bin/adamas")
-        (self.folder / "lib" / ".".join(LIBRARY.name.split(".")[:4])).symlink_to(LIBRARY)  # libadamas.so.0.1
+        (self.folder / "lib" / soname(LIBRARY)).symlink_to(LIBRARY)
         path = self.folder / "model.gguf"
         path.write_bytes(model())
         result = call("eval", "passkey", "--model", path, command=self.folder / "bin/adamas")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import unittest
 
-from command import COMMAND, HAS_READER, CommandTest, call, clean_environment
+from command import COMMAND, HAS_READER, CommandTest, call, clean_environment, soname
 
 LIBRARY = pathlib.Path(os.environ["ADAMAS_LIBRARY"]).resolve()
 
@@ -28,8 +28,7 @@ class Run(CommandTest):
             (self.folder / name).mkdir(parents=True)
         self.command = self.folder / "bin/adamas"
         shutil.copy(COMMAND, self.command)
-        major = ".".join(LIBRARY.name.split(".")[:4])  # libadamas.so.0.1
-        (self.folder / "lib" / major).symlink_to(LIBRARY)
+        (self.folder / "lib" / soname(LIBRARY)).symlink_to(LIBRARY)
         self.back_end = self.folder / "lib/libggml-adamas.so"
         self.back_end.touch()
         self.witness = self.tool("path/witness", WITNESS)
