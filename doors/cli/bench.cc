@@ -115,7 +115,7 @@ std::vector<std::string> environment_of(const Case& one, const std::string& back
     adamas::detail::check(adamas_config_get(&one.config, setting.name, value, sizeof value));
     variables.push_back(fmt::format("{}={}", setting.environment, value));
   }
-  variables.push_back(fmt::format("ADAMAS_DEVICE={}", adamas_device_in_use()));  // what --device or its variable chose
+  variables.push_back(fmt::format("ADAMAS_ISA={}", adamas_isa_in_use()));  // what --isa or its variable chose
   return variables;
 }
 

@@ -97,14 +97,14 @@ int bench_kernel(BenchOptions options, const std::vector<Case>& cases) {
     Json list = Json::array();
     for (const Point& point : points) list.push_back(json_of(point));
     print_json({{"threads", options.threads},
-                {"instruction_set", adamas::device_in_use()},
+                {"instruction_set", adamas::isa_in_use()},
                 {"ggml_left_out", no_ggml.empty() ? Json(nullptr) : Json(no_ggml)},
                 {"points", list},
                 {"left_out", left_out}});
     return exit_ok;
   }
   fmt::print("one step of one attention layer, {}, {} threads, {}\n\n", points.front().first().name, options.threads,
-             adamas::device_in_use());
+             adamas::isa_in_use());
   for (const Point& point : points) print_stages(point);
   print_steps(points);
   if (!no_ggml.empty()) fmt::print("\nggml's attention is not measured: {}\n", no_ggml);

@@ -164,7 +164,7 @@ void print_text(const Report& report) {
     fmt::print("\nno self-test: it is one of the policy adamas\n");
     return;
   }
-  fmt::print("\nself-test with {}, against attention in double precision\n", adamas::device_in_use());
+  fmt::print("\nself-test with {}, against attention in double precision\n", adamas::isa_in_use());
   for (const SelfTest& test : report.tests) {
     fmt::print("  {}, {}, head_dim {}: {}\n", counted(test.shape.q_heads, "query head"),
                counted(test.shape.kv_heads, "KV head"), test.shape.head_dim,
@@ -218,7 +218,7 @@ Json json_of(const Report& report) {
           {"sparse_layers", report.sparse_layers()},
           {"layers", layers},
           {"memory", {{"codes_bytes", report.memory.codes}, {"kv_f16_bytes", report.memory.kv_f16}}},
-          {"device", adamas::device_in_use()},
+          {"instruction_set", adamas::isa_in_use()},
           {"self_tests", tests},
           {"passed", report.passed()}};
 }

@@ -253,7 +253,7 @@ int explain(Settings& settings, const ExplainOptions& options) {
                         {{"command", command_line()},
                          {"version", adamas::version()},
                          {"engine", engine_version()},
-                         {"device", adamas::device_in_use()},
+                         {"instruction_set", adamas::isa_in_use()},
                          {"cpu", processor()},
                          {"threads", threads},
                          {"date", now()},

@@ -9,13 +9,13 @@ namespace cli {
 namespace {
 
 void print_text(const std::vector<ShownSetting>& settings) {
-  std::vector<std::string> devices = adamas::devices();
-  for (std::string& device : devices)
-    if (device == adamas::device_in_use()) device += " (in use)";
+  std::vector<std::string> names = adamas::instruction_sets();
+  for (std::string& name : names)
+    if (name == adamas::isa_in_use()) name += " (in use)";
   const auto back_end = find_back_end();
 
   fmt::print("adamas {}\n\n", adamas::version());
-  fmt::print("instruction sets  {}\n", fmt::join(devices, ", "));
+  fmt::print("instruction sets  {}\n", fmt::join(names, ", "));
   fmt::print("head_dims         {}\n", fmt::join(adamas::head_dims(), ", "));
   fmt::print("K and V           {}\n", fmt::join(adamas::dtypes(), ", "));
   fmt::print("llama.cpp         {}\n\n", back_end ? back_end->string() : "the back end libggml-adamas.so is not there");
@@ -28,8 +28,8 @@ void print_text(const std::vector<ShownSetting>& settings) {
 void print_document(const std::vector<ShownSetting>& settings) {
   const auto back_end = find_back_end();
   Json document{{"version", adamas::version()},
-                {"devices", adamas::devices()},
-                {"device_in_use", adamas::device_in_use()},
+                {"instruction_sets", adamas::instruction_sets()},
+                {"instruction_set", adamas::isa_in_use()},
                 {"head_dims", adamas::head_dims()},
                 {"dtypes", adamas::dtypes()},
                 {"block_tokens", ADAMAS_BLOCK_TOKENS},

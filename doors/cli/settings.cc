@@ -14,11 +14,11 @@
 namespace cli {
 namespace {
 
-constexpr const char* device_environment = "ADAMAS_DEVICE";
+constexpr const char* isa_environment = "ADAMAS_ISA";
 constexpr const char* config_environment = "ADAMAS_CONFIG";
 
-constexpr const char* device_range = "auto | an instruction set";
-constexpr const char* device_meaning = "what the kernels run with";
+constexpr const char* isa_range = "auto | an instruction set";
+constexpr const char* isa_meaning = "what the kernels run with";
 constexpr const char* config_range = "a file";
 constexpr const char* config_meaning =
     "settings in lines name = value, and [layers 0,3-5] for some; flags and variables win over its general lines";
@@ -78,7 +78,7 @@ Settings::Settings(CLI::App& command) {
                          ->group("Settings");
   };
   for (const adamas_setting& setting : adamas::settings()) add(setting.name, setting.range, setting.meaning);
-  add("device", device_range, device_meaning);
+  add("isa", isa_range, isa_meaning);
   add("config", config_range, config_meaning);
 }
 
@@ -90,20 +90,20 @@ adamas::Config Settings::load() {
     if (options_.at(setting.name)->count() > 0) adamas::Config{}.set(setting.name, flags_.at(setting.name));
     carry(setting.name, setting.environment);
   }
-  carry("device", device_environment);
+  carry("isa", isa_environment);
   carry("config", config_environment);
 
   config_ = adamas::Config::from_environment();
   config_.check();
   if (const std::string file = settings_file(); !file.empty()) file_ = adamas::Config{}.load(file);
-  if (const char* device = std::getenv(device_environment)) adamas::force_device(device);
+  if (const char* isa = std::getenv(isa_environment)) adamas::force_isa(isa);
   return config_;
 }
 
 std::string Settings::source(const std::string& name, const std::string& environment) const {
   if (options_.at(name)->count() > 0) return "flag";
   if (std::getenv(environment.c_str()) != nullptr) return "environment";
-  if (name == "device" || config_.get(name) == adamas::Config{}.get(name)) return "default";
+  if (name == "isa" || config_.get(name) == adamas::Config{}.get(name)) return "default";
   if (file_ && config_.get(name) == file_->get(name)) return "file " + settings_file();
   return "preset " + config_.get("preset");
 }
@@ -113,9 +113,9 @@ std::vector<ShownSetting> Settings::shown() const {
   for (const adamas_setting& setting : adamas::settings())
     all.push_back({setting.name, setting.environment, config_.get(setting.name), source(setting.name, setting.environment),
                    setting.range, setting.meaning});
-  const char* device = std::getenv(device_environment);
-  all.push_back({"device", device_environment, device != nullptr ? device : "auto", source("device", device_environment),
-                 device_range, device_meaning});
+  const char* isa = std::getenv(isa_environment);
+  all.push_back(
+      {"isa", isa_environment, isa != nullptr ? isa : "auto", source("isa", isa_environment), isa_range, isa_meaning});
   return all;
 }
 

@@ -37,7 +37,7 @@ void refuse_settings_file(const char* command);
 
 class Settings {
  public:
-  // Adds --budget, --dense-layers, ... , --device and --config to the command.
+  // Adds --budget, --dense-layers, ... , --isa and --config to the command.
   explicit Settings(CLI::App& command);
 
   // Carries the flags into the environment and reads all of it; throws, naming the range, when a value is out of it.

@@ -51,7 +51,8 @@ CachePointer make_cache(int32_t layer, Heads heads, int64_t sequences, int64_t c
                                    .head_dim = static_cast<int32_t>(heads.head_dim),
                                    .sequences = sequences,
                                    .capacity = capacity,
-                                   .rotated = heads.rotated};
+                                   .rotated = heads.rotated,
+                                   .device = ADAMAS_DEVICE_CPU};
   adamas_cache* cache = nullptr;
   adamas_cache_create(&config_of(layer), &params, &cache);  // NULL on an error, whose sentence is the last one
   return CachePointer(cache);
@@ -184,7 +185,8 @@ adamas_plan* Compute::plan_for(const Attention& a) {
                                   .kv_heads = static_cast<int32_t>(a.kv_heads),
                                   .head_dim = static_cast<int32_t>(a.head_dim),
                                   .max_tokens = std::max(p.tokens, a.capacity()),
-                                  .max_threads = std::max(p.threads, threads)};
+                                  .max_threads = std::max(p.threads, threads),
+                                  .device = ADAMAS_DEVICE_CPU};
   adamas_plan* plan = nullptr;
   p.plan.reset();
   if (adamas_plan_create(&settings, &params, &plan) != ADAMAS_OK) return nullptr;

@@ -60,7 +60,7 @@ void print() {
   adamas_config_get(&config(), "estimator", estimator, sizeof estimator);
   adamas_config_get(&config(), "budget", budget, sizeof budget);
   FILE* out = stderr;
-  std::fprintf(out, "\nadamas: policy %s, estimator %s, budget %s, %s\n", policy, estimator, budget, adamas_device_in_use());
+  std::fprintf(out, "\nadamas: policy %s, estimator %s, budget %s, %s\n", policy, estimator, budget, adamas_isa_in_use());
   std::fprintf(out, "  %-34s %12lld\n", "attention steps (one a layer)", static_cast<long long>(t.steps));
   std::fprintf(out, "  %-34s %12lld\n", "query rows, sparse", static_cast<long long>(t.sparse_rows));
   std::fprintf(out, "  %-34s %12lld   visible tokens within the budget or below ADAMAS_MIN_CONTEXT\n",

@@ -93,6 +93,11 @@ typedef enum adamas_preset {
   ADAMAS_PRESET_PAPER = 1    /* as published: thresholds (-10, 0, 10), no centre, manhattan, two dense layers, no sinks */
 } adamas_preset;
 
+typedef enum adamas_device {
+  ADAMAS_DEVICE_CPU = 0,
+  ADAMAS_DEVICE_REFERENCE = 1 /* the definitions in plain loops, in double precision: slow, to compare others with */
+} adamas_device;
+
 typedef enum adamas_rows_mode {
   ADAMAS_ROWS_DECODE = 0, /* doors leave batches of 64 rows and more, prompts, to the engine */
   ADAMAS_ROWS_ALL = 1     /* every query row of a batch makes its own selection */
@@ -144,8 +149,8 @@ static inline adamas_status adamas_config_init(adamas_config* config) {
 ADAMAS_API adamas_status adamas_config_set(adamas_config* config, const char* name, const char* value);
 /* One setting as text; `text` has room for `size` bytes, the end mark included. */
 ADAMAS_API adamas_status adamas_config_get(const adamas_config* config, const char* name, char* text, size_t size);
-/* The file that ADAMAS_CONFIG names, then every ADAMAS_<NAME> of the environment, the preset first, and ADAMAS_DEVICE for
- * adamas_device_force. All or nothing: on an error `config` is unchanged. */
+/* The file that ADAMAS_CONFIG names, then every ADAMAS_<NAME> of the environment, the preset first, and ADAMAS_ISA for
+ * adamas_isa_force. All or nothing: on an error `config` is unchanged. */
 ADAMAS_API adamas_status adamas_config_from_environment(adamas_config* config);
 /* A settings file on top of `config`: lines `name = value`, comments from # on, and sections `[layers 0,3-5]`. With layer -1
  * its general lines; with a layer what the sections say of that layer (budget, share, ...; not what concerns the whole
@@ -157,11 +162,11 @@ ADAMAS_API int32_t adamas_setting_count(void);
 ADAMAS_API adamas_status adamas_setting_describe(int32_t index, adamas_setting* setting);
 
 /* The instruction sets that this machine can run, best first, and the one in use.
- * adamas_device_force: by name ("AVX3_DL", "AVX2", ...; any case) or "auto". Process-wide; call it before steps run. */
-ADAMAS_API int32_t adamas_device_count(void);
-ADAMAS_API const char* adamas_device_name(int32_t index);
-ADAMAS_API const char* adamas_device_in_use(void);
-ADAMAS_API adamas_status adamas_device_force(const char* name);
+ * adamas_isa_force: by name ("AVX3_DL", "AVX2", ...; any case) or "auto". Process-wide; call it before steps run. */
+ADAMAS_API int32_t adamas_isa_count(void);
+ADAMAS_API const char* adamas_isa_name(int32_t index);
+ADAMAS_API const char* adamas_isa_in_use(void);
+ADAMAS_API adamas_status adamas_isa_force(const char* name);
 
 /* The head_dims that are served, ascending: 64, 80, 96, 112, 128, 192, 256. */
 ADAMAS_API int32_t adamas_head_dim_count(void);
@@ -188,6 +193,7 @@ typedef struct adamas_cache_params {
   int64_t sequences; /* independent sequences, 1 or more */
   int64_t capacity;  /* tokens of each sequence, at most 2^31 - 1 */
   int64_t rotated;   /* ADAMAS_ROTATED_KEYS, or 0 */
+  int32_t device;    /* adamas_device, where codes are made and lie; the plan's, too */
 } adamas_cache_params;
 
 /* K or V of every sequence, [sequences, kv_heads, tokens, head_dim]. The memory stays the caller's. */
@@ -233,6 +239,7 @@ typedef struct adamas_plan_params {
   int32_t head_dim;
   int64_t max_tokens;  /* the longest context of a step */
   int32_t max_threads; /* 1 to 512 */
+  int32_t device;      /* adamas_device, where steps run; the cache's, too */
 } adamas_plan_params;
 
 ADAMAS_API adamas_status adamas_plan_create(const adamas_config* config, const adamas_plan_params* params,

@@ -416,6 +416,7 @@ struct CacheParams {
   std::int64_t sequences = 1;
   std::int64_t capacity = 0;  // tokens of each sequence
   std::int64_t rotated = 0;   // ADAMAS_ROTATED_KEYS: the caller has done so
+  std::int32_t device = ADAMAS_DEVICE_CPU;
 };
 
 // Tokens [first, first + count) of a sequence.
@@ -435,7 +436,8 @@ class Cache {
                                             .head_dim = params.head_dim,
                                             .sequences = params.sequences,
                                             .capacity = params.capacity,
-                                            .rotated = params.rotated};
+                                            .rotated = params.rotated,
+                                            .device = params.device};
     adamas_cache* cache = nullptr;
     detail::check(adamas_cache_create(&native_config, &native_params, &cache));
     cache_.reset(cache);
@@ -509,6 +511,7 @@ struct PlanParams {
   std::int32_t head_dim = 0;
   std::int64_t max_tokens = 0;  // the longest context of a step
   std::int32_t max_threads = 1;
+  std::int32_t device = ADAMAS_DEVICE_CPU;  // the cache's
 };
 
 // Attention of `rows` query rows of each of `batch` sequences; adamas_step_params has the formula.
@@ -545,7 +548,8 @@ class Plan {
                                            .kv_heads = params.kv_heads,
                                            .head_dim = params.head_dim,
                                            .max_tokens = params.max_tokens,
-                                           .max_threads = params.max_threads};
+                                           .max_threads = params.max_threads,
+                                           .device = params.device};
     adamas_plan* plan = nullptr;
     detail::check(adamas_plan_create(&native_config, &native_params, &plan));
     plan_.reset(plan);
@@ -638,15 +642,15 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
 inline std::string version() { return adamas_version(); }
 
 // The instruction sets that this machine can run, best first.
-inline std::vector<std::string> devices() {
+inline std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (std::int32_t i = 0; i < adamas_device_count(); ++i) names.emplace_back(adamas_device_name(i));
+  for (std::int32_t i = 0; i < adamas_isa_count(); ++i) names.emplace_back(adamas_isa_name(i));
   return names;
 }
-inline std::string device_in_use() { return adamas_device_in_use(); }
+inline std::string isa_in_use() { return adamas_isa_in_use(); }
 
 // By name, or "auto"; for the whole process, before steps run.
-inline void force_device(const std::string& name) { detail::check(adamas_device_force(name.c_str())); }
+inline void force_isa(const std::string& name) { detail::check(adamas_isa_force(name.c_str())); }
 
 // The head_dims that are served, ascending.
 inline std::vector<std::int32_t> head_dims() {

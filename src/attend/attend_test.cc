@@ -10,8 +10,8 @@ namespace {
 
 using testing::Matrix;
 
-class AttendTest : public testing::OnEveryDevice {};
-ADAMAS_ON_EVERY_DEVICE(AttendTest);
+class AttendTest : public testing::OnEveryIsa {};
+ADAMAS_ON_EVERY_ISA(AttendTest);
 
 struct Case {
   int head_dim;

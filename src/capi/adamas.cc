@@ -10,7 +10,7 @@
 #include "capi/structs.h"
 #include "core/config.h"
 #include "core/config_file.h"
-#include "device/device.h"
+#include "device/isa.h"
 #include "step/cache.h"
 #include "step/step.h"
 
@@ -132,6 +132,7 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
     return invalid("the cache has " + std::to_string(cache.params.kv_heads) + " kv_heads x " +
                    std::to_string(cache.params.head_dim) + ", the plan " + std::to_string(shape.kv_heads) + " x " +
                    std::to_string(shape.head_dim));
+  if (cache.params.device != shape.device) return invalid("the cache and the plan are of different devices");
   if (!same_steps(cache.config, plan.config)) return invalid("the cache and the plan were made with different settings");
   ADAMAS_TRY(check_range(p.threads, 1, shape.max_threads, "threads"));
   ADAMAS_TRY(check_range(p.batch, 0, max_tokens, "batch"));
@@ -227,7 +228,9 @@ adamas_status adamas_config_get(const adamas_config* config, const char* name, c
 adamas_status adamas_config_from_environment(adamas_config* config) {
   return guarded("adamas_config_from_environment", [&]() -> Status {
     ADAMAS_TRY(check_size(config));
-    if (const char* device = std::getenv("ADAMAS_DEVICE")) ADAMAS_TRY(force_device(device));
+    if (std::getenv("ADAMAS_DEVICE") != nullptr)
+      return invalid("ADAMAS_DEVICE is called ADAMAS_ISA now: the instruction set");
+    if (const char* isa = std::getenv("ADAMAS_ISA")) ADAMAS_TRY(force_isa(isa));
     return change(config, [](adamas_config& all) { return from_environment(all); });
   });
 }
@@ -258,24 +261,24 @@ adamas_status adamas_setting_describe(int32_t index, adamas_setting* setting) {
   });
 }
 
-int32_t adamas_device_count(void) { return static_cast<int32_t>(device_names().size()); }
+int32_t adamas_isa_count(void) { return static_cast<int32_t>(isa_names().size()); }
 
-const char* adamas_device_name(int32_t index) {
-  static const std::vector<std::string> names = device_names();
+const char* adamas_isa_name(int32_t index) {
+  static const std::vector<std::string> names = isa_names();
   return index >= 0 && index < static_cast<int32_t>(names.size()) ? names[index].c_str() : "";
 }
 
-const char* adamas_device_in_use(void) {
-  const std::string in_use = device_in_use();
-  for (int32_t i = 0; i < adamas_device_count(); i++)
-    if (in_use == adamas_device_name(i)) return adamas_device_name(i);
+const char* adamas_isa_in_use(void) {
+  const std::string in_use = isa_in_use();
+  for (int32_t i = 0; i < adamas_isa_count(); i++)
+    if (in_use == adamas_isa_name(i)) return adamas_isa_name(i);
   return "";
 }
 
-adamas_status adamas_device_force(const char* name) {
-  return guarded("adamas_device_force", [&]() -> Status {
+adamas_status adamas_isa_force(const char* name) {
+  return guarded("adamas_isa_force", [&]() -> Status {
     ADAMAS_TRY(check_pointer(name, "name"));
-    return force_device(name);
+    return force_isa(name);
   });
 }
 
@@ -302,6 +305,7 @@ adamas_status adamas_cache_create(const adamas_config* config, const adamas_cach
     ADAMAS_TRY(check_range(shape.sequences, 1, max_tokens, "sequences"));
     ADAMAS_TRY(check_range(shape.capacity, 1, max_tokens, "capacity"));
     ADAMAS_TRY(check_range(shape.rotated, 0, ADAMAS_ROTATED_KEYS, "rotated"));
+    ADAMAS_TRY(check_range(shape.device, ADAMAS_DEVICE_CPU, ADAMAS_DEVICE_REFERENCE, "device"));
     *cache = new adamas_cache{Cache(all, shape), make_array<float>(block_tokens * shape.head_dim)};
     return {};
   });
@@ -417,6 +421,7 @@ adamas_status adamas_plan_create(const adamas_config* config, const adamas_plan_
     ADAMAS_TRY(check_head_dim(shape.head_dim));
     ADAMAS_TRY(check_range(shape.max_tokens, 1, max_tokens, "max_tokens"));
     ADAMAS_TRY(check_range(shape.max_threads, 1, max_threads, "max_threads"));
+    ADAMAS_TRY(check_range(shape.device, ADAMAS_DEVICE_CPU, ADAMAS_DEVICE_REFERENCE, "device"));
     *plan = new adamas_plan{Plan(all, shape)};
     return {};
   });

@@ -29,8 +29,8 @@ struct Objects {
   Objects(const Objects&) = delete;
   Objects() {
     config = config_of({{"min_context", "0"}});
-    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256, 0};
-    plan_params = {sizeof plan_params, 4, 2, 64, 256, 2};
+    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CPU};
+    plan_params = {sizeof plan_params, 4, 2, 64, 256, 2, ADAMAS_DEVICE_CPU};
     EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
     EXPECT_EQ(adamas_plan_create(&config, &plan_params, &plan), ADAMAS_OK);
     rows = {memory.data(), ADAMAS_F32, 2 * 64 * 256 * 4, 64 * 256 * 4, 64 * 4};
@@ -102,6 +102,9 @@ TEST(Settings, ComeFromTheEnvironmentAllOrNothing) {
   expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, "ADAMAS_POLICY");
   EXPECT_EQ(config.budget, 64);
   for (const char* name : {"ADAMAS_BUDGET", "ADAMAS_PRESET", "ADAMAS_SINKS", "ADAMAS_POLICY"}) unsetenv(name);
+  setenv("ADAMAS_DEVICE", "avx2", 1);  // of version 0.1
+  expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, "ADAMAS_ISA");
+  unsetenv("ADAMAS_DEVICE");
 }
 
 // A settings file: general lines, sections of layers, and a sentence with the line for everything else.
@@ -310,7 +313,7 @@ TEST(BadInput, ShapesThatAreNotServedSayWhichAre) {
     c.rotated = rotated;
     expect_sentence(adamas_cache_create(&o.config, &c, &cache), ADAMAS_INVALID_ARGUMENT, "rotated");
   }
-  expect_sentence(adamas_device_force("SSE9"), ADAMAS_INVALID_ARGUMENT, "SSE9");
+  expect_sentence(adamas_isa_force("SSE9"), ADAMAS_INVALID_ARGUMENT, "SSE9");
   int64_t count = 0;
   ASSERT_EQ(adamas_step(o.plan, o.cache, &o.p), ADAMAS_OK) << adamas_last_error();
   int64_t one = -1;

@@ -25,7 +25,7 @@ struct Growing<adamas_config> {
 template <>
 struct Growing<adamas_cache_params> {
   static constexpr const char* name = "adamas_cache_params";
-  static constexpr size_t least = offsetof(adamas_cache_params, rotated);
+  static constexpr size_t least = offsetof(adamas_cache_params, device);
   static adamas_cache_params defaults() { return {}; }
 };
 template <>

@@ -25,6 +25,17 @@ inline float tame(float x) {
   return std::clamp(x, -largest_key, largest_key);
 }
 
+// Of a row's bytes.
+inline uint32_t hash(const std::byte* row, int64_t bytes) {
+  uint32_t sum = 0;
+  for (int64_t i = 0; 4 * i < bytes; i++) {
+    uint32_t word = 0;
+    std::memcpy(&word, row + 4 * i, std::min<int64_t>(4, bytes - 4 * i));
+    sum += word * hash_constants[i];
+  }
+  return sum;
+}
+
 inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding,
                                bool rotated = false) {
   BlockCodes out;
@@ -36,12 +47,7 @@ inline BlockCodes encode_block(const Rows& rows, int head_dim, uint64_t live, bo
   for_each_bit(live, [&](int t) {
     for (int d = 0; d < head_dim; d++) x[t * head_dim + d] = tame(load_f32(rows.row(t), rows.dtype, d));
     if (!rotated) rotate(&x[t * head_dim], head_dim);
-    const int64_t bytes = row_bytes(rows.dtype, head_dim);
-    for (int64_t i = 0; 4 * i < bytes; i++) {
-      uint32_t word = 0;
-      std::memcpy(&word, rows.row(t) + 4 * i, std::min<int64_t>(4, bytes - 4 * i));
-      out.hash[t] += word * hash_constants[i];
-    }
+    out.hash[t] = hash(rows.row(t), row_bytes(rows.dtype, head_dim));
   });
 
   const uint64_t counted = rows_that_count(live, first_block);

@@ -10,8 +10,8 @@ namespace {
 
 using testing::Matrix;
 
-class CodesTest : public testing::OnEveryDevice {};
-ADAMAS_ON_EVERY_DEVICE(CodesTest);
+class CodesTest : public testing::OnEveryIsa {};
+ADAMAS_ON_EVERY_ISA(CodesTest);
 
 // A record of its own, filled with garbage first: encoding must set every byte.
 struct OneBlock {

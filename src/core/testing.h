@@ -17,19 +17,19 @@
 
 #include "core/shape.h"
 #include "core/rows.h"
-#include "device/device.h"
+#include "device/isa.h"
 
 namespace adamas::testing {
 
 // Runs the tests of a suite once for each instruction set of the machine, forced by name.
-class OnEveryDevice : public ::testing::TestWithParam<std::string> {
+class OnEveryIsa : public ::testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override { ASSERT_TRUE(force_device(GetParam()).ok()); }
-  void TearDown() override { force_device("auto"); }
+  void SetUp() override { ASSERT_TRUE(force_isa(GetParam()).ok()); }
+  void TearDown() override { force_isa("auto"); }
 };
 
-#define ADAMAS_ON_EVERY_DEVICE(suite)                                                 \
-  INSTANTIATE_TEST_SUITE_P(Cpu, suite, ::testing::ValuesIn(::adamas::device_names()), \
+#define ADAMAS_ON_EVERY_ISA(suite)                                                 \
+  INSTANTIATE_TEST_SUITE_P(Cpu, suite, ::testing::ValuesIn(::adamas::isa_names()), \
                            [](const auto& info) { return info.param; })
 
 inline constexpr DType plain_dtypes[] = {DType::f32, DType::f16, DType::bf16};

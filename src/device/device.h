@@ -1,16 +1,33 @@
-// Which instruction set the kernels run with. Highway compiles every kernel for all of them and picks the best that the
-// machine has; tests and users can force another by its name.
+// A device: where codes are made and rows are attended to. Rows in, results out: what lies between is the device's own
+// business, so that one may fuse what another does in stages. What a device has to keep is the stages' contracts;
+// `reference` is those contracts in plain loops.
 #pragma once
 
-#include <string>
-#include <vector>
+#include <cstdint>
 
-#include "core/status.h"
+#include "codes/codes.h"
 
 namespace adamas {
 
-std::vector<std::string> device_names();  // that this machine can run, best first
-std::string device_in_use();
-Status force_device(const std::string& name);  // "auto" undoes it; any case
+struct Row;
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // As codes/codes.h says.
+  virtual void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate,
+                            const Block& block, float* scratch) const = 0;
+  virtual void encode_mean(const Rows& rows, int head_dim, uint64_t live, bool first_block, int16_t* mean, float* scale,
+                           float* scratch) const = 0;
+
+  // Attention of a row that was looked at (row.view, row.uncoded): out, lse, mass and noise of the step, and plan.results,
+  // which say on entry whether the row is so short that all of it is read. Returns how many of the key rows that were read,
+  // and of plan.slice, are not those that their codes were made from, where row.verify asks for it.
+  virtual int64_t attend(const Row& row, int threads) const = 0;
+};
+
+// Of an adamas_device.
+const Device& device_of(int32_t device);
 
 }  // namespace adamas

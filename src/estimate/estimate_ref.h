@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "codes/codes.h"
@@ -15,11 +16,16 @@ struct Scores {
   std::vector<int16_t> score;  // [blocks, 64]
   double unit = 0;
   double highest_centre = 0;
+  bool offset_clipped = false;
+  float rms = 0, reference = 0;  // of the query; sigma_ref
+  std::vector<double> centre;    // [blocks] c_b
+  std::vector<int16_t> offset;   // [blocks] C_b
 };
 
-// y: the rotated query [head_dim]; every block of [0, blocks) is scored. threshold as in prepare_query.
+// y: the rotated query [head_dim]; the blocks `ids` are scored. threshold as in prepare_query.
 inline Scores estimate(const float* y, int head_dim, Estimator estimator, float threshold, const Codes& codes,
-                       int64_t blocks) {
+                       const std::vector<int32_t>& ids) {
+  const int64_t blocks = int64_t(ids.size());
   float m = 0;
   double squares = 0;
   for (int d = 0; d < head_dim; d++) {
@@ -30,7 +36,12 @@ inline Scores estimate(const float* y, int head_dim, Estimator estimator, float 
   const float rms = float(std::sqrt(squares / head_dim));
   const float t = threshold > 0 ? threshold : threshold_sigmas * rms;
 
-  std::vector<float> sigmas(codes.sigma, codes.sigma + blocks);
+  std::vector<float> sigmas;
+  float rounding = 0;
+  for (int32_t b : ids) {
+    sigmas.push_back(codes.sigma[b]);
+    rounding = std::max(rounding, codes.centre_scale[b]);
+  }
   float reference = *std::max_element(sigmas.begin(), sigmas.end());
   std::vector<int> exponents;
   for (float s : sigmas)
@@ -42,33 +53,38 @@ inline Scores estimate(const float* y, int head_dim, Estimator estimator, float 
   }
 
   Scores out;
-  std::vector<double> centre(blocks);
+  out.rms = rms;
+  out.reference = reference;
+  std::vector<double>& centre = out.centre;
+  centre.resize(blocks);
   for (int64_t b = 0; b < blocks; b++) {
     int64_t sum = 0;
     for (int d = 0; d < head_dim; d++) {
       const int q16 = m > 0 ? int(std::nearbyint(y[d] * (32767.0f / m))) : 0;
-      sum += int64_t(q16) * codes.block(b).centre[d];
+      sum += int64_t(q16) * codes.block(ids[b]).centre[d];
     }
-    centre[b] = double(sum) * (double(m) / 32767.0 * double(codes.centre_scale[b]));
+    centre[b] = double(sum) * (double(m) / 32767.0 * double(codes.centre_scale[ids[b]]));
   }
   const auto [lowest, highest] = std::minmax_element(centre.begin(), centre.end());
   out.highest_centre = *highest;
   out.unit = estimator == Estimator::dot ? double(m) / query_levels * double(level_sigmas) * double(reference)
                                          : double(distance_weight) * double(rms) * double(reference) / distance_scale;
   if (!(out.unit > 0)) {
-    const float rounding = *std::max_element(codes.centre_scale, codes.centre_scale + blocks);
     out.unit = std::max((*highest - *lowest) / 16384.0, double(rms) * std::sqrt(head_dim) * double(rounding));
   }
   if (!(out.unit > 0)) out.unit = flat_unit;
+  out.offset_clipped = (*lowest - *highest) / out.unit < lowest_centre;
 
   for (int64_t b = 0; b < blocks; b++) {
     const int weight =
-        reference > 0 ? int(std::nearbyint(std::min(32767.0, 32767.0 * (double(codes.sigma[b]) / double(reference))))) : 0;
+        reference > 0 ? int(std::nearbyint(std::min(32767.0, 32767.0 * (double(codes.sigma[ids[b]]) / double(reference)))))
+                      : 0;
     const int offset = int(std::nearbyint(std::max(double(lowest_centre), (centre[b] - out.highest_centre) / out.unit)));
+    out.offset.push_back(int16_t(offset));
     for (int token = 0; token < block_tokens; token++) {
       int inner = estimator == Estimator::dot ? 0 : int(std::nearbyint(mean_distance * distance_scale * head_dim));
       for (int d = 0; d < head_dim; d++) {
-        const int code = code_at(codes.block(b), token, d);
+        const int code = code_at(codes.block(ids[b]), token, d);
         if (estimator == Estimator::dot) {
           const int q8 = m > 0 ? int(std::nearbyint(y[d] * (float(query_levels) / m))) : 0;
           inner += q8 * (2 * code - 3);
@@ -81,6 +97,14 @@ inline Scores estimate(const float* y, int head_dim, Estimator estimator, float 
     }
   }
   return out;
+}
+
+// The first blocks of a sequence.
+inline Scores estimate(const float* y, int head_dim, Estimator estimator, float threshold, const Codes& codes,
+                       int64_t blocks) {
+  std::vector<int32_t> ids(blocks);
+  std::iota(ids.begin(), ids.end(), 0);
+  return estimate(y, head_dim, estimator, threshold, codes, ids);
 }
 
 }  // namespace adamas::ref

@@ -11,8 +11,8 @@ namespace {
 
 using testing::Matrix;
 
-class EstimateTest : public testing::OnEveryDevice {};
-ADAMAS_ON_EVERY_DEVICE(EstimateTest);
+class EstimateTest : public testing::OnEveryIsa {};
+ADAMAS_ON_EVERY_ISA(EstimateTest);
 
 struct Encoded {
   Encoded(const Rows& rows, int head_dim, int64_t blocks, Coding coding)

@@ -6,8 +6,8 @@
 namespace adamas {
 namespace {
 
-class Hadamard : public testing::OnEveryDevice {};
-ADAMAS_ON_EVERY_DEVICE(Hadamard);
+class Hadamard : public testing::OnEveryIsa {};
+ADAMAS_ON_EVERY_ISA(Hadamard);
 
 // Each of log2(n) additions and the scaling rounds once: |error| <= (log2(n) + 2) eps |row|.
 TEST_P(Hadamard, IsTheMatrixProductWithinItsBound) {
@@ -29,9 +29,9 @@ TEST_P(Hadamard, GivesTheSameBitsOnEveryInstructionSet) {
     const std::vector<float> given = testing::normal_vector(random, head_dim, 100);
     std::vector<float> here = given, scalar = given;
     rotate(here.data(), head_dim);
-    ASSERT_TRUE(force_device(device_names().back()).ok());
+    ASSERT_TRUE(force_isa(isa_names().back()).ok());
     rotate(scalar.data(), head_dim);
-    ASSERT_TRUE(force_device(GetParam()).ok());
+    ASSERT_TRUE(force_isa(GetParam()).ok());
     EXPECT_EQ(here, scalar) << "head_dim " << head_dim;
   }
 }

@@ -8,8 +8,8 @@
 namespace adamas {
 namespace {
 
-class ListTest : public testing::OnEveryDevice {};
-ADAMAS_ON_EVERY_DEVICE(ListTest);
+class ListTest : public testing::OnEveryIsa {};
+ADAMAS_ON_EVERY_ISA(ListTest);
 
 struct Marked {
   int16_t bound;

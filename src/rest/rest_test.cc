@@ -8,8 +8,8 @@
 namespace adamas {
 namespace {
 
-class RestTest : public testing::OnEveryDevice {};
-ADAMAS_ON_EVERY_DEVICE(RestTest);
+class RestTest : public testing::OnEveryIsa {};
+ADAMAS_ON_EVERY_ISA(RestTest);
 
 TEST_P(RestTest, WeighsAsTheReferenceDoes) {
   std::mt19937 random(1);

@@ -6,8 +6,8 @@
 namespace adamas {
 namespace {
 
-class SelectTest : public testing::OnEveryDevice {};
-ADAMAS_ON_EVERY_DEVICE(SelectTest);
+class SelectTest : public testing::OnEveryIsa {};
+ADAMAS_ON_EVERY_ISA(SelectTest);
 
 void expect_reference(const std::vector<int16_t>& scores, int64_t k) {
   const std::vector<int32_t> expected = ref::select(scores.data(), int64_t(scores.size()), k);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "baselines/quest.h"
+#include "device/device.h"
 
 namespace adamas {
 namespace {
@@ -102,15 +103,18 @@ void Cache::encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, i
       adamas::quest_bounds(rows, params.head_dim, p * quest_page, coded >> (p * quest_page) & 0xFFFF, bounds,
                            bounds + params.head_dim);
   }
-  encode_block(rows, params.head_dim, coded, block == 0, coding_of(config), params.rotated == 0,
-               codes(sequence, kv_head).block(block), scratch);
+  device_of(params.device)
+      .encode_block(rows, params.head_dim, coded, block == 0, coding_of(config), params.rotated == 0,
+                    codes(sequence, kv_head).block(block), scratch);
 }
 
 void Cache::encode_values(const adamas_rows& v, int64_t sequence, int64_t block, int kv_head, float* scratch) {
   if (!(marked_[sequence * blocks_ + block] & values_mark)) return;
   const Means means = this->means(sequence, kv_head);
-  encode_mean(rows_of(v, sequence, kv_head).from(block * block_tokens), params.head_dim, rows_to_encode(sequence, block),
-              block == 0, means.mean + block * params.head_dim, means.scale + block, scratch);
+  device_of(params.device)
+      .encode_mean(rows_of(v, sequence, kv_head).from(block * block_tokens), params.head_dim,
+                   rows_to_encode(sequence, block), block == 0, means.mean + block * params.head_dim, means.scale + block,
+                   scratch);
 }
 
 Codes Cache::codes(int64_t sequence, int kv_head) const {

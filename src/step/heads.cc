@@ -7,48 +7,14 @@
 
 #include "baselines/quest.h"
 #include "list/list.h"
+#include "list/rescale.h"
 #include "select/select.h"
 
 namespace adamas {
 namespace {
 
 constexpr double farthest_weight = 64;  // exponent of an estimate above the highest centre
-constexpr double lightest = 100;        // exponent below the highest estimate at which a float is zero
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-
-double capped(double score, float softcap) { return softcap > 0 ? softcap * std::tanh(score / softcap) : score; }
-
-// Scores anew, for a row with biases or a head whose centres lie too far apart for 16 bits in its own unit: relative to the
-// highest estimate, in a unit that lets `lightest` below it be told apart. estimates: [active, 64], scratch.
-WeightScale rescale(const Row& row, int h, WeightScale e, float* estimates) {
-  Plan& plan = row.plan;
-  const View& view = row.view;
-  const double* centres = plan.centres.get() + h * plan.blocks;
-  const int16_t* offsets = plan.offsets.get() + h * plan.blocks;
-  int16_t* scores = row.scores(h);
-  const double origin = capped(e.highest, e.softcap);
-  constexpr float farthest = 1e30f;  // and NaN stands there, below
-  float top = minus_infinity;
-  for (int64_t i = 0; i < view.active; i++) {
-    const double centre = double(row.scale()) * centres[i] - e.unit * offsets[i];
-    for (int64_t t = i * block_tokens; t < (i + 1) * block_tokens; t++) {
-      estimates[t] = -farthest;
-      if (scores[t] == hidden_score) continue;
-      double estimate = capped(e.unit * scores[t] + centre, e.softcap) - origin;
-      if (view.bias != nullptr)
-        estimate += double(row.slope(h)) * view.bias[view.blocks[i] * block_tokens + t % block_tokens];
-      if (estimate > -double(farthest)) estimates[t] = float(std::min(estimate, double(farthest)));
-      top = std::max(top, estimates[t]);
-    }
-  }
-  const double unit = std::max(e.unit, lightest / always_score);
-  for (int64_t t = 0; t < view.active * block_tokens; t++) {
-    const double units = std::max((double(estimates[t]) - double(top)) / unit, -32767.0);
-    scores[t] = scores[t] == hidden_score ? hidden_score : int16_t((units + round_shift) - round_shift);
-  }
-  const double highest = std::isfinite(top) ? origin + double(top) : origin;
-  return {unit, highest, 0, float(highest)};
-}
 
 // How scores are read as weights, once that is told which codes do not say: biases move scores, hidden tokens are out. So
 // are those that must be in: sinks, recent and fresh ones, whose scores are no estimates.
@@ -60,7 +26,13 @@ WeightScale adjust(const Row& row, int h, HeadScratch& scratch) {
     for_each_bit(~block.visible | block.always, [&](int t) { scores[block.index * block_tokens + t] = hidden_score; });
   }
   WeightScale e{row.scale() * query.unit, row.scale() * query.highest_centre, row.p.softcap, 0};
-  if (row.view.bias != nullptr || query.offset_clipped) return rescale(row, h, e, scratch.estimates.get());
+  if (row.view.bias != nullptr || query.offset_clipped) {
+    const auto moved = [&, slope = double(row.slope(h))](double estimate, int64_t position) {
+      return row.view.bias != nullptr ? estimate + slope * row.view.bias[row.view.token_at(position)] : estimate;
+    };
+    return rescale(e, double(row.scale()), row.plan.centres.get() + h * row.plan.blocks,
+                   row.plan.offsets.get() + h * row.plan.blocks, row.view.active, moved, scratch.estimates.get(), scores);
+  }
   // Relative to the highest centre, unless estimates can stand so far above it that a float cannot hold them.
   const int16_t reference =
       e.unit * query.max_abs_score < farthest_weight ? int16_t{0} : highest_score(scores, row.view.active * block_tokens);

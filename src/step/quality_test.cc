@@ -48,10 +48,10 @@ double share_found(const std::vector<float>& keys, float slow, const char* prese
                              {"max_noise", "0"}})
     EXPECT_EQ(adamas_config_set(&config, name, value), ADAMAS_OK) << adamas_last_error();
   adamas_cache* cache;
-  const adamas_cache_params cache_params{sizeof cache_params, 0, 1, head_dim, 1, tokens, 0};
+  const adamas_cache_params cache_params{sizeof cache_params, 0, 1, head_dim, 1, tokens, 0, ADAMAS_DEVICE_CPU};
   EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
   adamas_plan* plan;
-  const adamas_plan_params plan_params{sizeof plan_params, 1, 1, head_dim, tokens, 2};
+  const adamas_plan_params plan_params{sizeof plan_params, 1, 1, head_dim, tokens, 2, ADAMAS_DEVICE_CPU};
   EXPECT_EQ(adamas_plan_create(&config, &plan_params, &plan), ADAMAS_OK);
 
   std::mt19937 random(2);

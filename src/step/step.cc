@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "baselines/quest.h"
+#include "device/device.h"
 #include "select/select.h"
 #include "step/heads.h"
 
@@ -131,17 +132,12 @@ int64_t attend(Row row, int threads) {
   const bool dense = is_dense(row);
   std::fill(plan.results.begin(), plan.results.end(),
             HeadResult{.reading = dense ? Reading::short_context : Reading::sparse});
-  int64_t stale = 0;
-  if (!dense) {
+  if (!dense && is_coded(plan)) {
     Clock& clock = row.start_clock();
-    if (is_coded(plan)) row.uncoded = find_uncoded(row.view, row.cache, row.sequence, plan.config, plan.uncoded);
+    row.uncoded = find_uncoded(row.view, row.cache, row.sequence, plan.config, plan.uncoded);
     clock.lap(&Times::look);
-    stale = attend_sparse(row, threads);
   }
-  if (std::any_of(plan.results.begin(), plan.results.end(),
-                  [](const HeadResult& result) { return reads_all(result.reading); }))
-    attend_dense(row, threads);
-  return stale;
+  return device_of(plan.params.device).attend(row, threads);
 }
 
 // Row r of the b-th sequence of a step.

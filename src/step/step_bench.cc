@@ -22,7 +22,7 @@ void BM_step(benchmark::State& state, const char* policy) {
   adamas_config_init(&config);
   adamas_config_set(&config, "policy", policy);
   adamas_plan* plan;
-  const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, head_dim, tokens, threads};
+  const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, head_dim, tokens, threads, ADAMAS_DEVICE_CPU};
   adamas_plan_create(&config, &plan_params, &plan);
 
   std::mt19937 random(1);
@@ -48,7 +48,7 @@ void BM_step(benchmark::State& state, const char* policy) {
       for (uint16_t& x : rows->back()) x = uint16_t(0x3000 | (bits(random) & 0x8FFF));  // +-0.125 to 2
     }
     adamas_cache* cache;
-    const adamas_cache_params params{sizeof params, layer, kv_heads, head_dim, 1, tokens, 0};
+    const adamas_cache_params params{sizeof params, layer, kv_heads, head_dim, 1, tokens, 0, ADAMAS_DEVICE_CPU};
     adamas_cache_create(&config, &params, &cache);
     caches.push_back(cache);
   }

@@ -55,8 +55,8 @@ void operator delete(void* p, size_t) noexcept { std::free(p); }
 namespace adamas {
 namespace {
 
-class StepTest : public testing::OnEveryDevice {};
-ADAMAS_ON_EVERY_DEVICE(StepTest);
+class StepTest : public testing::OnEveryIsa {};
+ADAMAS_ON_EVERY_ISA(StepTest);
 
 #define EXPECT_OK(call) EXPECT_EQ(call, ADAMAS_OK) << adamas_last_error()
 #define ASSERT_OK_STEP(fixture, params) \
@@ -108,9 +108,11 @@ struct Fixture {
         random(11) {
     EXPECT_OK(adamas_config_init(&config));
     for (auto [name, value] : s.settings) EXPECT_OK(adamas_config_set(&config, name, value));
-    const adamas_cache_params cache_params{sizeof cache_params, 0, s.kv_heads, s.head_dim, s.sequences, s.tokens, s.rotated};
+    const adamas_cache_params cache_params{sizeof cache_params, 0,        s.kv_heads, s.head_dim,
+                                           s.sequences,         s.tokens, s.rotated,  ADAMAS_DEVICE_CPU};
     EXPECT_OK(adamas_cache_create(&config, &cache_params, &cache));
-    const adamas_plan_params plan_params{sizeof plan_params, s.q_heads, s.kv_heads, s.head_dim, s.tokens, s.threads};
+    const adamas_plan_params plan_params{sizeof plan_params, s.q_heads, s.kv_heads,       s.head_dim,
+                                         s.tokens,           s.threads, ADAMAS_DEVICE_CPU};
     EXPECT_OK(adamas_plan_create(&config, &plan_params, &plan));
     std::normal_distribution<float> normal;
     for (int64_t b = 0; b < s.sequences; b++)

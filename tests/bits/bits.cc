@@ -2,6 +2,7 @@
 // instruction set.
 //
 //   bits              prints a line for every case: its name, and a hash for each instruction set of this machine
+//   bits --devices    runs the smaller cases on the reference device, too, and compares
 //   bits --check FILE compares with lines that were printed before; what differs is told, and the exit status is 1
 //
 // A change that moves code and means to change nothing runs the second. A change that means to change bits prints the file
@@ -208,8 +209,17 @@ void expect(adamas_status status) {
   std::exit(2);
 }
 
-// One case with the instruction set in use: three steps, with what happens to a cache in between. K and V are copies.
-uint32_t run(const Case& c, Memory k, Memory v, Random random) {
+// What the heads of a step gave, for a comparison of devices: of each (sequence, row, head).
+struct Given {
+  std::vector<float> out, lse, mass, noise;
+  std::vector<int64_t> counts;                   // of the step
+  std::vector<std::vector<int64_t>> selections;  // of the last row's heads
+};
+
+// One case with the instruction set in use: three steps, with what happens to a cache in between. K and V are copies. given:
+// [steps], or NULL.
+uint32_t run(const Case& c, Memory k, Memory v, Random random, int32_t device = ADAMAS_DEVICE_CPU,
+             std::vector<Given>* given = nullptr) {
   adamas_config config;
   adamas_config_init(&config);
   for (const Setting& s : c.settings) expect(adamas_config_set(&config, s.name, s.value));
@@ -223,8 +233,8 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
   adamas_cache* cache = nullptr;
   adamas_plan* plan = nullptr;
   const adamas_cache_params cache_params{
-      sizeof cache_params, 2, kv_heads, dim, c.sequences, c.tokens, c.rotated ? ADAMAS_ROTATED_KEYS : 0};
-  const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, dim, c.tokens, 2};
+      sizeof cache_params, 2, kv_heads, dim, c.sequences, c.tokens, c.rotated ? ADAMAS_ROTATED_KEYS : 0, device};
+  const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, dim, c.tokens, 2, device};
   expect(adamas_cache_create(&config, &cache_params, &cache));
   expect(adamas_plan_create(&config, &plan_params, &plan));
   for (int64_t s = 0; s < c.sequences; s++)
@@ -281,6 +291,15 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
     p.verify_rows = c.verify ? 16 : 0;
     p.stats = &stats;
     expect(adamas_step(plan, cache, &p));
+    Given seen;
+    if (given != nullptr)
+      seen = {out,
+              lse,
+              step != 1 ? mass : std::vector<float>{},
+              step != 1 ? noise : std::vector<float>{},
+              {stats.rows_sparse, stats.rows_dense, stats.heads_guarded, stats.heads_widened, stats.blocks_encoded,
+               stats.rows_stale},
+              {}};
     for (float x : out) hash.add(x);
     for (float x : lse) hash.add(x);
     if (step != 1) {
@@ -294,7 +313,9 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
       int64_t count = 0;
       expect(adamas_selection(plan, h, indices.data(), int64_t(indices.size()), &count));
       for (int64_t i = 0; i < count; i++) hash.add(indices[i]);
+      if (given != nullptr) seen.selections.emplace_back(indices.begin(), indices.begin() + count);
     }
+    if (given != nullptr) given->push_back(seen);
     // Between the steps rows change: told, or behind the cache's back.
     if (c.rewritten) {
       const int64_t s = random.below(c.sequences), first = random.below(c.tokens),
@@ -317,18 +338,78 @@ uint32_t run(const Case& c, Memory k, Memory v, Random random) {
 
 constexpr int cases = 300;
 
-std::vector<std::string> device_list() {
+std::vector<std::string> isa_list() {
   std::vector<std::string> names;
-  for (int32_t i = 0; i < adamas_device_count(); i++) names.emplace_back(adamas_device_name(i));
+  for (int32_t i = 0; i < adamas_isa_count(); i++) names.emplace_back(adamas_isa_name(i));
   return names;
 }
 
 }  // namespace
 
+// The same steps on the CPU and on the reference device. Codes are the same bits, and so are noises, guards, and what is
+// selected by a fixed budget; outputs of a fixed budget and of dense steps are within the rounding of f32. Of a list and its
+// rest, estimated weights are within 4% (rest/rest.h), and with them the sum that thresholds follow from: lists may differ
+// at their ends, a log-sum-exp by log(1.04) and what that moves, and outputs by as much of the rest, which is large where
+// `share` is.
+int compare_devices() {
+  int compared = 0, different = 0;
+  double worst = 0, worst_list = 0;
+  for (int number = 0; number < cases; number++) {
+    const Case c = make_case(number);
+    if (c.tokens * c.rows * c.sequences * c.heads.q * c.heads.dim > 6'000'000) continue;  // seconds each
+    Random random(c.seed);
+    const Memory k(c, c.k_dtype, random.one_in(3) ? 6.0f : 0.5f, random), v(c, c.v_dtype, 0.3f, random);
+    std::vector<Given> cpu, reference;
+    run(c, k, v, random, ADAMAS_DEVICE_CPU, &cpu);
+    run(c, k, v, random, ADAMAS_DEVICE_REFERENCE, &reference);
+    std::string why;
+    const auto differ = [&](const std::string& what) {
+      if (why.empty()) why = what;
+    };
+    bool lists = true, floor = false;
+    for (const Setting& s : c.settings) {
+      lists &=
+          std::strcmp(s.name, "budget") != 0 && std::strcmp(s.name, "preset") != 0 && std::strcmp(s.name, "policy") != 0;
+      floor |= std::strcmp(s.name, "min_mass") == 0;
+    }
+    for (size_t step = 0; step < cpu.size(); step++) {
+      const Given &a = cpu[step], &b = reference[step];
+      if (a.noise != b.noise) differ("noise");
+      for (size_t i = 0; i < a.counts.size(); i++)
+        if (a.counts[i] != b.counts[i] && !(lists && i == 5))
+          differ("count " + std::to_string(i) + ": " + std::to_string(a.counts[i]) + ", " + std::to_string(b.counts[i]));
+      if (!lists && !floor && a.selections != b.selections) differ("selections");
+      for (size_t i = 0; i < a.lse.size(); i++) {
+        double far = 0;
+        for (int d = 0; d < c.heads.dim; d++) {
+          const float x = a.out[i * size_t(c.heads.dim) + size_t(d)], y = b.out[i * size_t(c.heads.dim) + size_t(d)];
+          if (std::isnan(x) != std::isnan(y)) differ("NaN");
+          if (!std::isnan(x)) far = std::max(far, double(std::abs(x - y)));
+        }
+        (lists ? worst_list : worst) = std::max(lists ? worst_list : worst, far);
+        if (far > (lists ? 0.1 : 0.005)) differ("out by " + std::to_string(far));
+        if (std::abs(a.lse[i] - b.lse[i]) > (lists ? 0.06 : 0.005))
+          differ("lse " + std::to_string(a.lse[i]) + ", " + std::to_string(b.lse[i]));
+      }
+      for (size_t i = 0; i < a.mass.size(); i++)
+        if (std::isnan(a.mass[i]) != std::isnan(b.mass[i]) ||
+            (!std::isnan(a.mass[i]) && std::abs(a.mass[i] - b.mass[i]) > 0.02))
+          differ("mass " + std::to_string(a.mass[i]) + ", " + std::to_string(b.mass[i]));
+    }
+    compared++;
+    different += !why.empty();
+    if (!why.empty()) std::printf("%s: %s\n", c.name(number).c_str(), why.c_str());
+  }
+  std::printf("bits: %d cases on two devices, %d differ; the farthest outputs %.5f, with lists %.5f\n", compared, different,
+              worst, worst_list);
+  return different > 0 || compared == 0;
+}
+
 int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--devices") == 0) return compare_devices();
   const bool checking = argc == 3 && std::strcmp(argv[1], "--check") == 0;
   if (argc > 1 && !checking) {
-    std::fprintf(stderr, "usage: bits [--check FILE]\n");
+    std::fprintf(stderr, "usage: bits [--devices | --check FILE]\n");
     return 2;
   }
   std::map<std::string, std::string> before;  // of "case / instruction set"
@@ -360,16 +441,16 @@ int main(int argc, char** argv) {
     Random random(c.seed);
     const Memory k(c, c.k_dtype, random.one_in(3) ? 6.0f : 0.5f, random), v(c, c.v_dtype, 0.3f, random);
     std::string line;
-    for (const std::string& device : device_list()) {
-      expect(adamas_device_force(device.c_str()));
+    for (const std::string& isa : isa_list()) {
+      expect(adamas_isa_force(isa.c_str()));
       char hash[16];
       std::snprintf(hash, sizeof hash, "%08x", unsigned(run(c, k, v, random)));
-      line += " " + device + " " + hash;
-      if (const auto known = before.find(name + " / " + device); known != before.end()) {
+      line += " " + isa + " " + hash;
+      if (const auto known = before.find(name + " / " + isa); known != before.end()) {
         compared++;
         if (known->second == hash) continue;
         different++;
-        std::printf("%s / %s: %s, was %s\n", name.c_str(), device.c_str(), hash, known->second.c_str());
+        std::printf("%s / %s: %s, was %s\n", name.c_str(), isa.c_str(), hash, known->second.c_str());
       }
     }
     if (!checking) std::printf("%s |%s\n", name.c_str(), line.c_str());

@@ -49,7 +49,7 @@ class Bench(CommandTest):
         return call("bench", "--model", "m.gguf", *arguments, command=self.command, environment=environment)
 
     def test_every_depth_without_and_with_each_case(self):
-        result = self.bench("--depth", "0,8192", "--budget", "64,128", "--repeat", "2", "--tokens", "16", "--threads", "3", "--device", "scalar", "--json", ADAMAS_SINKS="2")
+        result = self.bench("--depth", "0,8192", "--budget", "64,128", "--repeat", "2", "--tokens", "16", "--threads", "3", "--isa", "scalar", "--json", ADAMAS_SINKS="2")
         self.assertEqual(result.returncode, 0, result.stderr)
         rows = json.loads(result.stdout)
         self.assertEqual([(row["depth"], row["policy"], row["budget"]) for row in rows],
@@ -63,7 +63,7 @@ class Bench(CommandTest):
         arguments, ours = calls[1]
         self.assertEqual(arguments, "-m m.gguf -fa 1 -p 0 -r 1 -o json -t 3 -n 16 -d 0".split())
         self.assertEqual(ours["GGML_BACKEND_PATH"], str(self.folder / "lib/libggml-adamas.so"))
-        self.assertEqual((ours["ADAMAS_SINKS"], ours["ADAMAS_POLICY"], ours["ADAMAS_DEVICE"]), ("2", "adamas", "SCALAR"))
+        self.assertEqual((ours["ADAMAS_SINKS"], ours["ADAMAS_POLICY"], ours["ADAMAS_ISA"]), ("2", "adamas", "SCALAR"))
         self.assertEqual(calls[0][1], {}, "without means without")
 
     def test_table_and_plot(self):

@@ -142,9 +142,9 @@ class Verdicts(CheckTest):
 
 class SelfTest(CheckTest):
     def test_every_policy_preset_and_instruction_set(self):
-        devices = json.loads(call("info", "--json").stdout)["devices"]
+        isas = json.loads(call("info", "--json").stdout)["instruction_sets"]
         for arguments in [["--preset", "paper"], ["--estimator", "manhattan"], ["--share", "0.01"], ["--budget", "1", "--sinks", "0"],
-                          ["--budget", "7", "--recent", "3"], *(["--device", device] for device in devices)]:
+                          ["--budget", "7", "--recent", "3"], *(["--isa", isa] for isa in isas)]:
             with self.subTest(arguments=arguments):
                 self.assertTrue(self.report(model(), "--context", "4096", *arguments)["passed"])
 

@@ -31,7 +31,7 @@ class Usage(CommandTest):
             self.assertIn(f"\n  {kind} ", result.stdout)
             help_text = call("eval", kind, "--help").stdout
             self.assertIn(f"Usage: adamas eval {kind} --model MODEL.gguf", help_text)
-            for setting in ("budget", "policy", "share", "max-noise", "device"):
+            for setting in ("budget", "policy", "share", "max-noise", "isa"):
                 self.assertIn(f"--{setting} ", help_text)
             for other in ("--rows", "--stats"):  # eval's own affair
                 self.assertNotIn(f"{other} ", help_text)
@@ -77,7 +77,7 @@ class Usage(CommandTest):
             (["--share", "0"], ["0.000001 to 1"]),
             (["--sketch", "0"], ["--sketch"]),
             (["--min-mass", "2"], ["0 to 1"]),
-            (["--device", "AVX9"], ["AVX9"]),
+            (["--isa", "AVX9"], ["AVX9"]),
         ]:
             with self.subTest(arguments=arguments):
                 self.assert_fails(call("eval", "perplexity", "--model", "m", "--file", "t", *arguments), 2, *words)

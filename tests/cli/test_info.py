@@ -21,7 +21,7 @@ def setting(document, name):
 class Info(CommandTest):
     def test_machine(self):
         document = info()
-        self.assertIn(document["device_in_use"], document["devices"])
+        self.assertIn(document["instruction_set"], document["instruction_sets"])
         self.assertEqual(document["head_dims"], [64, 80, 96, 112, 128, 192, 256])
         self.assertEqual(document["dtypes"], ["f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl"])
         self.assertIn("\nK and V           f32, f16", call("info").stdout)
@@ -42,15 +42,15 @@ class Info(CommandTest):
             "dense_layers": ("1", "flag"),
             "recent": ("5", "environment"),
             "policy": ("adamas", "default"),
-            "device": ("auto", "default"),
+            "isa": ("auto", "default"),
         }
         for name, (value, source) in expected.items():
             self.assertEqual((setting(document, name)["value"], setting(document, name)["source"]), (value, source), name)
 
     def test_every_instruction_set_can_be_forced(self):
-        for device in info()["devices"]:
-            self.assertEqual(info("--device", device.lower())["device_in_use"], device)
-            self.assertEqual(info(ADAMAS_DEVICE=device)["device_in_use"], device)
+        for isa in info()["instruction_sets"]:
+            self.assertEqual(info("--isa", isa.lower())["instruction_set"], isa)
+            self.assertEqual(info(ADAMAS_ISA=isa)["instruction_set"], isa)
 
 
 class Words(CommandTest):
@@ -103,7 +103,7 @@ class Words(CommandTest):
     def test_other_hostile_settings(self):
         self.assert_fails(call("info", "--policy", "sparse"), 2, "adamas | full | quest | streaming")
         self.assert_fails(call("info", "--sinks", "100", "--recent", "100", "--budget", "128"), 2, "100 + 100", "budget, 128")
-        self.assert_fails(call("info", "--device", "AVX9"), 2, "AVX9", "auto")
+        self.assert_fails(call("info", "--isa", "AVX9"), 2, "AVX9", "auto")
 
 
 class Output(CommandTest):

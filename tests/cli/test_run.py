@@ -56,7 +56,7 @@ class Run(CommandTest):
 
     def test_variables(self):
         _, environment, complaints = self.given(
-            "--budget", "64", "--policy=quest", "--dense-layers", "2", "--device", "auto", "--", "witness", ADAMAS_SINKS="1"
+            "--budget", "64", "--policy=quest", "--dense-layers", "2", "--isa", "auto", "--", "witness", ADAMAS_SINKS="1"
         )
         self.assertEqual(environment.pop("GGML_BACKEND_PATH"), str(self.back_end))
         self.assertEqual(
@@ -65,7 +65,7 @@ class Run(CommandTest):
                 "ADAMAS_BUDGET": "64",
                 "ADAMAS_POLICY": "quest",
                 "ADAMAS_DENSE_LAYERS": "2",
-                "ADAMAS_DEVICE": "auto",
+                "ADAMAS_ISA": "auto",
                 "ADAMAS_SINKS": "1",
             },
         )

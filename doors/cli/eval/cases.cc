@@ -179,7 +179,7 @@ CaseFlags::CaseFlags(CLI::App& command) {
     if (is_of_case(setting.name)) add_list(setting.name, fmt::format("{} ({})", setting.meaning, setting.range));
   add_list(file_flag,
            "settings files, with sections for layers, as `adamas eval tune` writes them; none: without one (FILE | none)");
-  command.add_option("--device", device_, "what the kernels run with (auto | an instruction set)")
+  command.add_option("--isa", isa_, "what the kernels run with (auto | an instruction set)")
       ->type_name("VALUE")
       ->group(group);
 }
@@ -201,8 +201,8 @@ std::vector<std::string> CaseFlags::files() const {
 }
 
 std::vector<Case> CaseFlags::cases() const {
-  if (const char* variable = std::getenv("ADAMAS_DEVICE"); !device_.empty() || variable != nullptr)
-    adamas::force_device(device_.empty() ? variable : device_);
+  if (const char* variable = std::getenv("ADAMAS_ISA"); !isa_.empty() || variable != nullptr)
+    adamas::force_isa(isa_.empty() ? variable : isa_);
 
   check_other_variables();
   auto lists = values_;

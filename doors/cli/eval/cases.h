@@ -45,7 +45,7 @@ Json json_of(const Case& one, const std::vector<Case>& all);
 
 class CaseFlags {
  public:
-  // Adds --policy, --budget, --share, ..., --settings and --device: every setting that a case has.
+  // Adds --policy, --budget, --share, ..., --settings and --isa: every setting that a case has.
   explicit CaseFlags(CLI::App& command);
 
   // What a setting is without a flag or a variable, instead of the library's own.
@@ -64,7 +64,7 @@ class CaseFlags {
 
   std::map<std::string, std::vector<std::string>> values_;  // by the setting's name; empty: not given
   std::map<std::string, std::vector<std::string>> defaults_;
-  std::string device_;
+  std::string isa_;
 };
 
 }  // namespace cli

@@ -108,7 +108,7 @@ void deliver(const EvalOptions& options, const LoadedModel& model, const Json& r
   const Json meta{{"command", options.command},
                   {"version", adamas::version()},
                   {"engine", engine_version()},
-                  {"device", adamas::device_in_use()},
+                  {"instruction_set", adamas::isa_in_use()},
                   {"processor", value_in("/proc/cpuinfo", "model name")},
                   {"threads", options.threads},
                   {"date", now()},

@@ -1,4 +1,4 @@
-#include "device/device.h"
+#include "device/isa.h"
 
 #include <strings.h>
 
@@ -19,7 +19,7 @@ std::vector<int64_t> runnable() {
 
 }  // namespace
 
-std::vector<std::string> device_names() {
+std::vector<std::string> isa_names() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> list;
     for (int64_t target : runnable()) list.push_back(hwy::TargetName(target));
@@ -28,7 +28,7 @@ std::vector<std::string> device_names() {
   return names;
 }
 
-std::string device_in_use() {
+std::string isa_in_use() {
   hwy::ChosenTarget& chosen = hwy::GetChosenTarget();
   if (!chosen.IsInitialized()) chosen.Update(hwy::SupportedTargets());
   const size_t index = chosen.GetIndex();  // in a table that begins with an entry for "not yet chosen"
@@ -37,8 +37,8 @@ std::string device_in_use() {
   return hwy::TargetName(HWY_STATIC_TARGET);
 }
 
-Status force_device(const std::string& name) {
-  const std::vector<std::string> names = device_names();  // before anything is hidden
+Status force_isa(const std::string& name) {
+  const std::vector<std::string> names = isa_names();  // before anything is hidden
   static const std::vector<int64_t> targets = runnable();
   if (strcasecmp(name.c_str(), "auto") == 0) {
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
@@ -52,7 +52,7 @@ Status force_device(const std::string& name) {
     }
     list += ", " + names[i];
   }
-  return invalid("device: '" + name + "' is not among the instruction sets of this machine: auto" + list);
+  return invalid("isa: '" + name + "' is not among the instruction sets of this machine: auto" + list);
 }
 
 }  // namespace adamas
