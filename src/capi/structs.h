@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstring>
 #include <string>
+#include <type_traits>
 
 #include "adamas/adamas.h"
 #include "core/config.h"
@@ -13,61 +14,38 @@
 
 namespace adamas {
 
-// The first field that a caller may lack, and what the fields hold that one lacks.
-template <class Struct>
-struct Growing;
-template <>
-struct Growing<adamas_config> {
-  static constexpr const char* name = "adamas_config";
-  static constexpr size_t least = offsetof(adamas_config, share);
-  static adamas_config defaults() { return default_config(); }
+// What a struct is called, and where the fields begin that a caller may lack.
+struct Growing {
+  const char* name;
+  size_t least;
 };
-template <>
-struct Growing<adamas_cache_params> {
-  static constexpr const char* name = "adamas_cache_params";
-  static constexpr size_t least = offsetof(adamas_cache_params, device);
-  static adamas_cache_params defaults() { return {}; }
-};
-template <>
-struct Growing<adamas_plan_params> {
-  static constexpr const char* name = "adamas_plan_params";
-  static constexpr size_t least = sizeof(adamas_plan_params);
-  static adamas_plan_params defaults() { return {}; }
-};
-template <>
-struct Growing<adamas_step_params> {
-  static constexpr const char* name = "adamas_step_params";
-  static constexpr size_t least = offsetof(adamas_step_params, slopes);
-  static adamas_step_params defaults() { return {}; }
-};
-template <>
-struct Growing<adamas_step_stats> {
-  static constexpr const char* name = "adamas_step_stats";
-  static constexpr size_t least = offsetof(adamas_step_stats, tokens_visible);
-  static adamas_step_stats defaults() { return {}; }
-};
-template <>
-struct Growing<adamas_step_times> {
-  static constexpr const char* name = "adamas_step_times";
-  static constexpr size_t least = offsetof(adamas_step_times, look);
-  static adamas_step_times defaults() { return {}; }
-};
+constexpr Growing growing(const adamas_config*) { return {"adamas_config", offsetof(adamas_config, share)}; }
+constexpr Growing growing(const adamas_cache_params*) {
+  return {"adamas_cache_params", offsetof(adamas_cache_params, device)};
+}
+constexpr Growing growing(const adamas_plan_params*) { return {"adamas_plan_params", sizeof(adamas_plan_params)}; }
+constexpr Growing growing(const adamas_step_params*) { return {"adamas_step_params", offsetof(adamas_step_params, slopes)}; }
+constexpr Growing growing(const adamas_step_stats*) {
+  return {"adamas_step_stats", offsetof(adamas_step_stats, tokens_visible)};
+}
+constexpr Growing growing(const adamas_step_times*) { return {"adamas_step_times", offsetof(adamas_step_times, look)}; }
 
 template <class Struct>
 Status check_size(const Struct* given) {
-  using Of = Growing<Struct>;
-  if (given == nullptr) return invalid(std::string(Of::name) + " is NULL");
-  if (given->struct_size < Of::least || given->struct_size > sizeof(Struct))
-    return invalid(std::string(Of::name) + ".struct_size is " + std::to_string(given->struct_size) + "; it is sizeof(" +
-                   Of::name + "), and this library knows " + std::to_string(Of::least) + " to " +
-                   std::to_string(sizeof(Struct)) + " bytes of it");
+  const auto [name, least] = growing(given);
+  if (given == nullptr) return invalid(std::string(name) + " is NULL");
+  if (given->struct_size < least || given->struct_size > sizeof(Struct))
+    return invalid(std::string(name) + ".struct_size is " + std::to_string(given->struct_size) + "; it is sizeof(" + name +
+                   "), and this library knows " + std::to_string(least) + " to " + std::to_string(sizeof(Struct)) +
+                   " bytes of it");
   return {};
 }
 
 // What the caller gave, and defaults. given: of a right size.
 template <class Struct>
 Struct whole(const Struct* given) {
-  Struct all = Growing<Struct>::defaults();
+  Struct all{};
+  if constexpr (std::is_same_v<Struct, adamas_config>) all = default_config();
   std::memcpy(&all, given, given->struct_size);
   all.struct_size = sizeof all;
   return all;

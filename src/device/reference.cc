@@ -109,7 +109,7 @@ Head estimate_head(const Row& row, int h) {
   Plan& plan = row.plan;
   const int g = h / row.group();
   std::vector<float> y(row.q(h), row.q(h) + row.head_dim());
-  for (float& x : y) x = std::isnan(x) ? 0.0f : std::clamp(x, -largest_key, largest_key);
+  for (float& x : y) x = ref::tame(x);
   if (row.cache.params.rotated == 0) rotate(y.data(), row.head_dim());
   const Codes codes = row.cache.codes(row.sequence, g);
   const std::vector<int32_t> ids(row.view.blocks, row.view.blocks + row.view.active);
@@ -212,7 +212,7 @@ int16_t bound_of(const Row& row, const Head& head, const std::vector<char>& own)
 // A head that did not reach min_mass: from half the share on, and so on.
 int64_t widen(const Row& row, int h, const Head& head, int16_t first_bound) {
   HeadResult& result = row.plan.results[h];
-  const int octave = int(std::clamp(std::log(2.0) / head.scale.unit, 1.0, 65536.0));
+  const int octave = octave_of(head.scale);
   for (int next = first_bound - octave;; next -= octave) {
     const auto bound = int16_t(std::max(next, hidden_score + 1));
     std::vector<char> own(head.scores.size());

@@ -33,6 +33,8 @@ double noise_of(const Query& query, int head_dim, double mean_square_sigma, doub
   return (estimator == Estimator::dot ? distortion : manhattan_distortion) * squares * mean_square_sigma * scale * scale;
 }
 
+int octave_of(const WeightScale& e) { return int(std::clamp(std::log(2.0) / e.unit, 1.0, 65536.0)); }
+
 int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, uint64_t* marked, RankScratch scratch) {
   const double least = std::log(threshold.share) + log_total(head.scale, threshold) - std::sqrt(threshold.noise);
   const int16_t bound = score_reaching(head.scale, least);

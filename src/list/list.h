@@ -57,6 +57,9 @@ struct Threshold {
   int64_t visible;  // tokens
 };
 
+// By how many scores a bound goes down for tokens of half the weight.
+int octave_of(const WeightScale& e);
+
 // Scratch of a selection by rank.
 struct RankScratch {
   int32_t* positions;  // [blocks * 64]

@@ -12,12 +12,6 @@
 
 namespace adamas::ref {
 
-// What a score stands for.
-inline double estimate(const WeightScale& e, int16_t score) {
-  const double s = e.unit * score + e.highest;
-  return e.softcap > 0 ? e.softcap * std::tanh(s / e.softcap) : s;
-}
-
 // log( sum of exp(s^_t) over the scores + exp(always) ), relative to nothing.
 inline double log_total(const HeadEstimates& head, double always) {
   double highest = always;

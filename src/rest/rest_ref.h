@@ -11,11 +11,14 @@
 
 namespace adamas::ref {
 
+// What a score stands for.
+inline double estimate(const WeightScale& e, int16_t score) {
+  const double s = e.unit * score + e.highest;
+  return e.softcap > 0 ? e.softcap * std::tanh(s / e.softcap) : s;
+}
+
 inline double weight(const WeightScale& e, int16_t score) {
-  if (score == hidden_score) return 0;
-  double s = e.unit * score + e.highest;
-  if (e.softcap > 0) s = e.softcap * std::tanh(s / e.softcap);
-  return std::exp(s - double(e.max));
+  return score == hidden_score ? 0 : std::exp(estimate(e, score) - double(e.max));
 }
 
 struct Rest {

@@ -113,7 +113,7 @@ int64_t widen(const Row& row, int h, HeadScratch& scratch) {
   HeadResult& result = plan.results[h];
   HeadCandidates& of = plan.candidates[h];
   const int64_t own = plan.params.kv_heads + h;
-  const int octave = int(std::clamp(std::log(2.0) / of.scale.unit, 1.0, 65536.0));
+  const int octave = octave_of(of.scale);
   int64_t stale = 0;
   for (int bound = of.bound - octave;; bound -= octave) {
     of.bound = int16_t(std::max(bound, hidden_score + 1));

@@ -42,11 +42,11 @@ int64_t encode_changed(const Row& row, int threads) {
   return count * kv_heads;
 }
 
-// The next live rows in turn, `verify_rows` for every row of the step, whose hashes are to be checked: plan.slice.
+// The next live rows in turn, `verify_rows` for every row of the step, whose hashes are to be checked: to plan.slice, which
+// is empty.
 void find_slice(const Row& row) {
   Plan& plan = row.plan;
   int64_t& next = row.cache.next_verified(row.sequence);
-  plan.slice.clear();
   if (!row.verify) return;
   const int64_t tokens = row.view.tokens, wanted = std::min(row.p.verify_rows, tokens) * row.p.rows;
   for (int64_t i = 0; i < std::min(wanted, tokens); i++, next++) {

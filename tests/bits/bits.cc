@@ -209,6 +209,14 @@ void expect(adamas_status status) {
   std::exit(2);
 }
 
+// K and V of a case, and the numbers that follow.
+struct Inputs {
+  explicit Inputs(const Case& c)
+      : random(c.seed), k(c, c.k_dtype, random.one_in(3) ? 6.0f : 0.5f, random), v(c, c.v_dtype, 0.3f, random) {}
+  Random random;
+  Memory k, v;
+};
+
 // What the heads of a step gave, for a comparison of devices: of each (sequence, row, head).
 struct Given {
   std::vector<float> out, lse, mass, noise;
@@ -216,10 +224,10 @@ struct Given {
   std::vector<std::vector<int64_t>> selections;  // of the last row's heads
 };
 
-// One case with the instruction set in use: three steps, with what happens to a cache in between. K and V are copies. given:
-// [steps], or NULL.
-uint32_t run(const Case& c, Memory k, Memory v, Random random, int32_t device = ADAMAS_DEVICE_CPU,
-             std::vector<Given>* given = nullptr) {
+// One case with the instruction set in use: three steps, with what happens to a cache in between. The inputs are a copy.
+// given: [steps], or NULL.
+uint32_t run(const Case& c, Inputs inputs, int32_t device = ADAMAS_DEVICE_CPU, std::vector<Given>* given = nullptr) {
+  auto& [random, k, v] = inputs;
   adamas_config config;
   adamas_config_init(&config);
   for (const Setting& s : c.settings) expect(adamas_config_set(&config, s.name, s.value));
@@ -357,11 +365,10 @@ int compare_devices() {
   for (int number = 0; number < cases; number++) {
     const Case c = make_case(number);
     if (c.tokens * c.rows * c.sequences * c.heads.q * c.heads.dim > 6'000'000) continue;  // seconds each
-    Random random(c.seed);
-    const Memory k(c, c.k_dtype, random.one_in(3) ? 6.0f : 0.5f, random), v(c, c.v_dtype, 0.3f, random);
+    const Inputs inputs(c);
     std::vector<Given> cpu, reference;
-    run(c, k, v, random, ADAMAS_DEVICE_CPU, &cpu);
-    run(c, k, v, random, ADAMAS_DEVICE_REFERENCE, &reference);
+    run(c, inputs, ADAMAS_DEVICE_CPU, &cpu);
+    run(c, inputs, ADAMAS_DEVICE_REFERENCE, &reference);
     std::string why;
     const auto differ = [&](const std::string& what) {
       if (why.empty()) why = what;
@@ -438,13 +445,12 @@ int main(int argc, char** argv) {
   for (int number = 0; number < cases; number++) {
     const Case c = make_case(number);
     const std::string name = c.name(number);
-    Random random(c.seed);
-    const Memory k(c, c.k_dtype, random.one_in(3) ? 6.0f : 0.5f, random), v(c, c.v_dtype, 0.3f, random);
+    const Inputs inputs(c);
     std::string line;
     for (const std::string& isa : isa_list()) {
       expect(adamas_isa_force(isa.c_str()));
       char hash[16];
-      std::snprintf(hash, sizeof hash, "%08x", unsigned(run(c, k, v, random)));
+      std::snprintf(hash, sizeof hash, "%08x", unsigned(run(c, inputs)));
       line += " " + isa + " " + hash;
       if (const auto known = before.find(name + " / " + isa); known != before.end()) {
         compared++;
