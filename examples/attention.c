@@ -45,8 +45,8 @@ int main(void) {
                                                 .max_threads = 1},
                           &plan));
 
-  const adamas_rows keys = {k, ADAMAS_F32, sizeof k, sizeof k[0], sizeof k[0][0]};
-  const adamas_rows values = {v, ADAMAS_F32, sizeof v, sizeof v[0], sizeof v[0][0]};
+  const adamas_rows keys = {k, ADAMAS_F32, sizeof k, sizeof k[0], sizeof k[0][0], NULL, 0};
+  const adamas_rows values = {v, ADAMAS_F32, sizeof v, sizeof v[0], sizeof v[0][0], NULL, 0};
   must(adamas_append(cache, 0, 0, TOKENS, &keys, &values));
 
   adamas_step_stats stats = {.struct_size = sizeof stats};

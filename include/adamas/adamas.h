@@ -36,11 +36,12 @@ extern "C" {
 #endif
 
 #define ADAMAS_VERSION_MAJOR 0
-#define ADAMAS_VERSION_MINOR 1
+#define ADAMAS_VERSION_MINOR 2
 #define ADAMAS_VERSION_PATCH 0
 
-/* Tokens in a block, the unit of codes. The codes of a block that others follow depend on its own rows, and on whether it is
- * its sequence's first: nothing else. */
+/* Tokens in a block, the unit of codes. The codes of a closed block, one that others of its sequence follow, are a pure
+ * function of its own rows and of whether it is its sequence's first. Of a sequence's last block not all rows have codes
+ * yet; they are a function of those that have. */
 #define ADAMAS_BLOCK_TOKENS 64
 /* Rows whose hashes a step may check in turn at no cost that shows: 8192 of them in 512 steps. */
 #define ADAMAS_VERIFY_ROWS 16
@@ -185,6 +186,28 @@ typedef struct adamas_cache adamas_cache;
  * is given in.) */
 #define ADAMAS_ROTATED_KEYS 1
 
+/* One kind of what a cache keeps of blocks: a base, and strides in bytes. */
+typedef struct adamas_code_array {
+  void* data;
+  int64_t stride_block; /* from a place of the pool to the next */
+  int64_t stride_head;  /* from a KV head to the next */
+} adamas_code_array;
+
+/* Memory of the caller's for a cache's codes, as an engine has it that keeps codes inside its own pages. Each array is
+ * [kv_heads, blocks] of what docs/codes.md says; data and strides are multiples of 4, and of 64 the codes are read fastest.
+ * adamas_code_records fills this for blocks that lie each in one piece. */
+typedef struct adamas_code_memory {
+  uint32_t struct_size;           /* sizeof(adamas_code_memory) */
+  adamas_code_array codes;        /* u32 [2, chunks, 64] */
+  adamas_code_array centre;       /* i16 [head_dim] */
+  adamas_code_array hash;         /* u32 [64] */
+  adamas_code_array centre_scale; /* f32 */
+  adamas_code_array sigma;        /* f32 */
+  adamas_code_array mean;         /* i16 [head_dim], with ADAMAS_BUDGET_AUTO */
+  adamas_code_array mean_scale;   /* f32, with ADAMAS_BUDGET_AUTO */
+  adamas_code_array bounds;       /* f32 [4, 2, head_dim], with the policy quest */
+} adamas_code_memory;
+
 typedef struct adamas_cache_params {
   uint32_t struct_size; /* sizeof(adamas_cache_params) */
   int32_t layer;        /* index of the layer in its model, for dense_layers */
@@ -194,26 +217,59 @@ typedef struct adamas_cache_params {
   int64_t capacity;  /* tokens of each sequence, at most 2^31 - 1 */
   int64_t rotated;   /* ADAMAS_ROTATED_KEYS, or 0 */
   int32_t device;    /* adamas_device, where codes are made and lie; the plan's, too */
+  int32_t by_page;   /* 1: codes lie by the pages of K (see adamas_pages); 0: where the cache places them */
+  int64_t blocks;    /* places for blocks of codes, of all sequences together; 0: for as many as they can have */
+  const adamas_code_memory* memory; /* where codes lie, [blocks] places; NULL: in memory of the cache's own */
 } adamas_cache_params;
 
-/* K or V of every sequence, [sequences, kv_heads, tokens, head_dim]. The memory stays the caller's. */
+/* Where the pages of paged rows are: a table of page ids for each sequence. The pages of a sequence hold its tokens in order,
+ * page_tokens each. Ids are checked before anything is read; what the table says of tokens that are not in view is not
+ * looked at.
+ *
+ * With adamas_cache_params.by_page the codes of a block lie by the page that its keys are in: at place
+ * id * page_tokens / 64 + (block within the page). The engine that owns the pages says through its table which sequences
+ * share one, and when one is used again: nothing is told when a page is freed, and adamas_append says which rows were
+ * written. page_tokens is a multiple of 64 then, and a sequence's rows are its first `length` tokens, none left out.
+ * Without it, pages are of any power of two, and codes lie where the cache places them. */
+typedef struct adamas_pages {
+  uint32_t struct_size; /* sizeof(adamas_pages) */
+  int32_t page_tokens;  /* a power of two, 1 to 2^20 */
+  int64_t count;        /* pages there are: ids are below it */
+  const int32_t* table; /* [sequences, pages of a sequence] */
+  int64_t stride;       /* ids from a sequence's row of the table to the next */
+} adamas_pages;
+
+/* K or V of every sequence, [sequences, kv_heads, tokens, head_dim]; or paged, [pages, kv_heads, page_tokens, head_dim]. The
+ * memory stays the caller's. */
 typedef struct adamas_rows {
   const void* data;
-  int32_t dtype; /* adamas_dtype */
-  int64_t stride_sequence;
+  int32_t dtype;           /* adamas_dtype */
+  int64_t stride_sequence; /* unused when there are pages */
   int64_t stride_head;
   int64_t stride_token;
+  const adamas_pages* pages; /* NULL: not paged */
+  int64_t stride_page;
 } adamas_rows;
 
 ADAMAS_API adamas_status adamas_cache_create(const adamas_config* config, const adamas_cache_params* params,
                                              adamas_cache** cache);
 ADAMAS_API void adamas_cache_destroy(adamas_cache* cache);
-/* Memory of the keys' codes, centres and hashes, the values' means and lengths when every token of the capacity is used, in
- * bytes. */
+/* Memory of the keys' codes, centres and hashes, the values' means and lengths when every place is used, in bytes. */
 ADAMAS_API adamas_status adamas_cache_bytes(const adamas_cache* cache, uint64_t* bytes);
+/* Places of the pool that hold a block, and how many there are. A block that sequences share is one. By page the engine knows
+ * which are used: 0. */
+ADAMAS_API adamas_status adamas_cache_places(const adamas_cache* cache, int64_t* used, int64_t* all);
+/* The arrays of a cache of these settings and this shape (kv_heads, head_dim) whose blocks lie each in one piece, at
+ * data + place * stride_block + kv_head * stride_head, in the order of adamas_block_bytes; and the bytes of such a piece.
+ * `memory` or `bytes` may be NULL. */
+ADAMAS_API adamas_status adamas_code_records(const adamas_config* config, const adamas_cache_params* params, void* data,
+                                             int64_t stride_block, int64_t stride_head, adamas_code_memory* memory,
+                                             size_t* bytes);
 
 /* Rows [first, first + count) of a sequence were written: appended, or overwritten. Their blocks are encoded now,
- * from `k` and `v` (all rows of those blocks are read); what is NULL is encoded by the next step. */
+ * from `k` and `v` (all rows of those blocks are read); what is NULL is encoded by the next step. ADAMAS_OUT_OF_RANGE when
+ * the pool has no place for them: nothing changes then, and steps that see such rows read them densely.
+ * By page `k` is needed, for its table, and the rows are the sequence's last. */
 ADAMAS_API adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first, int64_t count,
                                        const adamas_rows* k, const adamas_rows* v);
 /* Rows [length, ...) of a sequence are gone; their values are never looked at again. Re-encodes the block that was cut
@@ -221,10 +277,15 @@ ADAMAS_API adamas_status adamas_append(adamas_cache* cache, int64_t sequence, in
 ADAMAS_API adamas_status adamas_truncate(adamas_cache* cache, int64_t sequence, int64_t length);
 /* Every row of a sequence is gone; of all sequences when `sequence` is -1. */
 ADAMAS_API adamas_status adamas_clear(adamas_cache* cache, int64_t sequence);
+/* Sequence `to`, whatever it was, becomes the first `length` tokens of `from`: a prompt that both begin with, a branch of a
+ * search. Their blocks of codes are shared; a sequence whose rows change gets blocks of its own first. The rows of K and V of
+ * `to` have to be the same ones, copied or in pages that both tables name. Not by page, where the engine's table shares. */
+ADAMAS_API adamas_status adamas_share(adamas_cache* cache, int64_t from, int64_t to, int64_t length);
 /* K changed without adamas_append: every row's codes are made anew when they are next used. */
 ADAMAS_API adamas_status adamas_invalidate(adamas_cache* cache);
 /* The bytes of one block (its keys' codes, then its values' mean where it is kept), as docs/codes.md lays them out: copied
- * to `bytes` (room for `size`), and their number to `*needed`. `bytes` may be NULL to ask for the number. */
+ * to `bytes` (room for `size`), and their number to `*needed`. `bytes` may be NULL to ask for the number. The length that
+ * counts is that of adamas_append. */
 ADAMAS_API adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, int32_t kv_head, int64_t block,
                                             void* bytes, size_t size, size_t* needed);
 

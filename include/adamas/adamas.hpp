@@ -300,6 +300,16 @@ class RowsView {
     return view;
   }
 
+  // Paged: strides of a head and a token inside a page, and from a page to the next. `pages` lives as long as the view.
+  template <Element T>
+  static RowsView paged(const T* data, std::int64_t stride_page, std::int64_t stride_head, std::int64_t stride_token,
+                        const adamas_pages& pages) {
+    RowsView view(data, {0, stride_head, stride_token});
+    view.pages_ = &pages;
+    view.page_stride_ = stride_page;
+    return view;
+  }
+
   bool empty() const { return elements_.data == nullptr; }
 
   // The C view, once the shape is known. `tokens`: how many each sequence has to hold.
@@ -316,14 +326,21 @@ class RowsView {
       strides = tokens_first_ ? RowsStrides{held * kv_heads * head_dim, head_dim, kv_heads * head_dim}
                               : RowsStrides{kv_heads * held * head_dim, held * head_dim, head_dim};
     }
-    return {elements_.data, elements_.dtype, elements_.bytes(strides.sequence), elements_.bytes(strides.head),
-            elements_.bytes(strides.token)};
+    return {elements_.data,
+            elements_.dtype,
+            elements_.bytes(strides.sequence),
+            elements_.bytes(strides.head),
+            elements_.bytes(strides.token),
+            pages_,
+            elements_.bytes(page_stride_)};
   }
 
  private:
   detail::Elements elements_;
   RowsStrides strides_;
   bool tokens_first_ = false;
+  const adamas_pages* pages_ = nullptr;
+  std::int64_t page_stride_ = 0;
 };
 
 // q, from a range: [batch, rows, q_heads, head_dim].
@@ -417,6 +434,9 @@ struct CacheParams {
   std::int64_t capacity = 0;  // tokens of each sequence
   std::int64_t rotated = 0;   // ADAMAS_ROTATED_KEYS: the caller has done so
   std::int32_t device = ADAMAS_DEVICE_CPU;
+  bool by_page = false;     // codes lie by the pages of K
+  std::int64_t blocks = 0;  // places for blocks of codes; 0: for as many as the sequences can have
+  const adamas_code_memory* memory = nullptr;  // where codes lie; nullptr: in the cache's own memory
 };
 
 // Tokens [first, first + count) of a sequence.
@@ -437,7 +457,10 @@ class Cache {
                                             .sequences = params.sequences,
                                             .capacity = params.capacity,
                                             .rotated = params.rotated,
-                                            .device = params.device};
+                                            .device = params.device,
+                                            .by_page = params.by_page ? 1 : 0,
+                                            .blocks = params.blocks,
+                                            .memory = params.memory};
     adamas_cache* cache = nullptr;
     detail::check(adamas_cache_create(&native_config, &native_params, &cache));
     cache_.reset(cache);
@@ -462,14 +485,27 @@ class Cache {
     longest_ = 0;
   }
 
+  // Sequence `to` becomes the first `length` tokens of `from`, whose blocks of codes it shares.
+  void share(std::int64_t from, std::int64_t to, std::int64_t length) { detail::check(adamas_share(get(), from, to, length)); }
+
   // K changed without append: every row's codes are made anew when they are next used.
   void invalidate() { detail::check(adamas_invalidate(get())); }
 
-  // Memory of the codes when every token of the capacity is used.
+  // Memory of the codes when every place is used.
   std::uint64_t bytes() const {
     std::uint64_t bytes = 0;
     detail::check(adamas_cache_bytes(get(), &bytes));
     return bytes;
+  }
+
+  // Places that hold a block, and all there are.
+  struct Places {
+    std::int64_t used, all;
+  };
+  Places places() const {
+    Places places{};
+    detail::check(adamas_cache_places(get(), &places.used, &places.all));
+    return places;
   }
 
   // The codes of one block, as docs/codes.md lays them out.

@@ -25,8 +25,8 @@ HWY_INLINE const T* row_of(const Rows& rows, int64_t token) {
 enum class Reads { list, list_fetched, range };
 
 // Asks for the rows that are needed next, which the machine cannot guess: rows of a list lie anywhere, and rows of a range
-// lie kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end is
-// harmless).
+// lie kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end of the
+// context is harmless, past the end of a table of pages is not).
 HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, int count, Reads reads) {
   const int64_t k_bytes = row_bytes(a.k.dtype, a.head_dim), v_bytes = row_bytes(a.v.dtype, a.head_dim);
   constexpr int ahead = 12;
@@ -35,9 +35,9 @@ HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, 
     if (reads == Reads::list) {
       fetch_row(a.v, tokens[t + i], v_bytes);
       if (t + ahead < count) fetch_row(a.k, tokens[t + ahead + i], k_bytes);
-    } else {
-      fetch_row(a.v, int64_t{tokens[t + i]} + attend_tile, v_bytes);
-      fetch_row(a.k, int64_t{tokens[t + i]} + attend_tile, k_bytes);
+    } else if (const int64_t next = int64_t{tokens[t + i]} + attend_tile; next < a.k.end) {
+      fetch_row(a.v, next, v_bytes);
+      fetch_row(a.k, next, k_bytes);
     }
   }
 }

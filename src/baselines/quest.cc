@@ -71,14 +71,14 @@ uint32_t visible_of_page(const uint64_t* visible, int64_t page) {
 
 }  // namespace
 
-int64_t select_quest(const float* q, int head_dim, const float* bounds, const uint64_t* visible, int64_t blocks,
+int64_t select_quest(const float* q, int head_dim, const QuestBounds& bounds, const uint64_t* visible, int64_t blocks,
                      int64_t budget, float* scores, int32_t* pages, int32_t* tokens) {
   int64_t count = 0;
   constexpr int64_t pages_of_block = block_tokens / quest_page;
   for (int64_t b = 0; b < blocks; b++) {
     if (visible[b] == 0) continue;
     const int64_t first = b * pages_of_block;
-    HWY_DYNAMIC_DISPATCH(PageScores)(q, head_dim, bounds + first * 2 * head_dim, scores + first);
+    HWY_DYNAMIC_DISPATCH(PageScores)(q, head_dim, bounds.of(b), scores + first);
     for (int64_t page = first; page < first + pages_of_block; page++)
       if (visible_of_page(visible, page) != 0) pages[count++] = static_cast<int32_t>(page);
   }

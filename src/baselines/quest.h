@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "codes/layout.h"
 #include "core/rows.h"
 
 namespace adamas {
@@ -18,9 +19,18 @@ inline constexpr int quest_page = 16;
 // counts as 0.
 void quest_bounds(const Rows& rows, int head_dim, int64_t first_token, uint32_t live, float* min, float* max);
 
-// bounds: [pages, 2, head_dim]. visible: [blocks] of 64. scores: scratch [pages]. tokens: room for budget, or 16 when the
-// budget is less. Returns the number of visible tokens of the chosen pages.
-int64_t select_quest(const float* q, int head_dim, const float* bounds, const uint64_t* visible, int64_t blocks,
+// The bounds of every block's four pages.
+struct QuestBounds {
+  PerBlock<float> bounds;  // [4, 2, head_dim]
+  Places places = nullptr;
+
+  float* of(int64_t block) const { return bounds.at(place_of(places, block)); }
+};
+constexpr int64_t quest_block(int head_dim) { return int64_t{block_tokens / quest_page} * 2 * head_dim; }  // floats of a block
+
+// visible: [blocks] of 64. scores: scratch [pages]. tokens: room for budget, or 16 when the budget is less. Returns the
+// number of visible tokens of the chosen pages.
+int64_t select_quest(const float* q, int head_dim, const QuestBounds& bounds, const uint64_t* visible, int64_t blocks,
                      int64_t budget, float* scores, int32_t* pages, int32_t* tokens);
 
 }  // namespace adamas

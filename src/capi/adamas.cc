@@ -1,17 +1,18 @@
 // The C ABI: check, call, return a status; nothing else.
 #include "adamas/adamas.h"
 
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
 
+#include "cache/cache.h"
 #include "capi/structs.h"
 #include "core/config.h"
 #include "core/config_file.h"
 #include "device/isa.h"
-#include "step/cache.h"
 #include "step/step.h"
 
 using namespace adamas;
@@ -110,6 +111,32 @@ Status check_dtype(int32_t dtype, int32_t count, const char* name) {
 }
 constexpr int32_t plain_dtypes = ADAMAS_BF16 + 1;  // not quantised
 
+// Page ids of the tokens [first, end) of a sequence, before anything is read there.
+Status check_page_ids(const adamas_rows& rows, int64_t sequence, int64_t first, int64_t end, const char* name) {
+  if (rows.pages == nullptr) return {};
+  const adamas_pages& pages = *rows.pages;
+  const int32_t* table = pages.table + sequence * pages.stride;
+  for (int64_t i = first / pages.page_tokens; i * pages.page_tokens < end; i++)
+    if (table[i] < 0 || table[i] >= pages.count)
+      return out_of_range(std::string(name) + ": page " + std::to_string(i) + " of sequence " + std::to_string(sequence) +
+                          " is " + std::to_string(table[i]) + ", of " + std::to_string(pages.count) + " pages");
+  return {};
+}
+
+Status check_pages(const adamas_rows& rows, const adamas_cache_params& cache, const char* name) {
+  constexpr int32_t most_tokens = 1 << 20;
+  const adamas_pages& pages = *rows.pages;
+  ADAMAS_TRY(check_size(&pages));
+  ADAMAS_TRY(check_range(pages.page_tokens, 1, most_tokens, "page_tokens"));
+  if (!std::has_single_bit(uint32_t(pages.page_tokens)))
+    return unsupported("page_tokens " + std::to_string(pages.page_tokens) + "; it is a power of two");
+  ADAMAS_TRY(check_range(pages.count, 0, std::numeric_limits<int32_t>::max(), "pages.count"));
+  ADAMAS_TRY(check_pointer(pages.table, "pages.table"));
+  ADAMAS_TRY(check_stride(pages.stride, cache.sequences, "pages.stride"));
+  ADAMAS_TRY(check_stride(rows.stride_page, pages.count, name));
+  return check_stride(rows.stride_token, pages.page_tokens, name);
+}
+
 Status check_rows(const adamas_rows& rows, const adamas_cache_params& cache, const char* name) {
   ADAMAS_TRY(check_pointer(rows.data, name));
   ADAMAS_TRY(check_dtype(rows.dtype, dtype_count, name));
@@ -117,9 +144,38 @@ Status check_rows(const adamas_rows& rows, const adamas_cache_params& cache, con
     return unsupported(std::string(name) + ": head_dim " + std::to_string(cache.head_dim) + " in " +
                        dtype_names[rows.dtype] +
                        ", whose rows are blocks of 32 elements: head_dim has to be a multiple of 32");
-  ADAMAS_TRY(check_stride(rows.stride_sequence, cache.sequences, name));
   ADAMAS_TRY(check_stride(rows.stride_head, cache.kv_heads, name));
+  if (rows.pages != nullptr) return check_pages(rows, cache, name);
+  ADAMAS_TRY(check_stride(rows.stride_sequence, cache.sequences, name));
   return check_stride(rows.stride_token, cache.capacity, name);
+}
+
+// Of codes that lie by page: the pages of K have to be whole blocks, and have places in the pool.
+Status check_keys_by_page(const adamas_rows& k, const adamas_cache_params& cache) {
+  if (cache.by_page == 0) return {};
+  if (k.pages == nullptr) return invalid("codes lie by page, and k has no pages");
+  if (k.pages->page_tokens % block_tokens != 0)
+    return unsupported("page_tokens " + std::to_string(k.pages->page_tokens) + "; codes lie by page, which takes a multiple of " +
+                       std::to_string(block_tokens));
+  if (k.pages->count > cache.blocks / (k.pages->page_tokens / block_tokens))
+    return out_of_range(std::to_string(k.pages->count) + " pages of " + std::to_string(k.pages->page_tokens) +
+                        " tokens need more than the cache's " + std::to_string(cache.blocks) + " blocks");
+  return {};
+}
+
+Status check_memory(const adamas_config& config, const adamas_cache_params& shape) {
+  ADAMAS_TRY(check_size(shape.memory));
+  for (const Kind& kind : kinds_of(config, shape.head_dim)) {
+    if (kind.bytes == 0) continue;
+    const adamas_code_array& array = shape.memory->*kind.array;
+    const std::string name = std::string("memory.") + kind.name;
+    ADAMAS_TRY(check_pointer(array.data, name.c_str()));
+    if (((reinterpret_cast<uintptr_t>(array.data) | uintptr_t(array.stride_block) | uintptr_t(array.stride_head)) & 3) != 0)
+      return invalid(name + ": its data and strides are multiples of 4");
+    ADAMAS_TRY(check_stride(array.stride_block, pool_of(shape), name.c_str()));
+    ADAMAS_TRY(check_stride(array.stride_head, shape.kv_heads, name.c_str()));
+  }
+  return {};
 }
 
 Status check_sequence(const Cache& cache, int64_t sequence) {
@@ -161,6 +217,13 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
   ADAMAS_TRY(check_stride(p.out_stride_head, shape.q_heads, "out_stride_head"));
   ADAMAS_TRY(check_rows(p.k, cache.params, "k"));
   ADAMAS_TRY(check_rows(p.v, cache.params, "v"));
+  ADAMAS_TRY(check_keys_by_page(p.k, cache.params));
+  for (int64_t b = 0; b < p.batch; b++) {
+    const int64_t sequence = p.sequences != nullptr ? p.sequences[b] : b;
+    const int64_t end = cache.rows_end(sequence, p.lengths != nullptr ? p.lengths[b] : cache.length(sequence));
+    ADAMAS_TRY(check_page_ids(p.k, sequence, 0, end, "k"));
+    ADAMAS_TRY(check_page_ids(p.v, sequence, 0, end, "v"));
+  }
   if (!(p.scale >= 0 && p.scale < std::numeric_limits<float>::infinity())) return invalid("scale is negative or not finite");
   if (!(p.softcap >= 0 && p.softcap < std::numeric_limits<float>::infinity()))
     return invalid("softcap is negative or not finite");
@@ -306,6 +369,9 @@ adamas_status adamas_cache_create(const adamas_config* config, const adamas_cach
     ADAMAS_TRY(check_range(shape.capacity, 1, max_tokens, "capacity"));
     ADAMAS_TRY(check_range(shape.rotated, 0, ADAMAS_ROTATED_KEYS, "rotated"));
     ADAMAS_TRY(check_range(shape.device, ADAMAS_DEVICE_CPU, ADAMAS_DEVICE_REFERENCE, "device"));
+    ADAMAS_TRY(check_range(shape.by_page, 0, 1, "by_page"));
+    ADAMAS_TRY(check_range(shape.blocks, shape.by_page, std::numeric_limits<int32_t>::max() - 1, "blocks"));
+    if (shape.memory != nullptr) ADAMAS_TRY(check_memory(all, shape));
     *cache = new adamas_cache{Cache(all, shape), make_array<float>(block_tokens * shape.head_dim)};
     return {};
   });
@@ -322,6 +388,40 @@ adamas_status adamas_cache_bytes(const adamas_cache* cache, uint64_t* bytes) {
   });
 }
 
+adamas_status adamas_cache_places(const adamas_cache* cache, int64_t* used, int64_t* all) {
+  return guarded("adamas_cache_places", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    ADAMAS_TRY(check_pointer(used, "used"));
+    ADAMAS_TRY(check_pointer(all, "all"));
+    *used = cache->cache.blocks.used();
+    *all = cache->cache.blocks.shape().pool;
+    return {};
+  });
+}
+
+adamas_status adamas_code_records(const adamas_config* config, const adamas_cache_params* params, void* data,
+                                  int64_t stride_block, int64_t stride_head, adamas_code_memory* memory, size_t* bytes) {
+  return guarded("adamas_code_records", [&]() -> Status {
+    ADAMAS_TRY(check_size(config));
+    ADAMAS_TRY(check_size(params));
+    const adamas_config all = whole(config);
+    ADAMAS_TRY(check(all));
+    ADAMAS_TRY(check_head_dim(params->head_dim));
+    adamas_code_memory records{};
+    records.struct_size = sizeof records;
+    int64_t total = 0;
+    for (const Kind& kind : kinds_of(all, params->head_dim)) {
+      if (kind.bytes == 0) continue;
+      auto* first = data != nullptr ? static_cast<std::byte*>(data) + total : nullptr;
+      records.*kind.array = {first, stride_block, stride_head};
+      total += kind.bytes;
+    }
+    if (memory != nullptr) *memory = records;
+    if (bytes != nullptr) *bytes = size_t(total);
+    return {};
+  });
+}
+
 adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first, int64_t count, const adamas_rows* k,
                             const adamas_rows* v) {
   return guarded("adamas_append", [&]() -> Status {
@@ -333,8 +433,21 @@ adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first
                           std::to_string(c.params.capacity));
     if (k != nullptr) ADAMAS_TRY(check_rows(*k, c.params, "k"));
     if (v != nullptr) ADAMAS_TRY(check_rows(*v, c.params, "v"));
+    if (c.params.by_page != 0) {
+      if (k == nullptr) return invalid("codes lie by page: k is needed, for its pages");
+      ADAMAS_TRY(check_keys_by_page(*k, c.params));
+    }
     if (count == 0) return {};
-    c.append(sequence, first, count);
+    // Rows of these blocks are read, and by page the table of all that are before.
+    const int64_t begin = c.params.by_page != 0 ? 0 : first / block_tokens * block_tokens;
+    const int64_t end = c.rows_end(sequence, first + count);
+    if (k != nullptr) ADAMAS_TRY(check_page_ids(*k, sequence, begin, end, "k"));
+    if (v != nullptr) ADAMAS_TRY(check_page_ids(*v, sequence, begin, end, "v"));
+    if (!c.blocks.fits(sequence, first, first + count, true))
+      return out_of_range("the cache has no place for these rows: " + std::to_string(c.blocks.used()) + " of its " +
+                          std::to_string(c.blocks.shape().pool) + " blocks are in use");
+    if (k != nullptr) c.place(sequence, *k, first + count);
+    c.blocks.append(sequence, first, count);
     if (k != nullptr)
       encode_marked(c, *k, v, sequence, first / block_tokens, blocks_of(first + count), cache->encode_room.get());
     return {};
@@ -346,7 +459,7 @@ adamas_status adamas_truncate(adamas_cache* cache, int64_t sequence, int64_t len
     ADAMAS_TRY(check_pointer(cache, "cache"));
     ADAMAS_TRY(check_sequence(cache->cache, sequence));
     ADAMAS_TRY(check_range(length, 0, cache->cache.params.capacity, "length"));
-    cache->cache.truncate(sequence, length);
+    cache->cache.blocks.truncate(sequence, length);
     return {};
   });
 }
@@ -355,7 +468,20 @@ adamas_status adamas_clear(adamas_cache* cache, int64_t sequence) {
   return guarded("adamas_clear", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
     if (sequence != -1) ADAMAS_TRY(check_sequence(cache->cache, sequence));
-    cache->cache.clear(sequence);
+    for (int64_t s = 0; s < cache->cache.params.sequences; s++)
+      if (sequence == s || sequence == -1) cache->cache.blocks.truncate(s, 0);
+    return {};
+  });
+}
+
+adamas_status adamas_share(adamas_cache* cache, int64_t from, int64_t to, int64_t length) {
+  return guarded("adamas_share", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    ADAMAS_TRY(check_sequence(cache->cache, from));
+    ADAMAS_TRY(check_sequence(cache->cache, to));
+    if (cache->cache.params.by_page != 0) return unsupported("codes lie by page: the engine's own table says what is shared");
+    ADAMAS_TRY(check_range(length, 0, cache->cache.length(from), "length"));
+    cache->cache.share(from, to, length);
     return {};
   });
 }
@@ -363,7 +489,7 @@ adamas_status adamas_clear(adamas_cache* cache, int64_t sequence) {
 adamas_status adamas_invalidate(adamas_cache* cache) {
   return guarded("adamas_invalidate", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
-    cache->cache.invalidate();
+    cache->cache.blocks.invalidate();
     return {};
   });
 }
@@ -376,30 +502,14 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
     ADAMAS_TRY(check_sequence(c, sequence));
     ADAMAS_TRY(check_range(kv_head, 0, c.params.kv_heads - 1, "kv_head"));
     ADAMAS_TRY(check_range(block, 0, blocks_of(c.length(sequence)) - 1, "block"));
-    const Codes codes = c.codes(sequence, kv_head);
-    const Block b = codes.block(block);
-    const size_t total =
-        b.layout.block_bytes() + 2 * sizeof(float) + (c.has_means() ? b.layout.centre_bytes() + sizeof(float) : 0);
-    if (needed != nullptr) *needed = total;
+    int64_t total = 0;
+    for (const Kind& kind : kinds_of(c.config, c.params.head_dim)) total += kind.bytes;
+    if (needed != nullptr) *needed = size_t(total);
     if (bytes == nullptr) return {};
     if (c.marked(sequence, block) || c.coded(sequence, block) == 0)
       return invalid("block " + std::to_string(block) + " is not encoded yet");
-    if (size < total) return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
-    auto* to = static_cast<std::byte*>(bytes);
-    const auto put = [&](const void* from, size_t count) {
-      std::memcpy(to, from, count);
-      to += count;
-    };
-    put(b.high, b.layout.code_bytes());
-    put(b.centre, b.layout.centre_bytes());
-    put(b.hash, block_tokens * sizeof(uint32_t));
-    put(b.centre_scale, sizeof(float));
-    put(b.sigma, sizeof(float));
-    if (c.has_means()) {
-      const Means means = c.means(sequence, kv_head);
-      put(means.mean + block * c.params.head_dim, b.layout.centre_bytes());
-      put(means.scale + block, sizeof(float));
-    }
+    if (size < size_t(total)) return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
+    c.copy_block(sequence, kv_head, block, static_cast<std::byte*>(bytes));
     return {};
   });
 }

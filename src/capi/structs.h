@@ -21,8 +21,10 @@ struct Growing {
 };
 constexpr Growing growing(const adamas_config*) { return {"adamas_config", offsetof(adamas_config, share)}; }
 constexpr Growing growing(const adamas_cache_params*) {
-  return {"adamas_cache_params", offsetof(adamas_cache_params, device)};
+  return {"adamas_cache_params", offsetof(adamas_cache_params, memory)};
 }
+constexpr Growing growing(const adamas_code_memory*) { return {"adamas_code_memory", sizeof(adamas_code_memory)}; }
+constexpr Growing growing(const adamas_pages*) { return {"adamas_pages", sizeof(adamas_pages)}; }
 constexpr Growing growing(const adamas_plan_params*) { return {"adamas_plan_params", sizeof(adamas_plan_params)}; }
 constexpr Growing growing(const adamas_step_params*) { return {"adamas_step_params", offsetof(adamas_step_params, slopes)}; }
 constexpr Growing growing(const adamas_step_stats*) {

@@ -197,10 +197,10 @@ int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int
       four[j] = rows.row(tokens[std::min(i + j, count - 1)]);
       if (i + j + ahead >= count) continue;
       fetch_row(rows, tokens[i + j + ahead], bytes);
-      __builtin_prefetch(codes.hash + tokens[i + j + ahead], 0, 2);
+      __builtin_prefetch(codes.hash_of(tokens[i + j + ahead]), 0, 2);
     }
     HashFour(four, bytes, hashes);
-    for (int64_t j = 0; j < std::min<int64_t>(4, count - i); j++) stale += hashes[j] != codes.hash[tokens[i + j]];
+    for (int64_t j = 0; j < std::min<int64_t>(4, count - i); j++) stale += hashes[j] != *codes.hash_of(tokens[i + j]);
   }
   return stale;
 }

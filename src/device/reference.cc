@@ -88,7 +88,7 @@ void keep(const Row& row, int h, int64_t list, const Tokens& tokens) {
 // Rows whose bytes are not those that their codes were made from; what has no code has no hash.
 int64_t count_changed(const Row& row, int g, const Tokens& tokens) {
   if (!row.verify) return 0;
-  const Rows keys = rows_of(row.p.k, row.sequence, g);
+  const Rows keys = row.keys(g);
   int64_t changed = 0;
   for (int32_t t : tokens) {
     const int32_t block = t / block_tokens;
@@ -116,7 +116,7 @@ Head estimate_head(const Row& row, int h) {
   const float threshold = coding_of(plan.config) == Coding::paper ? paper_threshold : 0.0f;
   ref::Scores scores = ref::estimate(y.data(), row.head_dim(), row.estimator(), threshold, codes, ids);
   double squares = 0;
-  for (int32_t b : ids) squares += std::pow(double(std::min(codes.sigma[b], scores.reference)), 2);
+  for (int32_t b : ids) squares += std::pow(double(std::min(codes.sigma_of(b), scores.reference)), 2);
   Query query{};
   query.rms = scores.rms;
   HeadResult& result = plan.results[h];
@@ -188,7 +188,7 @@ void write_rest(const Row& row, int h, const List& list, const ref::Rest& rest) 
       out[d] += rest.weights[i] * load_f32(a.v.row(list.tokens[i]), a.v.dtype, d);
     for (int64_t b = 0; b < row.view.active; b++) {
       const int64_t block = row.view.blocks[b];
-      out[d] += rest.means[b] * (double(means.mean[block * row.head_dim() + d]) * double(means.scale[block]));
+      out[d] += rest.means[b] * (double(means.mean_of(block)[d]) * double(*means.scale_of(block)));
     }
   }
   const double sum = rest.listed + rest.rest;

@@ -62,10 +62,10 @@ struct alignas(64) Query {
 void prepare_query(const float* y, int head_dim, Estimator estimator, float threshold, Query& query);
 
 // sigma_ref over the given blocks. blocks: [count], ascending.
-float reference_sigma(const float* sigma, const int32_t* blocks, int64_t count);
+float reference_sigma(const Codes& codes, const int32_t* blocks, int64_t count);
 
 // A_b of the given blocks: weights [count]. All zero when sigma_ref is.
-void block_weights(const float* sigma, const int32_t* blocks, int64_t count, float reference, int16_t* weights);
+void block_weights(const Codes& codes, const int32_t* blocks, int64_t count, float reference, int16_t* weights);
 
 // C_b of the given blocks: offsets [count]; fills query.unit and query.highest_centre. centres: [count], scratch.
 void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks, int64_t count,

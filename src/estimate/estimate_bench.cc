@@ -29,7 +29,7 @@ void BM_scan(benchmark::State& state, Estimator estimator) {
   for (auto _ : state) {
     const Codes codes(reinterpret_cast<std::byte*>(memory.get()) + first * int64_t(layout.block_bytes()), step_blocks,
                       scale.data() + first, sigma.data() + first, layout);
-    block_weights(codes.sigma, blocks.data(), step_blocks, 1, weights.data());
+    block_weights(codes, blocks.data(), step_blocks, 1, weights.data());
     const Query* queries[max_scan_heads];
     const int16_t* offsets_of[max_scan_heads];
     int16_t* scores_to[max_scan_heads];

@@ -80,8 +80,8 @@ struct Dot {
     for (int c = 0; c < chunks(head_dim); c++) {
       Words even[parts], odd[parts];
       for (int p = 0; p < parts; p++) {
-        const auto hi = hn::Load(du, high + c * block_tokens + p * lanes);
-        const auto lo = hn::Load(du, low + c * block_tokens + p * lanes);
+        const auto hi = hn::LoadU(du, high + c * block_tokens + p * lanes);
+        const auto lo = hn::LoadU(du, low + c * block_tokens + p * lanes);
         even[p] = hn::OrAnd(hn::AndNot(evens, hn::Add(hi, hi)), lo, evens);
         odd[p] = hn::OrAnd(hn::AndNot(evens, hi), hn::ShiftRight<1>(lo), evens);
       }
@@ -133,8 +133,8 @@ struct Manhattan {
       for (int p = 0; p < parts; p++) distance[h][p] = hn::Zero(di);
     for (int c = 0; c < chunks(head_dim); c++)
       for (int p = 0; p < parts; p++) {
-        const auto hi = hn::Load(du, high + c * block_tokens + p * lanes);
-        const auto lo = hn::Load(du, low + c * block_tokens + p * lanes);
+        const auto hi = hn::LoadU(du, high + c * block_tokens + p * lanes);
+        const auto lo = hn::LoadU(du, low + c * block_tokens + p * lanes);
         const auto any = hn::Or(hi, lo);
         const auto all = hn::And(hi, lo);
         for (int h = 0; h < H; h++) {
@@ -197,30 +197,32 @@ void CentreProducts(const Query& query, int head_dim, const Codes& codes, const 
                     double* centres) {
   const double scale = static_cast<double>(query.largest) / 32767.0;
   const auto centre_of = [&](double product, int32_t block) {
-    return product * (scale * static_cast<double>(codes.centre_scale[block]));
+    return product * (scale * static_cast<double>(codes.centre_scale_of(block)));
   };
 #if HWY_TARGET == HWY_SCALAR
   for (int64_t i = 0; i < count; i++) {
     int64_t sum = 0;
-    for (int k = 0; k < head_dim; k++) sum += int64_t{query.q16[k]} * codes.block(blocks[i]).centre[k];
+    for (int k = 0; k < head_dim; k++) sum += int64_t{query.q16[k]} * codes.centre_of(blocks[i])[k];
     centres[i] = centre_of(static_cast<double>(sum), blocks[i]);
   }
 #else
   const F32 d;
   const I32 d32;
   const I16 d16;
+  const int lanes = static_cast<int>(hn::Lanes(d16));
   for (int64_t i = 0; i < count; i += 4) {
     Floats upper[4], lower[4];
 #pragma GCC unroll 4
     for (int64_t j = 0; j < 4; j++) {
-      const int16_t* centre = codes.block(blocks[std::min(i + j, count - 1)]).centre;
+      const int16_t* centre = codes.centre_of(blocks[std::min(i + j, count - 1)]);
       fetch_ahead(centre, codes.layout.centre_bytes());
       auto up = hn::Zero(d32), low = hn::Zero(d32);
-      // The last vector may reach beyond head_dim, where q16 is 0 and the next centre, or the first hash, is read.
-      for (int k = 0; k < head_dim; k += static_cast<int>(hn::Lanes(d16))) {
+      for (int k = 0; k < head_dim; k += lanes) {
         auto rest = hn::Zero(d32);
-        const auto pairs = hn::ReorderWidenMulAccumulate(d32, hn::LoadU(d16, query.q16 + k), hn::LoadU(d16, centre + k),
-                                                         hn::Zero(d32), rest);
+        // Half a vector may be left, of head_dim 80 or 112.
+        const auto some =
+            k + lanes <= head_dim ? hn::LoadU(d16, centre + k) : hn::MaskedLoad(hn::FirstN(d16, head_dim - k), d16, centre + k);
+        const auto pairs = hn::ReorderWidenMulAccumulate(d32, hn::LoadU(d16, query.q16 + k), some, hn::Zero(d32), rest);
         for (const auto v : {pairs, rest}) {
           up = hn::Add(up, hn::ShiftRight<16>(v));
           low = hn::Add(low, hn::And(v, hn::Set(d32, 0xFFFF)));
@@ -331,12 +333,12 @@ void prepare_query(const float* y, int head_dim, Estimator estimator, float thre
   }
 }
 
-float reference_sigma(const float* sigma, const int32_t* blocks, int64_t count) {
+float reference_sigma(const Codes& codes, const int32_t* blocks, int64_t count) {
   float largest = 0;
   int32_t histogram[256] = {};
   int32_t positive = 0;
   for (int64_t i = 0; i < count; i++) {
-    const float s = sigma[blocks[i]];
+    const float s = codes.sigma_of(blocks[i]);
     if (s > 0) {
       largest = std::max(largest, s);
       histogram[exponent_of(s) + 127]++;
@@ -349,9 +351,9 @@ float reference_sigma(const float* sigma, const int32_t* blocks, int64_t count) 
   return std::min(largest, std::ldexp(1.0f, std::min(exponent - 127 + 4, 127)));
 }
 
-void block_weights(const float* sigma, const int32_t* blocks, int64_t count, float reference, int16_t* weights) {
+void block_weights(const Codes& codes, const int32_t* blocks, int64_t count, float reference, int16_t* weights) {
   for (int64_t i = 0; i < count; i++) {
-    const double ratio = reference > 0 ? static_cast<double>(sigma[blocks[i]]) / static_cast<double>(reference) : 0.0;
+    const double ratio = reference > 0 ? static_cast<double>(codes.sigma_of(blocks[i])) / static_cast<double>(reference) : 0.0;
     weights[i] = static_cast<int16_t>(round_even(std::min(32767.0, 32767.0 * ratio)));
   }
 }
@@ -368,7 +370,7 @@ void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes&
   // does.
   if (!(unit > 0)) {
     float rounding = 0;
-    for (int64_t i = 0; i < count; i++) rounding = std::max(rounding, codes.centre_scale[blocks[i]]);
+    for (int64_t i = 0; i < count; i++) rounding = std::max(rounding, codes.centre_scale_of(blocks[i]));
     unit = std::max((highest - lowest) / 16384.0,
                     static_cast<double>(query.rms) * std::sqrt(head_dim) * static_cast<double>(rounding));
   }

@@ -39,8 +39,8 @@ inline Scores estimate(const float* y, int head_dim, Estimator estimator, float 
   std::vector<float> sigmas;
   float rounding = 0;
   for (int32_t b : ids) {
-    sigmas.push_back(codes.sigma[b]);
-    rounding = std::max(rounding, codes.centre_scale[b]);
+    sigmas.push_back(codes.sigma_of(b));
+    rounding = std::max(rounding, codes.centre_scale_of(b));
   }
   float reference = *std::max_element(sigmas.begin(), sigmas.end());
   std::vector<int> exponents;
@@ -63,7 +63,7 @@ inline Scores estimate(const float* y, int head_dim, Estimator estimator, float 
       const int q16 = m > 0 ? int(std::nearbyint(y[d] * (32767.0f / m))) : 0;
       sum += int64_t(q16) * codes.block(ids[b]).centre[d];
     }
-    centre[b] = double(sum) * (double(m) / 32767.0 * double(codes.centre_scale[ids[b]]));
+    centre[b] = double(sum) * (double(m) / 32767.0 * double(codes.centre_scale_of(ids[b])));
   }
   const auto [lowest, highest] = std::minmax_element(centre.begin(), centre.end());
   out.highest_centre = *highest;
@@ -77,7 +77,7 @@ inline Scores estimate(const float* y, int head_dim, Estimator estimator, float 
 
   for (int64_t b = 0; b < blocks; b++) {
     const int weight =
-        reference > 0 ? int(std::nearbyint(std::min(32767.0, 32767.0 * (double(codes.sigma[ids[b]]) / double(reference)))))
+        reference > 0 ? int(std::nearbyint(std::min(32767.0, 32767.0 * (double(codes.sigma_of(ids[b])) / double(reference)))))
                       : 0;
     const int offset = int(std::nearbyint(std::max(double(lowest_centre), (centre[b] - out.highest_centre) / out.unit)));
     out.offset.push_back(int16_t(offset));

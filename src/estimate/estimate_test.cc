@@ -40,10 +40,10 @@ std::vector<std::vector<int16_t>> scores_of(const float* y, int head_dim, Estima
                                             const Codes& codes, int64_t blocks, int heads) {
   std::vector<int32_t> all(blocks);
   std::iota(all.begin(), all.end(), 0);
-  const float reference = reference_sigma(codes.sigma, all.data(), blocks);
+  const float reference = reference_sigma(codes, all.data(), blocks);
   std::vector<int16_t> weights(blocks), offsets(blocks);
   std::vector<double> centres(blocks);
-  block_weights(codes.sigma, all.data(), blocks, reference, weights.data());
+  block_weights(codes, all.data(), blocks, reference, weights.data());
   Query query;
   prepare_query(y, head_dim, estimator, threshold, query);
   block_offsets(query, head_dim, estimator, codes, all.data(), blocks, reference, centres.data(), offsets.data());

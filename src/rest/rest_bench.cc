@@ -65,7 +65,7 @@ void BM_add_means(benchmark::State& state) {
   int64_t first = 0;
   for (auto _ : state) {
     std::iota(blocks.begin(), blocks.end(), int32_t(first));
-    add_means({mean.data(), scale.data()}, head_dim, blocks.data(), weight, heads, 128, out);
+    add_means({{mean.data(), head_dim * 2}, {scale.data(), 4}}, head_dim, blocks.data(), weight, heads, 128, out);
     first = (first + 128) % (all - 128);
   }
   bench::rates(state, 128, 128 * head_dim * 2);

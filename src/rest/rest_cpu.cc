@@ -361,7 +361,7 @@ float ScaleSums(float* sums, const uint8_t* has_hidden_rows, int64_t blocks, flo
 
 // H heads at once: a mean is read once. P vectors of dimensions from `start` on stay in registers over all blocks.
 template <int H, int P>
-HWY_INLINE void AddMeansOf(const Means& means, int head_dim, const int32_t* blocks, const float* const* weights,
+HWY_INLINE void AddMeansOf(const Means& means, const int32_t* blocks, const float* const* weights,
                            int64_t count, int start, float* const* outs) {
   const F32 d;
   const I32 di;
@@ -371,8 +371,8 @@ HWY_INLINE void AddMeansOf(const Means& means, int head_dim, const int32_t* bloc
   for (int h = 0; h < H; h++)
     for (int p = 0; p < P; p++) sums[h][p] = hn::LoadU(d, outs[h] + start + p * lanes);
   for (int64_t i = 0; i < count; i++) {
-    const int16_t* mean = means.mean + int64_t{blocks[i]} * head_dim + start;
-    const float scale = means.scale[blocks[i]];
+    const int16_t* mean = means.mean_of(blocks[i]) + start;
+    const float scale = *means.scale_of(blocks[i]);
     Floats x[P];
     for (int p = 0; p < P; p++) x[p] = hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d16, mean + p * lanes)));
     for (int h = 0; h < H; h++) {
@@ -390,8 +390,8 @@ void AddMeansOfHeads(const Means& means, int head_dim, const int32_t* blocks, co
   const int lanes = static_cast<int>(hn::Lanes(F32()));
   int start = 0;
   for (; start + 4 * lanes <= head_dim; start += 4 * lanes)
-    AddMeansOf<H, 4>(means, head_dim, blocks, weights, count, start, outs);
-  for (; start < head_dim; start += lanes) AddMeansOf<H, 1>(means, head_dim, blocks, weights, count, start, outs);
+    AddMeansOf<H, 4>(means, blocks, weights, count, start, outs);
+  for (; start < head_dim; start += lanes) AddMeansOf<H, 1>(means, blocks, weights, count, start, outs);
 }
 
 void AddMeans(const Means& means, int head_dim, const int32_t* blocks, const float* const* weights, int heads, int64_t count,

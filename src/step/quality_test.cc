@@ -48,7 +48,7 @@ double share_found(const std::vector<float>& keys, float slow, const char* prese
                              {"max_noise", "0"}})
     EXPECT_EQ(adamas_config_set(&config, name, value), ADAMAS_OK) << adamas_last_error();
   adamas_cache* cache;
-  const adamas_cache_params cache_params{sizeof cache_params, 0, 1, head_dim, 1, tokens, 0, ADAMAS_DEVICE_CPU};
+  const adamas_cache_params cache_params{sizeof cache_params, 0, 1, head_dim, 1, tokens, 0, ADAMAS_DEVICE_CPU, 0, 0, nullptr};
   EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
   adamas_plan* plan;
   const adamas_plan_params plan_params{sizeof plan_params, 1, 1, head_dim, tokens, 2, ADAMAS_DEVICE_CPU};
@@ -66,7 +66,7 @@ double share_found(const std::vector<float>& keys, float slow, const char* prese
     p.batch = p.rows = 1;
     p.lengths = &tokens;
     p.q = q.data();
-    p.k = p.v = {keys.data(), ADAMAS_F32, 0, 0, head_dim * 4};
+    p.k = p.v = {keys.data(), ADAMAS_F32, 0, 0, head_dim * 4, nullptr, 0};
     p.out = out.data();
     EXPECT_EQ(adamas_step(plan, cache, &p), ADAMAS_OK) << adamas_last_error();
     std::vector<int64_t> selected(128);

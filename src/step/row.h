@@ -17,7 +17,8 @@ struct Row {
   const adamas_step_params& p;
   int64_t batch, row;  // indices into q, out, mask
   int64_t sequence;
-  bool verify;  // the hashes of the key rows that are read
+  bool verify;    // the hashes of the key rows that are read
+  bool unplaced;  // the pool of codes has no place for some of its tokens: it is read densely
   View view;
   Uncoded uncoded;  // of a row that is not dense
 
@@ -38,8 +39,9 @@ struct Row {
   int32_t* tokens_of(int64_t list) const { return plan.tokens.get() + list * plan.selection_capacity; }
   int32_t* positions_of(int64_t list) const { return plan.positions.get() + list * plan.selection_capacity; }
   float* weights(int h) const { return plan.list_weights.get() + h * plan.selection_capacity; }
+  Rows keys(int kv_head) const { return rows_of(p.k, sequence, kv_head, view.tokens); }
   Attention attention(int kv_head) const {
-    return {head_dim(), scale(), p.softcap, rows_of(p.k, sequence, kv_head), rows_of(p.v, sequence, kv_head), view.bias};
+    return {head_dim(), scale(), p.softcap, keys(kv_head), rows_of(p.v, sequence, kv_head, view.tokens), view.bias};
   }
   // A thread's clock, started.
   Clock& start_clock(int thread = 0) const {
@@ -54,7 +56,7 @@ struct Row {
       return (cache.coded(sequence, token / block_tokens) >> token % block_tokens & 1) == 0;
     };
     while (count > 0 && is_fresh(tokens[count - 1])) count--;
-    return adamas::count_stale(rows_of(p.k, sequence, kv_head), head_dim(), cache.codes(sequence, kv_head), tokens, count);
+    return adamas::count_stale(keys(kv_head), head_dim(), cache.codes(sequence, kv_head), tokens, count);
   }
 };
 

@@ -23,11 +23,11 @@ constexpr int64_t scan_blocks = 16;  // blocks of one piece of scanning work: 16
 void prepare_keys(const Row& row, int g) {
   Plan& plan = row.plan;
   const Codes codes = row.cache.codes(row.sequence, g);
-  plan.reference[g] = reference_sigma(codes.sigma, row.view.blocks, row.view.active);
-  block_weights(codes.sigma, row.view.blocks, row.view.active, plan.reference[g], plan.weights.get() + g * plan.blocks);
+  plan.reference[g] = reference_sigma(codes, row.view.blocks, row.view.active);
+  block_weights(codes, row.view.blocks, row.view.active, plan.reference[g], plan.weights.get() + g * plan.blocks);
   double squares = 0;  // one block far beyond the rest must not make the whole head look noisy
   for (int64_t i = 0; i < row.view.active; i++) {
-    const double sigma = std::min(codes.sigma[row.view.blocks[i]], plan.reference[g]);
+    const double sigma = std::min(codes.sigma_of(row.view.blocks[i]), plan.reference[g]);
     squares += sigma * sigma;
   }
   plan.variance[g] = squares / double(std::max<int64_t>(1, row.view.active));
@@ -179,7 +179,7 @@ int64_t read_keys(const Row& row, int g, Part part, Clock& clock) {
   if (part.count == 0) return 0;
   const int32_t* tokens = row.tokens_of(g) + part.first;
   const Codes codes = row.cache.codes(row.sequence, g);
-  for (int64_t i = 0; i < part.count && row.verify; i++) __builtin_prefetch(codes.hash + tokens[i], 0, 2);
+  for (int64_t i = 0; i < part.count && row.verify; i++) __builtin_prefetch(codes.hash_of(tokens[i]), 0, 2);
   for_heads(row, g, [&](const int* heads, int count) {
     const float* queries[max_attend_heads];
     float* scores[max_attend_heads];

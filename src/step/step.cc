@@ -20,7 +20,7 @@ int64_t encode_changed(const Row& row, int threads) {
   Clock& first_clock = row.start_clock();
   const int64_t blocks = blocks_of(row.view.tokens);
   for (int64_t b = 0; b < blocks; b++)
-    if (plan.seen[b] != 0) row.cache.mark_live(row.sequence, b, plan.seen[b]);
+    if (plan.seen[b] != 0) row.cache.blocks.mark_live(row.sequence, b, plan.seen[b]);
   for (int64_t b = 0; b < blocks; b++)
     if (plan.seen[b] != 0 && row.cache.marked(row.sequence, b)) plan.unencoded[count++] = int32_t(b);
   const int kinds = row.cache.has_means() ? 2 : 1;
@@ -118,7 +118,7 @@ void count_heads(const Row& row, adamas_step_stats& stats) {
 
 bool is_dense(const Row& row) {
   const adamas_config& config = row.plan.config;
-  return config.policy == ADAMAS_POLICY_FULL || row.cache.params.layer < config.dense_layers ||
+  return row.unplaced || config.policy == ADAMAS_POLICY_FULL || row.cache.params.layer < config.dense_layers ||
          row.view.visible <= budget_of(config) || row.view.visible < config.min_context;
 }
 
@@ -140,11 +140,18 @@ int64_t attend(Row row, int threads) {
   return device_of(plan.params.device).attend(row, threads);
 }
 
+int64_t sequence_of(const adamas_step_params& p, int64_t b) { return p.sequences != nullptr ? p.sequences[b] : b; }
+int64_t length_of(const adamas_step_params& p, const Cache& cache, int64_t b) {
+  return p.lengths != nullptr ? p.lengths[b] : cache.length(sequence_of(p, b));
+}
+
 // Row r of the b-th sequence of a step.
 Row see(Plan& plan, Cache& cache, const adamas_step_params& p, int64_t b, int64_t r, bool verify) {
-  Row row{plan, cache, p, b, r, p.sequences != nullptr ? p.sequences[b] : b, verify, {}, {}};
+  Row row{plan, cache, p, b, r, sequence_of(p, b), verify, false, {}, {}};
   Clock& clock = row.start_clock();
-  row.view = find_visible(p, b, r, p.lengths != nullptr ? p.lengths[b] : cache.length(row.sequence), plan.view);
+  const int64_t length = length_of(p, cache, b);
+  row.view = find_visible(p, b, r, length, plan.view);
+  row.unplaced = is_coded(plan) && !cache.blocks.fits(row.sequence, 0, length, false);
   clock.lap(&Times::look);
   return row;
 }
@@ -181,6 +188,7 @@ int64_t attend_rows(const Row& last, adamas_step_stats& stats) {
 }
 
 void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64_t b, adamas_step_stats& stats) {
+  cache.place(sequence_of(params, b), params.k, length_of(params, cache, b));
   std::fill_n(plan.seen.get(), plan.blocks, uint64_t{0});
   const auto see_row = [&](int64_t r) {
     const Row row = see(plan, cache, params, b, r, params.verify != 0);
@@ -199,7 +207,7 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
     clock.lap(&Times::check);
   }
   const auto reencode_all = [&](int64_t stale) {  // keys changed behind our back
-    cache.invalidate();
+    cache.blocks.invalidate();
     stats.blocks_encoded += encode_changed(last, params.threads);
     stats.rows_stale += stale;
     plan.slice.clear();

@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "attend/softmax_state.h"
+#include "cache/cache.h"
 #include "core/memory.h"
 #include "estimate/estimate.h"
 #include "rest/rest.h"
-#include "step/cache.h"
 #include "step/clock.h"
 #include "step/view.h"
 

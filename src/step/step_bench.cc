@@ -48,14 +48,14 @@ void BM_step(benchmark::State& state, const char* policy) {
       for (uint16_t& x : rows->back()) x = uint16_t(0x3000 | (bits(random) & 0x8FFF));  // +-0.125 to 2
     }
     adamas_cache* cache;
-    const adamas_cache_params params{sizeof params, layer, kv_heads, head_dim, 1, tokens, 0, ADAMAS_DEVICE_CPU};
+    const adamas_cache_params params{sizeof params, layer, kv_heads, head_dim, 1, tokens, 0, ADAMAS_DEVICE_CPU, 0, 0, nullptr};
     adamas_cache_create(&config, &params, &cache);
     caches.push_back(cache);
   }
   int layer = 0;
   for (auto _ : state) {
-    p.k = {keys[layer].data(), ADAMAS_F16, 0, head_dim * 2, row_bytes};
-    p.v = {values[layer].data(), ADAMAS_F16, 0, head_dim * 2, row_bytes};
+    p.k = {keys[layer].data(), ADAMAS_F16, 0, head_dim * 2, row_bytes, nullptr, 0};
+    p.v = {values[layer].data(), ADAMAS_F16, 0, head_dim * 2, row_bytes, nullptr, 0};
     adamas_append(caches[layer], 0, tokens - 1, 1, nullptr, nullptr);  // the token that a decoding step brings
     if (adamas_step(plan, caches[layer], &p) != ADAMAS_OK) state.SkipWithError(adamas_last_error());
     layer = (layer + 1) % layers;

@@ -16,7 +16,6 @@
 #include "estimate/estimate_ref.h"
 #include "rest/rest_ref.h"
 #include "select/select_ref.h"
-#include "step/cache.h"
 #include "list/list.h"
 
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // the pair below is one
@@ -74,7 +73,7 @@ struct Cached {
   void set(int64_t s, int64_t t, int g, int d, float x) {
     testing::store(bytes.data() + s * stride_sequence + t * stride_token + g * stride_head, dtype, d, x);
   }
-  adamas_rows view() const { return {bytes.data(), int32_t(dtype), stride_sequence, stride_head, stride_token}; }
+  adamas_rows view() const { return {bytes.data(), int32_t(dtype), stride_sequence, stride_head, stride_token, nullptr, 0}; }
   int head_dim;
   DType dtype;
   int64_t stride_head, stride_token, stride_sequence;
@@ -109,7 +108,7 @@ struct Fixture {
     EXPECT_OK(adamas_config_init(&config));
     for (auto [name, value] : s.settings) EXPECT_OK(adamas_config_set(&config, name, value));
     const adamas_cache_params cache_params{sizeof cache_params, 0,        s.kv_heads, s.head_dim,
-                                           s.sequences,         s.tokens, s.rotated,  ADAMAS_DEVICE_CPU};
+                                           s.sequences,         s.tokens, s.rotated,  ADAMAS_DEVICE_CPU, 0, 0, nullptr};
     EXPECT_OK(adamas_cache_create(&config, &cache_params, &cache));
     const adamas_plan_params plan_params{sizeof plan_params, s.q_heads, s.kv_heads,       s.head_dim,
                                          s.tokens,           s.threads, ADAMAS_DEVICE_CPU};
@@ -167,8 +166,8 @@ struct Fixture {
     return {setup.head_dim,
             p.scale != 0 ? p.scale : 1 / std::sqrt(float(setup.head_dim)),
             p.softcap,
-            rows_of(p.k, sequence, g),
-            rows_of(p.v, sequence, g),
+            rows_of(p.k, sequence, g, setup.tokens),
+            rows_of(p.v, sequence, g, setup.tokens),
             bias.empty() ? nullptr : bias.data()};
   }
   // Every head of the last row equals reference attention over `tokens(h)`.
@@ -213,7 +212,7 @@ struct ReferenceCodes {
         scale(blocks),
         sigma(blocks) {
     for (int64_t b = 0; b < blocks; b++) {
-      const Rows rows = rows_of(f.k.view(), 0, g).from(b * block_tokens);
+      const Rows rows = rows_of(f.k.view(), 0, g, f.setup.tokens).from(b * block_tokens);
       const ref::BlockCodes made =
           ref::encode_block(rows, layout.head_dim, bits_between(0, tokens - b * block_tokens), b == 0, Coding::by_block);
       const Block to = codes().block(b);
@@ -942,7 +941,7 @@ TEST_P(StepTest, StreamingAndQuestSelectWhatTheyPromise) {
   p = quest.params(1, 1);
   p.lengths = &length;
   ASSERT_OK_STEP(quest, p);
-  const Rows rows = rows_of(quest.k.view(), 0, 1);
+  const Rows rows = rows_of(quest.k.view(), 0, 1, quest.setup.tokens);
   std::vector<std::pair<float, int>> pages;
   for (int page = 0; page < 62; page++) {  // the last, of 8 tokens, is kept anyway
     double bound = 0;
@@ -967,7 +966,7 @@ TEST_P(StepTest, StreamingAndQuestSelectWhatTheyPromise) {
 }
 
 double exact_score(const Fixture& f, int h, int64_t token) {
-  const Rows rows = rows_of(f.k.view(), 0, h * f.setup.kv_heads / f.setup.q_heads);
+  const Rows rows = rows_of(f.k.view(), 0, h * f.setup.kv_heads / f.setup.q_heads, f.setup.tokens);
   double sum = 0;
   for (int d = 0; d < f.setup.head_dim; d++)
     sum += double(f.q[h * f.setup.head_dim + d]) * load_f32(rows.row(token), rows.dtype, d);
@@ -1028,7 +1027,7 @@ struct ReferenceList {
                         blocks_of(tokens)};
     const ref::Rest rest = ref::rest(list, scores.score, list_scores);
     out.assign(head_dim, 0);
-    const Rows v = rows_of(f.v.view(), 0, g);
+    const Rows v = rows_of(f.v.view(), 0, g, f.setup.tokens);
     for (size_t i = 0; i < selected.size(); i++)
       for (int d = 0; d < head_dim; d++) out[d] += rest.weights[i] * load_f32(v.row(selected[i]), v.dtype, d);
     for (int64_t b = 0; b < blocks_of(tokens); b++) {

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "cache/cache.h"
 #include "core/rows.h"
-#include "step/cache.h"
 
 namespace adamas {
 namespace {

@@ -3,9 +3,10 @@
 //
 //   bits              prints a line for every case: its name, and a hash for each instruction set of this machine
 //   bits --devices    runs the smaller cases on the reference device, too, and compares
+//   bits --pages      runs all cases with K and V in pages, too, and compares
 //   bits --check FILE compares with lines that were printed before; what differs is told, and the exit status is 1
 //
-// A change that moves code and means to change nothing runs the second. A change that means to change bits prints the file
+// A change that moves code and means to change nothing runs the last. A change that means to change bits prints the file
 // anew, and its commit says which and why. Hashes hold for one compiler, one Highway and one C library (their exp and their
 // order of sums): the file's first line names them, and under others nothing is compared.
 #include <gnu/libc-version.h>
@@ -17,6 +18,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -191,16 +193,46 @@ class Memory {
     for (int d = 0; d < heads_.dim; d++) row[d] = adamas::load_f32(at(s, g, t), dtype_, d);
     return row;
   }
-  adamas_rows view() { return {bytes_.data(), int32_t(dtype_), heads_.kv * tokens_ * row_, tokens_ * row_, row_}; }
+  adamas_rows view() {
+    if (pages_.page_tokens == 0)
+      return {bytes_.data(), int32_t(dtype_), heads_.kv * tokens_ * row_, tokens_ * row_, row_, nullptr, 0};
+    pages_.table = table_.data();
+    return {bytes_.data(), int32_t(dtype_), 0, pages_.page_tokens * row_, row_, &pages_, page_bytes()};
+  }
+  // The same rows in pages that lie anywhere, some of them nobody's.
+  void divide(int32_t page_tokens, Random& random) {
+    const int64_t sequences = int64_t(bytes_.size()) / (heads_.kv * tokens_ * row_);
+    const int64_t of_sequence = (tokens_ + page_tokens - 1) / page_tokens;
+    const std::vector<std::byte> rows = bytes_;
+    pages_ = {sizeof pages_, page_tokens, sequences * of_sequence + 7, nullptr, of_sequence + 2};
+    std::vector<int32_t> ids(size_t(pages_.count));
+    std::iota(ids.begin(), ids.end(), 0);
+    for (size_t i = ids.size() - 1; i > 0; i--) std::swap(ids[i], ids[size_t(random.below(int64_t(i) + 1))]);
+    table_.assign(size_t(sequences * pages_.stride), -7);  // what is behind a sequence's pages is nobody's business
+    for (int64_t s = 0, next = 0; s < sequences; s++)
+      for (int64_t i = 0; i < of_sequence; i++) table_[size_t(s * pages_.stride + i)] = ids[size_t(next++)];
+    bytes_.assign(size_t(pages_.count * page_bytes()), std::byte{0xFF});  // NaN, where somebody looks beside the rows
+    const std::byte* row = rows.data();
+    for (int64_t s = 0; s < sequences; s++)
+      for (int g = 0; g < heads_.kv; g++)
+        for (int64_t t = 0; t < tokens_; t++, row += row_) std::memcpy(at(s, g, t), row, size_t(row_));
+  }
 
  private:
-  std::byte* at(int64_t s, int g, int64_t t) { return bytes_.data() + ((s * heads_.kv + g) * tokens_ + t) * row_; }
+  int64_t page_bytes() const { return heads_.kv * pages_.page_tokens * row_ + 32; }
+  std::byte* at(int64_t s, int g, int64_t t) {
+    if (pages_.page_tokens == 0) return bytes_.data() + ((s * heads_.kv + g) * tokens_ + t) * row_;
+    return bytes_.data() + table_[size_t(s * pages_.stride + t / pages_.page_tokens)] * page_bytes() +
+           (g * pages_.page_tokens + t % pages_.page_tokens) * row_;
+  }
 
   Heads heads_;
   int64_t tokens_;
   DType dtype_;
   int64_t row_;
   std::vector<std::byte> bytes_;
+  adamas_pages pages_{};  // page_tokens 0: not paged
+  std::vector<int32_t> table_;
 };
 
 void expect(adamas_status status) {
@@ -241,7 +273,7 @@ uint32_t run(const Case& c, Inputs inputs, int32_t device = ADAMAS_DEVICE_CPU, s
   adamas_cache* cache = nullptr;
   adamas_plan* plan = nullptr;
   const adamas_cache_params cache_params{
-      sizeof cache_params, 2, kv_heads, dim, c.sequences, c.tokens, c.rotated ? ADAMAS_ROTATED_KEYS : 0, device};
+      sizeof cache_params, 2, kv_heads, dim, c.sequences, c.tokens, c.rotated ? ADAMAS_ROTATED_KEYS : 0, device, 0, 0, nullptr};
   const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, dim, c.tokens, 2, device};
   expect(adamas_cache_create(&config, &cache_params, &cache));
   expect(adamas_plan_create(&config, &plan_params, &plan));
@@ -354,7 +386,7 @@ std::vector<std::string> isa_list() {
 
 }  // namespace
 
-// The same steps on the CPU and on the reference device. Codes are the same bits, and so are noises, guards, and what is
+// The same steps on the CPU and, in pages, on the reference device. Codes are the same bits, and so are noises, guards, and what is
 // selected by a fixed budget; outputs of a fixed budget and of dense steps are within the rounding of f32. Of a list and its
 // rest, estimated weights are within 4% (rest/rest.h), and with them the sum that thresholds follow from: lists may differ
 // at their ends, a log-sum-exp by log(1.04) and what that moves, and outputs by as much of the rest, which is large where
@@ -362,13 +394,17 @@ std::vector<std::string> isa_list() {
 int compare_devices() {
   int compared = 0, different = 0;
   double worst = 0, worst_list = 0;
+  Random random(78);
   for (int number = 0; number < cases; number++) {
     const Case c = make_case(number);
     if (c.tokens * c.rows * c.sequences * c.heads.q * c.heads.dim > 6'000'000) continue;  // seconds each
     const Inputs inputs(c);
     std::vector<Given> cpu, reference;
     run(c, inputs, ADAMAS_DEVICE_CPU, &cpu);
-    run(c, inputs, ADAMAS_DEVICE_REFERENCE, &reference);
+    Inputs paged = inputs;  // rows lie elsewhere, and are the same
+    paged.k.divide(random.of({16, 64}), random);
+    paged.v.divide(random.of({16, 64}), random);
+    run(c, paged, ADAMAS_DEVICE_REFERENCE, &reference);
     std::string why;
     const auto differ = [&](const std::string& what) {
       if (why.empty()) why = what;
@@ -412,11 +448,30 @@ int compare_devices() {
   return different > 0 || compared == 0;
 }
 
+// The same steps with K and V in pages: the same bits.
+int compare_pages() {
+  int different = 0;
+  Random random(77);
+  for (int number = 0; number < cases; number++) {
+    const Case c = make_case(number);
+    const Inputs inputs(c);
+    Inputs paged = inputs;
+    paged.k.divide(random.of({1, 16, 32, 64, 128}), random);
+    paged.v.divide(random.of({16, 32, 64, 128}), random);
+    if (run(c, inputs) == run(c, paged)) continue;
+    different++;
+    std::printf("%s: other bits in pages\n", c.name(number).c_str());
+  }
+  std::printf("bits: %d cases in pages, %d differ\n", cases, different);
+  return different > 0;
+}
+
 int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--pages") == 0) return compare_pages();
   if (argc == 2 && std::strcmp(argv[1], "--devices") == 0) return compare_devices();
   const bool checking = argc == 3 && std::strcmp(argv[1], "--check") == 0;
   if (argc > 1 && !checking) {
-    std::fprintf(stderr, "usage: bits [--devices | --check FILE]\n");
+    std::fprintf(stderr, "usage: bits [--devices | --pages | --check FILE]\n");
     return 2;
   }
   std::map<std::string, std::string> before;  // of "case / instruction set"

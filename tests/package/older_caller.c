@@ -69,8 +69,8 @@ int main(void) {
   adamas_plan* plan;
   must(adamas_plan_create(&c.config, &plan_params, &plan));
 
-  const adamas_rows keys = {k, ADAMAS_F32, sizeof k, sizeof k, sizeof k[0]};
-  const adamas_rows values = {v, ADAMAS_F32, sizeof v, sizeof v, sizeof v[0]};
+  const adamas_rows keys = {k, ADAMAS_F32, sizeof k, sizeof k, sizeof k[0], NULL, 0};
+  const adamas_rows values = {v, ADAMAS_F32, sizeof v, sizeof v, sizeof v[0], NULL, 0};
   must(adamas_append(cache, 0, 0, TOKENS, &keys, &values));
   adamas_step_params p = {0};
   p.struct_size = sizeof p;
