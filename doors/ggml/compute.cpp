@@ -40,8 +40,13 @@ adamas_rows rows_of(const CacheTensor& cache, Heads heads) {
   const ggml_tensor* root = cache.root;
   adamas_dtype dtype = ADAMAS_F32;
   dtype_of(root->type, dtype);
-  return {root->data, dtype, static_cast<int64_t>(root->nb[2]), static_cast<int64_t>(row_bytes(root->type, heads.head_dim)),
-          static_cast<int64_t>(root->nb[1]), nullptr, 0};
+  return {root->data,
+          dtype,
+          static_cast<int64_t>(root->nb[2]),
+          static_cast<int64_t>(row_bytes(root->type, heads.head_dim)),
+          static_cast<int64_t>(root->nb[1]),
+          nullptr,
+          0};
 }
 
 CachePointer make_cache(int32_t layer, Heads heads, int64_t sequences, int64_t capacity) {
@@ -247,11 +252,21 @@ enum ggml_status Compute::attention(const ggml_tensor* node) {
   p.q_stride_batch = stride(a.q->nb[3]);
   p.q_stride_row = stride(a.q->nb[1]);
   p.q_stride_head = stride(a.q->nb[2]);
-  p.k = {a.cache ? a.cache.root->data : a.k->data, k_dtype, stride(a.cache ? a.cache.root->nb[2] : a.k->nb[3]),
-         stride(a.k->nb[2]), stride(a.k->nb[1]), nullptr, 0};
+  p.k = {a.cache ? a.cache.root->data : a.k->data,
+         k_dtype,
+         stride(a.cache ? a.cache.root->nb[2] : a.k->nb[3]),
+         stride(a.k->nb[2]),
+         stride(a.k->nb[1]),
+         nullptr,
+         0};
   p.v = {reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(a.v->data) -
                                        static_cast<uintptr_t>(v_stream * a.first_stream)),
-         v_dtype, v_stream, stride(a.v->nb[2]), stride(a.v->nb[1]), nullptr, 0};
+         v_dtype,
+         v_stream,
+         stride(a.v->nb[2]),
+         stride(a.v->nb[1]),
+         nullptr,
+         0};
   p.out = static_cast<float*>(a.out->data);
   p.out_stride_batch = stride(a.out->nb[3]);
   p.out_stride_row = stride(a.out->nb[2]);

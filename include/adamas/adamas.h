@@ -222,9 +222,9 @@ typedef struct adamas_cache_params {
   const adamas_code_memory* memory; /* where codes lie, [blocks] places; NULL: in memory of the cache's own */
 } adamas_cache_params;
 
-/* Where the pages of paged rows are: a table of page ids for each sequence. The pages of a sequence hold its tokens in order,
- * page_tokens each. Ids are checked before anything is read; what the table says of tokens that are not in view is not
- * looked at.
+/* Where the pages of paged rows are: a table of page ids for each sequence. The pages of a sequence hold its tokens in
+ * order, page_tokens each. Ids are checked before anything is read; what the table says of tokens that are not in view is
+ * not looked at.
  *
  * With adamas_cache_params.by_page the codes of a block lie by the page that its keys are in: at place
  * id * page_tokens / 64 + (block within the page). The engine that owns the pages says through its table which sequences
@@ -256,8 +256,8 @@ ADAMAS_API adamas_status adamas_cache_create(const adamas_config* config, const 
 ADAMAS_API void adamas_cache_destroy(adamas_cache* cache);
 /* Memory of the keys' codes, centres and hashes, the values' means and lengths when every place is used, in bytes. */
 ADAMAS_API adamas_status adamas_cache_bytes(const adamas_cache* cache, uint64_t* bytes);
-/* Places of the pool that hold a block, and how many there are. A block that sequences share is one. By page the engine knows
- * which are used: 0. */
+/* Places of the pool that hold a block, and how many there are. A block that sequences share is one. By page the engine
+ * knows which are used: 0. */
 ADAMAS_API adamas_status adamas_cache_places(const adamas_cache* cache, int64_t* used, int64_t* all);
 /* The arrays of a cache of these settings and this shape (kv_heads, head_dim) whose blocks lie each in one piece, at
  * data + place * stride_block + kv_head * stride_head, in the order of adamas_block_bytes; and the bytes of such a piece.
@@ -278,8 +278,9 @@ ADAMAS_API adamas_status adamas_truncate(adamas_cache* cache, int64_t sequence, 
 /* Every row of a sequence is gone; of all sequences when `sequence` is -1. */
 ADAMAS_API adamas_status adamas_clear(adamas_cache* cache, int64_t sequence);
 /* Sequence `to`, whatever it was, becomes the first `length` tokens of `from`: a prompt that both begin with, a branch of a
- * search. Their blocks of codes are shared; a sequence whose rows change gets blocks of its own first. The rows of K and V of
- * `to` have to be the same ones, copied or in pages that both tables name. Not by page, where the engine's table shares. */
+ * search. Their blocks of codes are shared; a sequence whose rows change gets blocks of its own first. The rows of K and V
+ * of `to` have to be the same ones, copied or in pages that both tables name. Not by page, where the engine's table shares.
+ */
 ADAMAS_API adamas_status adamas_share(adamas_cache* cache, int64_t from, int64_t to, int64_t length);
 /* K changed without adamas_append: every row's codes are made anew when they are next used. */
 ADAMAS_API adamas_status adamas_invalidate(adamas_cache* cache);

@@ -434,8 +434,8 @@ struct CacheParams {
   std::int64_t capacity = 0;  // tokens of each sequence
   std::int64_t rotated = 0;   // ADAMAS_ROTATED_KEYS: the caller has done so
   std::int32_t device = ADAMAS_DEVICE_CPU;
-  bool by_page = false;     // codes lie by the pages of K
-  std::int64_t blocks = 0;  // places for blocks of codes; 0: for as many as the sequences can have
+  bool by_page = false;                        // codes lie by the pages of K
+  std::int64_t blocks = 0;                     // places for blocks of codes; 0: for as many as the sequences can have
   const adamas_code_memory* memory = nullptr;  // where codes lie; nullptr: in the cache's own memory
 };
 
@@ -486,7 +486,9 @@ class Cache {
   }
 
   // Sequence `to` becomes the first `length` tokens of `from`, whose blocks of codes it shares.
-  void share(std::int64_t from, std::int64_t to, std::int64_t length) { detail::check(adamas_share(get(), from, to, length)); }
+  void share(std::int64_t from, std::int64_t to, std::int64_t length) {
+    detail::check(adamas_share(get(), from, to, length));
+  }
 
   // K changed without append: every row's codes are made anew when they are next used.
   void invalidate() { detail::check(adamas_invalidate(get())); }

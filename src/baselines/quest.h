@@ -26,7 +26,9 @@ struct QuestBounds {
 
   float* of(int64_t block) const { return bounds.at(place_of(places, block)); }
 };
-constexpr int64_t quest_block(int head_dim) { return int64_t{block_tokens / quest_page} * 2 * head_dim; }  // floats of a block
+constexpr int64_t quest_block(int head_dim) {
+  return int64_t{block_tokens / quest_page} * 2 * head_dim;
+}  // floats of a block
 
 // visible: [blocks] of 64. scores: scratch [pages]. tokens: room for budget, or 16 when the budget is less. Returns the
 // number of visible tokens of the chosen pages.

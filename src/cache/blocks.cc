@@ -37,9 +37,7 @@ int64_t Blocks::bytes() const {
                  marks_.size() + first_.size());
 }
 
-bool Blocks::owned(int64_t sequence, int64_t block) const {
-  return shape_.by_page || users_[place(sequence, block)] == 1;
-}
+bool Blocks::owned(int64_t sequence, int64_t block) const { return shape_.by_page || users_[place(sequence, block)] == 1; }
 
 // The first free place from here on, round the pool; nowhere when all are taken.
 int32_t Blocks::find_free(int64_t from) const {
@@ -125,7 +123,8 @@ void Blocks::append(int64_t sequence, int64_t first, int64_t count) {
 }
 
 void Blocks::truncate(int64_t sequence, int64_t length) {
-  for (int64_t b = length / block_tokens; b < shape_.blocks; b++) {  // rows that only a step has seen may lie past the length
+  for (int64_t b = length / block_tokens; b < shape_.blocks;
+       b++) {  // rows that only a step has seen may lie past the length
     if (shape_.by_page) {
       if (b * block_tokens >= length) place(sequence, b) = nowhere_;
       continue;

@@ -1,19 +1,19 @@
 // Which rows a block has, where it lies, and who shares it. Bookkeeping alone: no row is read here, and no code is made.
 //
-// Blocks lie in a pool, each at its place, and a sequence has a table of places: of its first 64 tokens, of the next 64, and so
-// on. Sequences that begin alike share places (share). A sequence whose rows change gets a place of its own first, so that
-// nobody else's change with them; a place that nobody has any more is free, and forgets its rows.
+// Blocks lie in a pool, each at its place, and a sequence has a table of places: of its first 64 tokens, of the next 64, and
+// so on. Sequences that begin alike share places (share). A sequence whose rows change gets a place of its own first, so
+// that nobody else's change with them; a place that nobody has any more is free, and forgets its rows.
 //
 // A row is live once it was appended (or seen by a step). A block whose rows that are to have codes changed is marked, and
 // encoded when it is next needed: appending, truncating, overwriting and repairing are that one operation.
 //
 // All live rows have codes, but for the newest few: of a sequence's last block only whole groups of `open_rows` are encoded,
 // and the up to 15 fresh rows after them are read as they are. Encoding that block anew for every token would cost a tenth
-// of a step at 8K. So what a block's codes are made of follows from its own live rows and from being a sequence's last block;
-// sharers always agree on it.
+// of a step at 8K. So what a block's codes are made of follows from its own live rows and from being a sequence's last
+// block; sharers always agree on it.
 //
-// By page, an engine owns the places (place_pages): it says where a sequence's blocks lie, and the sequence's rows are then its
-// first `length` tokens, whatever was there before. Nothing is shared or freed here: the engine's table says that.
+// By page, an engine owns the places (place_pages): it says where a sequence's blocks lie, and the sequence's rows are then
+// its first `length` tokens, whatever was there before. Nothing is shared or freed here: the engine's table says that.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The codes of one layer's keys and the means of its values, for every sequence and KV head: which blocks need them (blocks.h),
-// and where they lie (store.h).
+// The codes of one layer's keys and the means of its values, for every sequence and KV head: which blocks need them
+// (blocks.h), and where they lie (store.h).
 #pragma once
 
 #include <vector>

@@ -86,8 +86,8 @@ struct Model {
   }
 };
 
-// A hundred thousand times a sequence grows, is written over, cut, cleared, shared, in a pool that is too small for all: what
-// has codes, and of which rows, is what the model says, and codes are those of a block that was encoded by itself.
+// A hundred thousand times a sequence grows, is written over, cut, cleared, shared, in a pool that is too small for all:
+// what has codes, and of which rows, is what the model says, and codes are those of a block that was encoded by itself.
 TEST(Cache, IsWhatItsModelSaysAfterAnyOperations) {
   using M = Model;
   M model;
@@ -110,8 +110,10 @@ TEST(Cache, IsWhatItsModelSaysAfterAnyOperations) {
     for (int64_t s = 0; s < M::sequences; s++) {
       ASSERT_EQ(cache.length(s), model.length[s]) << "operation " << operation << ", sequence " << s;
       for (int64_t b = 0; b < M::blocks; b++) {
-        ASSERT_EQ(cache.blocks.live(s, b), model.block[s][b].live) << "operation " << operation << ", block " << s << " " << b;
-        ASSERT_EQ(cache.blocks.wanted(s, b), model.encoded(s, b)) << "operation " << operation << ", block " << s << " " << b;
+        ASSERT_EQ(cache.blocks.live(s, b), model.block[s][b].live)
+            << "operation " << operation << ", block " << s << " " << b;
+        ASSERT_EQ(cache.blocks.wanted(s, b), model.encoded(s, b))
+            << "operation " << operation << ", block " << s << " " << b;
       }
     }
     // One sequence is used: what is marked is encoded, and all of it is right.
@@ -229,7 +231,8 @@ TEST(Cache, IsWhatItsModelSaysAfterAnyOperations) {
 struct Rig {
   static constexpr int q_heads = 4, kv_heads = 2;
   static constexpr int64_t row = head_dim * 2;
-  Rig(int64_t sequences, int64_t tokens, const adamas_config& config) : sequences(sequences), tokens(tokens), config(config) {
+  Rig(int64_t sequences, int64_t tokens, const adamas_config& config)
+      : sequences(sequences), tokens(tokens), config(config) {
     std::mt19937 random(9);
     std::normal_distribution<float> normal;
     for (auto* rows : {&k, &v}) rows->resize(size_t(sequences * kv_heads * tokens * row));
@@ -287,10 +290,13 @@ struct Rig {
              stats.tokens_selected == other.stats.tokens_selected;
     }
   };
-  Given step(adamas_cache* cache, const std::vector<int64_t>& of, const std::vector<int64_t>& lengths, const adamas_rows& keys,
-             const adamas_rows& values) {
-    Given given{std::vector<float>(of.size() * q_heads * head_dim), std::vector<float>(of.size() * q_heads),
-                std::vector<float>(of.size() * q_heads), std::vector<int64_t>(tokens), {}};
+  Given step(adamas_cache* cache, const std::vector<int64_t>& of, const std::vector<int64_t>& lengths,
+             const adamas_rows& keys, const adamas_rows& values) {
+    Given given{std::vector<float>(of.size() * q_heads * head_dim),
+                std::vector<float>(of.size() * q_heads),
+                std::vector<float>(of.size() * q_heads),
+                std::vector<int64_t>(tokens),
+                {}};
     given.stats.struct_size = sizeof given.stats;
     adamas_step_params p{};
     p.struct_size = sizeof p;
@@ -404,15 +410,15 @@ TEST_P(PagesTest, WhatHasNoPlaceIsReadDensely) {
     ASSERT_NEAR(alone.out[i], crowded.out[i], 0.05) << "all of it, and a list and its rest";
 }
 
-// Rows in pages, and codes that lie by page, in pieces behind K and V of each page, as an engine keeps them: the same bits as
-// without pages, through growth, reuse of pages, and prefixes that tables share.
+// Rows in pages, and codes that lie by page, in pieces behind K and V of each page, as an engine keeps them: the same bits
+// as without pages, through growth, reuse of pages, and prefixes that tables share.
 TEST_P(PagesTest, CodesInsideAnEnginesPagesGiveTheSameBits) {
-  for (const auto& [settings, page_tokens] : std::vector<std::pair<Settings, int32_t>>{
-           {{}, 64},
-           {{}, 128},
-           {{{"budget", "128"}}, 64},
-           {{{"preset", "paper"}, {"dense_layers", "0"}, {"budget", "128"}}, 64},
-           {{{"policy", "quest"}, {"budget", "128"}}, 64}}) {
+  for (const auto& [settings, page_tokens] :
+       std::vector<std::pair<Settings, int32_t>>{{{}, 64},
+                                                 {{}, 128},
+                                                 {{{"budget", "128"}}, 64},
+                                                 {{{"preset", "paper"}, {"dense_layers", "0"}, {"budget", "128"}}, 64},
+                                                 {{{"policy", "quest"}, {"budget", "128"}}, 64}}) {
     SCOPED_TRACE(::testing::Message() << "pages of " << page_tokens << ", " << ::testing::PrintToString(settings));
     constexpr int64_t tokens = 1000, pages = 40;
     const adamas_config config = config_of(settings);

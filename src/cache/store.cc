@@ -59,8 +59,6 @@ Means Store::means(int kv_head, Places places) const {
   return {of_head<int16_t>(memory_.mean, kv_head), of_head<float>(memory_.mean_scale, kv_head), places};
 }
 
-QuestBounds Store::bounds(int kv_head, Places places) const {
-  return {of_head<float>(memory_.bounds, kv_head), places};
-}
+QuestBounds Store::bounds(int kv_head, Places places) const { return {of_head<float>(memory_.bounds, kv_head), places}; }
 
 }  // namespace adamas

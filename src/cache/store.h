@@ -1,5 +1,5 @@
-// Where the codes of a cache's blocks lie: for each kind of what is kept (codes/layout.h), a base, and strides between places
-// and between KV heads. In memory of ours, or in memory that the caller gives.
+// Where the codes of a cache's blocks lie: for each kind of what is kept (codes/layout.h), a base, and strides between
+// places and between KV heads. In memory of ours, or in memory that the caller gives.
 #pragma once
 
 #include <array>

@@ -155,8 +155,8 @@ Status check_keys_by_page(const adamas_rows& k, const adamas_cache_params& cache
   if (cache.by_page == 0) return {};
   if (k.pages == nullptr) return invalid("codes lie by page, and k has no pages");
   if (k.pages->page_tokens % block_tokens != 0)
-    return unsupported("page_tokens " + std::to_string(k.pages->page_tokens) + "; codes lie by page, which takes a multiple of " +
-                       std::to_string(block_tokens));
+    return unsupported("page_tokens " + std::to_string(k.pages->page_tokens) +
+                       "; codes lie by page, which takes a multiple of " + std::to_string(block_tokens));
   if (k.pages->count > cache.blocks / (k.pages->page_tokens / block_tokens))
     return out_of_range(std::to_string(k.pages->count) + " pages of " + std::to_string(k.pages->page_tokens) +
                         " tokens need more than the cache's " + std::to_string(cache.blocks) + " blocks");
@@ -479,7 +479,8 @@ adamas_status adamas_share(adamas_cache* cache, int64_t from, int64_t to, int64_
     ADAMAS_TRY(check_pointer(cache, "cache"));
     ADAMAS_TRY(check_sequence(cache->cache, from));
     ADAMAS_TRY(check_sequence(cache->cache, to));
-    if (cache->cache.params.by_page != 0) return unsupported("codes lie by page: the engine's own table says what is shared");
+    if (cache->cache.params.by_page != 0)
+      return unsupported("codes lie by page: the engine's own table says what is shared");
     ADAMAS_TRY(check_range(length, 0, cache->cache.length(from), "length"));
     cache->cache.share(from, to, length);
     return {};
@@ -508,7 +509,8 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
     if (bytes == nullptr) return {};
     if (c.marked(sequence, block) || c.coded(sequence, block) == 0)
       return invalid("block " + std::to_string(block) + " is not encoded yet");
-    if (size < size_t(total)) return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
+    if (size < size_t(total))
+      return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
     c.copy_block(sequence, kv_head, block, static_cast<std::byte*>(bytes));
     return {};
   });

@@ -61,9 +61,7 @@ struct PerBlock {
   T* first = nullptr;
   int64_t stride = 0;  // bytes from a place to the next
 
-  T* at(int64_t place) const {
-    return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(first) + place * stride);
-  }
+  T* at(int64_t place) const { return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(first) + place * stride); }
 };
 
 // Where a sequence's blocks lie: block b at places[b]; NULL: at b. What is kept of blocks is found through it, and nothing

@@ -17,8 +17,8 @@ struct Rows {
 
   const int32_t* pages = nullptr;  // page i has the tokens from i << page_bits on; NULL: one page has all
   int page_bits = 0;
-  int64_t page_stride = 0;                              // bytes from a page to the next
-  int64_t begin = 0;                                    // token 0 of these rows is this one of the pages
+  int64_t page_stride = 0;                            // bytes from a page to the next
+  int64_t begin = 0;                                  // token 0 of these rows is this one of the pages
   int64_t end = std::numeric_limits<int64_t>::max();  // tokens; what lies behind has no page
 
   const std::byte* row(int64_t token) const {

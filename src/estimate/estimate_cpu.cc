@@ -220,8 +220,8 @@ void CentreProducts(const Query& query, int head_dim, const Codes& codes, const 
       for (int k = 0; k < head_dim; k += lanes) {
         auto rest = hn::Zero(d32);
         // Half a vector may be left, of head_dim 80 or 112.
-        const auto some =
-            k + lanes <= head_dim ? hn::LoadU(d16, centre + k) : hn::MaskedLoad(hn::FirstN(d16, head_dim - k), d16, centre + k);
+        const auto some = k + lanes <= head_dim ? hn::LoadU(d16, centre + k)
+                                                : hn::MaskedLoad(hn::FirstN(d16, head_dim - k), d16, centre + k);
         const auto pairs = hn::ReorderWidenMulAccumulate(d32, hn::LoadU(d16, query.q16 + k), some, hn::Zero(d32), rest);
         for (const auto v : {pairs, rest}) {
           up = hn::Add(up, hn::ShiftRight<16>(v));
@@ -353,7 +353,8 @@ float reference_sigma(const Codes& codes, const int32_t* blocks, int64_t count) 
 
 void block_weights(const Codes& codes, const int32_t* blocks, int64_t count, float reference, int16_t* weights) {
   for (int64_t i = 0; i < count; i++) {
-    const double ratio = reference > 0 ? static_cast<double>(codes.sigma_of(blocks[i])) / static_cast<double>(reference) : 0.0;
+    const double ratio =
+        reference > 0 ? static_cast<double>(codes.sigma_of(blocks[i])) / static_cast<double>(reference) : 0.0;
     weights[i] = static_cast<int16_t>(round_even(std::min(32767.0, 32767.0 * ratio)));
   }
 }

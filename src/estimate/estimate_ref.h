@@ -77,8 +77,9 @@ inline Scores estimate(const float* y, int head_dim, Estimator estimator, float 
 
   for (int64_t b = 0; b < blocks; b++) {
     const int weight =
-        reference > 0 ? int(std::nearbyint(std::min(32767.0, 32767.0 * (double(codes.sigma_of(ids[b])) / double(reference)))))
-                      : 0;
+        reference > 0
+            ? int(std::nearbyint(std::min(32767.0, 32767.0 * (double(codes.sigma_of(ids[b])) / double(reference)))))
+            : 0;
     const int offset = int(std::nearbyint(std::max(double(lowest_centre), (centre[b] - out.highest_centre) / out.unit)));
     out.offset.push_back(int16_t(offset));
     for (int token = 0; token < block_tokens; token++) {

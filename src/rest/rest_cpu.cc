@@ -361,8 +361,8 @@ float ScaleSums(float* sums, const uint8_t* has_hidden_rows, int64_t blocks, flo
 
 // H heads at once: a mean is read once. P vectors of dimensions from `start` on stay in registers over all blocks.
 template <int H, int P>
-HWY_INLINE void AddMeansOf(const Means& means, const int32_t* blocks, const float* const* weights,
-                           int64_t count, int start, float* const* outs) {
+HWY_INLINE void AddMeansOf(const Means& means, const int32_t* blocks, const float* const* weights, int64_t count, int start,
+                           float* const* outs) {
   const F32 d;
   const I32 di;
   const hn::Rebind<int16_t, F32> d16;
@@ -389,8 +389,7 @@ void AddMeansOfHeads(const Means& means, int head_dim, const int32_t* blocks, co
                      float* const* outs) {
   const int lanes = static_cast<int>(hn::Lanes(F32()));
   int start = 0;
-  for (; start + 4 * lanes <= head_dim; start += 4 * lanes)
-    AddMeansOf<H, 4>(means, blocks, weights, count, start, outs);
+  for (; start + 4 * lanes <= head_dim; start += 4 * lanes) AddMeansOf<H, 4>(means, blocks, weights, count, start, outs);
   for (; start < head_dim; start += lanes) AddMeansOf<H, 1>(means, blocks, weights, count, start, outs);
 }
 

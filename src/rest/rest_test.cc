@@ -212,7 +212,8 @@ TEST_P(RestTest, AddsMeansForManyHeads) {
         outs.push_back(std::vector<float>(head_dim, 1.0f));
       }
       for (int h = 0; h < heads; h++) weight.push_back(weights[h].data()), out.push_back(outs[h].data());
-      add_means({{mean.data(), head_dim * 2}, {scale.data(), 4}}, head_dim, blocks.data(), weight.data(), heads, 5, out.data());
+      add_means({{mean.data(), head_dim * 2}, {scale.data(), 4}}, head_dim, blocks.data(), weight.data(), heads, 5,
+                out.data());
       for (int h = 0; h < heads; h++)
         for (int d = 0; d < head_dim; d++) {
           double expected = 1, size = 1;

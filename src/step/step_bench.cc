@@ -48,7 +48,8 @@ void BM_step(benchmark::State& state, const char* policy) {
       for (uint16_t& x : rows->back()) x = uint16_t(0x3000 | (bits(random) & 0x8FFF));  // +-0.125 to 2
     }
     adamas_cache* cache;
-    const adamas_cache_params params{sizeof params, layer, kv_heads, head_dim, 1, tokens, 0, ADAMAS_DEVICE_CPU, 0, 0, nullptr};
+    const adamas_cache_params params{sizeof params,     layer, kv_heads, head_dim, 1, tokens, 0,
+                                     ADAMAS_DEVICE_CPU, 0,     0,        nullptr};
     adamas_cache_create(&config, &params, &cache);
     caches.push_back(cache);
   }

@@ -272,8 +272,17 @@ uint32_t run(const Case& c, Inputs inputs, int32_t device = ADAMAS_DEVICE_CPU, s
   const auto [q_heads, kv_heads, dim] = c.heads;
   adamas_cache* cache = nullptr;
   adamas_plan* plan = nullptr;
-  const adamas_cache_params cache_params{
-      sizeof cache_params, 2, kv_heads, dim, c.sequences, c.tokens, c.rotated ? ADAMAS_ROTATED_KEYS : 0, device, 0, 0, nullptr};
+  const adamas_cache_params cache_params{sizeof cache_params,
+                                         2,
+                                         kv_heads,
+                                         dim,
+                                         c.sequences,
+                                         c.tokens,
+                                         c.rotated ? ADAMAS_ROTATED_KEYS : 0,
+                                         device,
+                                         0,
+                                         0,
+                                         nullptr};
   const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, dim, c.tokens, 2, device};
   expect(adamas_cache_create(&config, &cache_params, &cache));
   expect(adamas_plan_create(&config, &plan_params, &plan));
@@ -386,11 +395,11 @@ std::vector<std::string> isa_list() {
 
 }  // namespace
 
-// The same steps on the CPU and, in pages, on the reference device. Codes are the same bits, and so are noises, guards, and what is
-// selected by a fixed budget; outputs of a fixed budget and of dense steps are within the rounding of f32. Of a list and its
-// rest, estimated weights are within 4% (rest/rest.h), and with them the sum that thresholds follow from: lists may differ
-// at their ends, a log-sum-exp by log(1.04) and what that moves, and outputs by as much of the rest, which is large where
-// `share` is.
+// The same steps on the CPU and, in pages, on the reference device. Codes are the same bits, and so are noises, guards, and
+// what is selected by a fixed budget; outputs of a fixed budget and of dense steps are within the rounding of f32. Of a list
+// and its rest, estimated weights are within 4% (rest/rest.h), and with them the sum that thresholds follow from: lists may
+// differ at their ends, a log-sum-exp by log(1.04) and what that moves, and outputs by as much of the rest, which is large
+// where `share` is.
 int compare_devices() {
   int compared = 0, different = 0;
   double worst = 0, worst_list = 0;
