@@ -38,7 +38,7 @@ std::vector<Setting> settings_of(const std::vector<Case>& cases) {
                   "bench: --kernel measures the stages of the policy adamas; dense attention is always beside it");
   if (settings.size() == 1 && settings[0].config.budget == ADAMAS_BUDGET_AUTO) {  // what the rest costs
     adamas::Config alone = settings[0].config;
-    alone.budget = ADAMAS_AUTO_TOKENS;
+    alone.budget = adamas_budget_tokens(alone.budget);
     settings.push_back({fmt::format("{} alone", alone.budget), alone});
   }
   settings.push_back({"dense", adamas::Config{.policy = adamas::Policy::full}});

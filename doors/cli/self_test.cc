@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "f16.h"
-#include "verdict.h"
 
 namespace cli {
 namespace {
@@ -196,7 +195,7 @@ SelfTest self_test(const AttentionShape& shape, adamas::Config config) {
   config.dense_layers = 0;
   const adamas::Config automatic = config;
   const bool with_rest = config.budget == ADAMAS_BUDGET_AUTO;
-  config.budget = std::min(tokens_of_budget(config.budget), tokens / 2);
+  config.budget = std::min(adamas_budget_tokens(config.budget), tokens / 2);
   config.sinks = std::min(config.sinks, config.budget / 2);
   config.recent = std::min(config.recent, config.budget / 2);
 

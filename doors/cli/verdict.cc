@@ -41,7 +41,7 @@ std::string why_dense(const Model& model, std::size_t index, std::int64_t contex
   const std::string what =
       tokens < context ? "a sliding window of " + counted(tokens, "token") : "the context of " + counted(tokens, "token");
   if (tokens < config.min_context) return fmt::format("{} is below min_context, {}", what, config.min_context);
-  if (const std::int64_t budget = tokens_of_budget(config.budget); tokens <= budget)
+  if (const std::int64_t budget = adamas_budget_tokens(config.budget); tokens <= budget)
     return fmt::format("{} is within the budget, {}", what, budget);
   return "";
 }

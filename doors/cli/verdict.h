@@ -11,11 +11,6 @@ namespace cli {
 // Empty when layer `index` runs sparse at a full context of that many tokens.
 std::string why_dense(const Model& model, std::size_t index, std::int64_t context, const adamas::Config& config);
 
-// What a budget is where a number is needed.
-inline std::int64_t tokens_of_budget(std::int64_t budget) {
-  return budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : budget;
-}
-
 // The tokens that a layer's cache holds.
 std::int64_t cached_tokens(const Layer& layer, std::int64_t context);
 

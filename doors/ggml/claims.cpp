@@ -26,7 +26,7 @@ bool dry_run(Known& known, const ggml_tensor* root, int64_t n_kv) {
 bool long_enough(int32_t layer, int64_t n_kv) {
   const adamas_config& c = config_of(layer);
   return n_kv >= c.min_context &&
-         (c.policy == ADAMAS_POLICY_FULL || n_kv > (c.budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : c.budget));
+         (c.policy == ADAMAS_POLICY_FULL || n_kv > adamas_budget_tokens(c.budget));
 }
 
 // The engine's dry run that only measures has caches without memory, and its log is off: what is said once is not said

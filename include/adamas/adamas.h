@@ -107,6 +107,10 @@ typedef enum adamas_rows_mode {
 #define ADAMAS_BUDGET_AUTO (-1) /* a list for the query heads of a KV head, as long as it needs to be, and a rest */
 /* What it stands for where a number is needed: a context of so many is read whole, other policies read so many. */
 #define ADAMAS_AUTO_TOKENS 128
+/* That number, of a budget of either kind. */
+static inline int64_t adamas_budget_tokens(int64_t budget) {
+  return budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : budget;
+}
 
 /* The settings. Fill with adamas_config_init, then change fields or call adamas_config_set. */
 typedef struct adamas_config {

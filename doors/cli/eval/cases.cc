@@ -12,7 +12,6 @@
 
 #include "../failure.h"
 #include "../settings.h"
-#include "../verdict.h"
 
 namespace cli {
 namespace {
@@ -72,7 +71,7 @@ Case case_of(const Values& flags) {
     else if (name == "estimator")
       one.estimator = value;
     else if (name == "budget")  // for the baselines the automatic one is a number
-      one.budget = one.config.policy == ADAMAS_POLICY_ADAMAS ? one.config.budget : tokens_of_budget(one.config.budget);
+      one.budget = one.config.policy == ADAMAS_POLICY_ADAMAS ? one.config.budget : adamas_budget_tokens(one.config.budget);
     else
       one.others.emplace_back(name, value);
   }

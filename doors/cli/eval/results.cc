@@ -18,7 +18,6 @@
 #include "../gguf.h"
 #include "../model.h"
 #include "../report.h"
-#include "../verdict.h"
 
 namespace cli {
 namespace {
@@ -84,7 +83,7 @@ std::string why_all_dense(const adamas_config& config, const std::string& file, 
   if (tokens < config.min_context)
     return fmt::format("the context of {} is below min_context, {}; a smaller --min-context lets it run sparse",
                        counted(tokens, "token"), config.min_context);
-  const std::int64_t budget = tokens_of_budget(config.budget);
+  const std::int64_t budget = adamas_budget_tokens(config.budget);
   if (file.empty() && tokens <= budget)
     return fmt::format("the context of {} tokens is within the budget, {}; a smaller --budget lets it run sparse", tokens,
                        budget);
