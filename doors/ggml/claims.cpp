@@ -25,8 +25,7 @@ bool dry_run(Known& known, const ggml_tensor* root, int64_t n_kv) {
 // own, to the bit. (The policy `full` asks for ours by name.)
 bool long_enough(int32_t layer, int64_t n_kv) {
   const adamas_config& c = config_of(layer);
-  return n_kv >= c.min_context &&
-         (c.policy == ADAMAS_POLICY_FULL || n_kv > adamas_budget_tokens(c.budget));
+  return n_kv >= c.min_context && (c.policy == ADAMAS_POLICY_FULL || n_kv > adamas_budget_tokens(c.budget));
 }
 
 // The engine's dry run that only measures has caches without memory, and its log is off: what is said once is not said

@@ -4,7 +4,7 @@
 //   nodes      which nodes of a graph we can read
 //   claims     which of them we take
 //   registry   the caches, and what happened to them meanwhile; hooks: what no graph shows
-//   compute    the work
+//   compute    the work: writes stores rows; codes, plans and arguments are what a step takes
 //   stats      what was done
 #include <chrono>
 #include <cstdio>

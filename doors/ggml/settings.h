@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "ggml-adamas.h"
 
@@ -11,6 +12,8 @@ namespace adamas_ggml {
 bool read_settings();                           // false: adamas_last_error() has the sentence
 const adamas_config& config();                  // of the process
 const adamas_config& config_of(int32_t layer);  // with what the settings file says of that layer
+// The struct has no padding.
+inline bool same(const adamas_config& a, const adamas_config& b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 bool observed();
 void observe(const adamas_observation& observation);  // tells the observer, if there is one
 
