@@ -52,10 +52,21 @@ Known* Registry::find_or_register(const CacheTensor& cache) {
   return &known;
 }
 
+void Registry::begin_graph(const CacheTensor& cache) {
+  Known* known = find_or_register(cache);
+  if (!known) return;
+  known->changes += known->planned.unseen_writes();
+  if (known->planned.n_kv > 0) known->n_kv = known->planned.n_kv;
+  known->planned = {.served = known->served};
+}
+
 std::optional<Heads> heads_of(const CacheTensor& cache) {
   const std::lock_guard lock(registry().mutex);
   const Known* known = registry().find_or_register(cache);
-  return known && known->served ? std::optional(known->heads) : std::nullopt;
+  if (!known || !known->served) return std::nullopt;
+  Heads heads = known->heads;
+  heads.rotated = known->rotated ? ADAMAS_ROTATED_KEYS : 0;
+  return heads;
 }
 
 const void* keys_beside(const CacheTensor& values) {
@@ -67,7 +78,7 @@ const void* keys_beside(const CacheTensor& values) {
 uint64_t changes_of(const CacheTensor& cache) {
   const std::lock_guard lock(registry().mutex);
   const Known* known = registry().find_or_register(cache);
-  return known ? known->changes : 0;
+  return known ? known->changes + known->planned.unseen_writes() : 0;
 }
 
 void wrote(const CacheTensor& cache, const void* writer) {

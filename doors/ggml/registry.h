@@ -6,11 +6,12 @@
 //   other graph operations      a context shift turns the keys in place (ROPE)
 //   no graph operation at all   state restore, slot load, sequence copy, clear: the buffer's own functions
 // The last three raise the cache's `changes`; the next sparse step then forgets the codes and makes them anew. Graph
-// operations show themselves when the scheduler asks what we support. For the buffer's functions we put our own in
-// front (hooks.h). Beneath all that lie
+// operations show themselves when the scheduler asks what we support (claims.h). For the buffer's functions we put our own
+// in front (hooks.h). Beneath all that lie
 // the core's hashes of every key row, checked whenever a row is read: they also find what nobody announced.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -20,7 +21,25 @@
 
 namespace adamas_ggml {
 
-// What is known of one cache tensor, K or V of a layer.
+// What belongs to the graph that is being planned, or was planned last: what its nodes have shown of one cache of keys. It
+// only grows, to the larger of what two nodes show, and begins anew with the next graph. So a node that was shown already
+// adds nothing, however often and in whatever order the scheduler asks.
+struct Planned {
+  // Who changes the keys. `left` is a SET_ROWS that we could compute and by what was shown so far do not: a later node may
+  // make it ours. What was once ours stays it, for the scheduler takes us at our word and asks no more.
+  enum class Writes { none, left, ours, unfollowed };
+
+  bool served = false;  // Known::served when the graph began: what the graph itself teaches counts from the next one on
+  int64_t n_kv = 0;     // cells that its attention sees; 0: not shown
+  Writes writes = Writes::none;
+
+  void show(int64_t cells) { n_kv = std::max(n_kv, cells); }
+  void show(Writes by) { writes = std::max(writes, by); }
+  // Computing the graph changes keys where we do not see it.
+  bool unseen_writes() const { return writes == Writes::left || writes == Writes::unfollowed; }
+};
+
+// What is known of one cache tensor, K or V of a layer, from graph to graph.
 struct Known {
   enum ggml_type type;
   int32_t layer;
@@ -28,14 +47,14 @@ struct Known {
   ggml_backend_buffer_t buffer;
 
   const void* keys = nullptr;  // of a V cache: the data of the K cache beside it
-  int64_t n_kv = 0;            // cells in view of the graph that is being built, or of the one before
+  int64_t n_kv = 0;            // cells that the attention of an earlier graph saw
   bool served = false;         // its attention is of a kind that we compute, with these heads
   Heads heads{};
-  bool rotated = false;          // the rows that the engine writes come out of its rotation
-  bool grew = false;             // a graph over less than the whole capacity was seen
-  bool writes_followed = false;  // SET_ROWS of the graph that is being built is ours
-  uint64_t changes = 1;
+  bool rotated = false;  // the rows that the engine writes come out of its rotation
+  bool grew = false;     // a graph over less than the whole capacity was seen
+  uint64_t changes = 1;  // before the planned graph
   const void* writer = nullptr;
+  Planned planned{};
 };
 
 class Registry {
@@ -48,6 +67,8 @@ class Registry {
     const auto known = caches_.find(data);
     return known != caches_.end() ? &known->second : nullptr;
   }
+  // The scheduler begins to plan another graph with this cache in it.
+  void begin_graph(const CacheTensor& cache);
   // A tensor was changed, or with NULL all that lies in the buffer.
   void note_change(ggml_backend_buffer_t buffer, const ggml_tensor* tensor);
 
