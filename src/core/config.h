@@ -13,9 +13,7 @@ inline constexpr int64_t max_tokens = 2147483647;  // 2^31 - 1
 
 // What `budget = auto` is where a number is needed: for the policies other than adamas, and where reading all is less than
 // choosing.
-constexpr int64_t budget_of(const adamas_config& config) {
-  return config.budget == ADAMAS_BUDGET_AUTO ? ADAMAS_AUTO_TOKENS : config.budget;
-}
+inline int64_t budget_of(const adamas_config& config) { return adamas_budget_tokens(config.budget); }
 // Lists and a rest, instead of so many tokens a head.
 constexpr bool has_rest(const adamas_config& config) {
   return config.policy == ADAMAS_POLICY_ADAMAS && config.budget == ADAMAS_BUDGET_AUTO;
