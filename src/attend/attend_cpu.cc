@@ -16,9 +16,11 @@ namespace HWY_NAMESPACE {
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-template <class T>
-HWY_INLINE const T* row_of(const Rows& rows, int64_t token) {
-  return reinterpret_cast<const T*>(rows.row(token));
+// The rows of a tile: where each lies is found out once, for all that is done with it.
+using RowPointer = const std::byte*;
+
+HWY_INLINE void PointAt(const Rows& rows, const int32_t* tokens, int count, RowPointer* pointers) {
+  for (int t = 0; t < count; t++) pointers[t] = rows.row(tokens[t]);
 }
 
 // Whose rows a tile reads: of a list, of a list whose rows were asked for already, or of a range.
@@ -27,33 +29,35 @@ enum class Reads { list, list_fetched, range };
 // Asks for the rows that are needed next, which the machine cannot guess: rows of a list lie anywhere, and rows of a range
 // lie kv_heads apart. A list's values follow its keys by one tile; a range's next tile is 64 tokens on (past the end of the
 // context is harmless, past the end of a table of pages is not).
-HWY_INLINE void PrefetchAhead(const Attention& a, const int32_t* tokens, int t, int count, Reads reads) {
+HWY_INLINE void PrefetchAhead(const Attention& a, const RowPointer* k, const RowPointer* v, const int32_t* tokens, int t,
+                              int count, Reads reads) {
   const int64_t k_bytes = row_bytes(a.k.dtype, a.head_dim), v_bytes = row_bytes(a.v.dtype, a.head_dim);
   constexpr int ahead = 12;
   if (reads == Reads::list_fetched) return;
   for (int i = 0; i < 4; i++) {
     if (reads == Reads::list) {
-      fetch_row(a.v, tokens[t + i], v_bytes);
-      if (t + ahead < count) fetch_row(a.k, tokens[t + ahead + i], k_bytes);
+      fetch_row(v[t + i], v_bytes);
+      if (t + ahead < count) fetch_row(k[t + ahead + i], k_bytes);
     } else if (const int64_t next = int64_t{tokens[t + i]} + attend_tile; next < a.k.end) {
-      fetch_row(a.v, next, v_bytes);
-      fetch_row(a.k, next, k_bytes);
+      fetch_row(a.v.row(next), v_bytes);
+      fetch_row(a.k.row(next), k_bytes);
     }
   }
 }
 
-// q . k of up to 64 tokens, four at a time; tokens is padded to a multiple of four. scores[h]: [64].
+// q . k of up to 64 tokens, four at a time; tokens and rows are padded to a multiple of four. v: of a list that was not
+// asked for. scores[h]: [64].
 template <class T, int H>
-void Products(const Attention& a, const float* const* queries, const int32_t* tokens, int count, Reads reads,
-              float (&scores)[H][attend_tile]) {
+void Products(const Attention& a, const float* const* queries, const RowPointer* k, const RowPointer* v,
+              const int32_t* tokens, int count, Reads reads, float (&scores)[H][attend_tile]) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   for (int t = 0; t < count; t += 4) {
-    PrefetchAhead(a, tokens, t, count, reads);
-    const T* k0 = row_of<T>(a.k, tokens[t]);
-    const T* k1 = row_of<T>(a.k, tokens[t + 1]);
-    const T* k2 = row_of<T>(a.k, tokens[t + 2]);
-    const T* k3 = row_of<T>(a.k, tokens[t + 3]);
+    PrefetchAhead(a, k, v, tokens, t, count, reads);
+    const T* k0 = reinterpret_cast<const T*>(k[t]);
+    const T* k1 = reinterpret_cast<const T*>(k[t + 1]);
+    const T* k2 = reinterpret_cast<const T*>(k[t + 2]);
+    const T* k3 = reinterpret_cast<const T*>(k[t + 3]);
     Floats sums[H][4];
     for (int h = 0; h < H; h++)
       for (int i = 0; i < 4; i++) sums[h][i] = hn::Zero(d);
@@ -124,7 +128,7 @@ HWY_INLINE void Weigh(int head_dim, float* scores, SoftmaxState& state) {
 
 // outs[h] += sum of weights[h][t] v[t], for P vectors of dimensions from `start` on, kept in registers over all tokens.
 template <class T, int H, int P>
-HWY_INLINE void AddValuesOf(const Rows& rows, const int32_t* tokens, int count, const float* const (&weights)[H], int start,
+HWY_INLINE void AddValuesOf(const RowPointer* rows, int count, const float* const (&weights)[H], int start,
                             float* const* outs) {
   const F32 d;
   const int lanes = static_cast<int>(hn::Lanes(d));
@@ -132,7 +136,7 @@ HWY_INLINE void AddValuesOf(const Rows& rows, const int32_t* tokens, int count, 
   for (int h = 0; h < H; h++)
     for (int p = 0; p < P; p++) out[h][p] = hn::LoadU(d, outs[h] + start + p * lanes);
   for (int t = 0; t < count; t++) {
-    const T* v = row_of<T>(rows, tokens[t]);
+    const T* v = reinterpret_cast<const T*>(rows[t]);
     Floats x[P];
     for (int p = 0; p < P; p++) x[p] = load(d, v, start + p * lanes);
     for (int h = 0; h < H; h++) {
@@ -146,22 +150,22 @@ HWY_INLINE void AddValuesOf(const Rows& rows, const int32_t* tokens, int count, 
 
 // The tokens of a tile, whose weights are given.
 template <int H>
-HWY_INLINE void AddTile(const Attention& a, const int32_t* tokens, int count, const float* const (&weights)[H],
+HWY_INLINE void AddTile(const Attention& a, const RowPointer* v, int count, const float* const (&weights)[H],
                         float* const* outs) {
   const int lanes = static_cast<int>(hn::Lanes(F32()));
   with_dtype(a.v.dtype, [&]<class T>(T) {
     int start = 0;
-    for (; start + 4 * lanes <= a.head_dim; start += 4 * lanes)
-      AddValuesOf<T, H, 4>(a.v, tokens, count, weights, start, outs);
-    for (; start < a.head_dim; start += lanes) AddValuesOf<T, H, 1>(a.v, tokens, count, weights, start, outs);
+    for (; start + 4 * lanes <= a.head_dim; start += 4 * lanes) AddValuesOf<T, H, 4>(v, count, weights, start, outs);
+    for (; start < a.head_dim; start += lanes) AddValuesOf<T, H, 1>(v, count, weights, start, outs);
   });
 }
 
 template <int H>
-HWY_INLINE void ScoreTile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens,
-                          int count, Reads reads, float (&scores)[H][attend_tile]) {
+HWY_INLINE void ScoreTile(const Attention& a, const float* const* queries, const float* slopes, const RowPointer* k,
+                          const RowPointer* v, const int32_t* tokens, int count, Reads reads,
+                          float (&scores)[H][attend_tile]) {
   HWY_ALIGN float bias[attend_tile] = {};
-  with_dtype(a.k.dtype, [&]<class T>(T) { Products<T, H>(a, queries, tokens, count, reads, scores); });
+  with_dtype(a.k.dtype, [&]<class T>(T) { Products<T, H>(a, queries, k, v, tokens, count, reads, scores); });
   if (a.bias != nullptr)
     for (int t = 0; t < count; t++) bias[t] = a.bias[tokens[t]];
   for (int h = 0; h < H; h++) Finish(a, a.bias != nullptr ? bias : nullptr, slopes[h], count, scores[h]);
@@ -171,7 +175,11 @@ template <int H>
 void Tile(const Attention& a, const float* const* queries, const float* slopes, const int32_t* tokens, int count,
           Reads reads, SoftmaxState* states) {
   HWY_ALIGN float scores[H][attend_tile];
-  ScoreTile<H>(a, queries, slopes, tokens, count, reads, scores);
+  RowPointer k[attend_tile], v[attend_tile];
+  const int padded = (count + 3) / 4 * 4;
+  PointAt(a.k, tokens, padded, k);
+  PointAt(a.v, tokens, padded, v);
+  ScoreTile<H>(a, queries, slopes, k, v, tokens, count, reads, scores);
   const float* weights[H];
   float* outs[H];
   for (int h = 0; h < H; h++) {
@@ -179,12 +187,13 @@ void Tile(const Attention& a, const float* const* queries, const float* slopes, 
     weights[h] = scores[h];
     outs[h] = states[h].out;
   }
-  AddTile<H>(a, tokens, count, weights, outs);
+  AddTile<H>(a, v, count, weights, outs);
 }
 
-// To a multiple of four, with any token.
-HWY_INLINE void pad(int32_t* tokens, int count) {
-  for (int t = count; t % 4 != 0; t++) tokens[t] = tokens[count - 1];
+// To a multiple of four, with what is there already.
+template <class T>
+HWY_INLINE void pad(T* tile, int count) {
+  for (int t = count; t % 4 != 0; t++) tile[t] = tile[count - 1];
 }
 
 // Calls visit with the number of heads as a constant: with_heads(heads, [&]<int H>() { ... }).
@@ -230,21 +239,25 @@ void AttendRange(const Attention& a, const float* const* queries, const float* s
   });
 }
 
-// Calls visit(tokens of a tile, padded; where in the list it begins; how many), when the rows of the tile after it are on
+// Calls visit(rows of a tile, padded; where in the list it begins; how many), when the rows of the tile after it are on
 // their way.
 template <class Visit>
 HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* tokens, int64_t count, Visit&& visit) {
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
+  RowPointer tiles[2 * attend_tile];  // the one in hand, and the next
   int64_t fetched = 0;
   const auto fetch = [&](int64_t until) {
-    for (; fetched < std::min(until, count); fetched++) fetch_row(rows, tokens[fetched], bytes);
+    for (; fetched < std::min(until, count); fetched++) {
+      const RowPointer row = rows.row(tokens[fetched]);
+      tiles[fetched & (2 * attend_tile - 1)] = row;
+      fetch_row(row, bytes);
+    }
   };
   fetch(attend_tile);
   for (int64_t first = 0; first < count; first += attend_tile) {
     fetch(first + 2 * attend_tile);
-    int32_t tile[attend_tile];
     const int n = static_cast<int>(std::min<int64_t>(attend_tile, count - first));
-    std::copy_n(tokens + first, n, tile);
+    RowPointer* tile = tiles + (first & attend_tile);
     pad(tile, n);
     visit(tile, first, n);
   }
@@ -253,9 +266,9 @@ HWY_INLINE void ForEachTile(const Rows& rows, int head_dim, const int32_t* token
 void ScoreList(const Attention& a, const float* const* queries, const float* slopes, int heads, const int32_t* tokens,
                int64_t count, float* const* scores) {
   with_heads(heads, [&]<int H>() {
-    ForEachTile(a.k, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+    ForEachTile(a.k, a.head_dim, tokens, count, [&](const RowPointer* tile, int64_t first, int n) {
       HWY_ALIGN float of_tile[H][attend_tile];
-      ScoreTile<H>(a, queries, slopes, tile, n, Reads::list_fetched, of_tile);
+      ScoreTile<H>(a, queries, slopes, tile, nullptr, tokens + first, n, Reads::list_fetched, of_tile);
       for (int h = 0; h < H; h++) std::copy_n(of_tile[h], n, scores[h] + first);
     });
   });
@@ -264,7 +277,7 @@ void ScoreList(const Attention& a, const float* const* queries, const float* slo
 void AddValues(const Attention& a, const int32_t* tokens, const float* const* weights, int heads, int64_t count,
                float* const* outs) {
   with_heads(heads, [&]<int H>() {
-    ForEachTile(a.v, a.head_dim, tokens, count, [&](const int32_t* tile, int64_t first, int n) {
+    ForEachTile(a.v, a.head_dim, tokens, count, [&](const RowPointer* tile, int64_t first, int n) {
       const float* of_tile[H];
       for (int h = 0; h < H; h++) of_tile[h] = weights[h] + first;
       AddTile<H>(a, tile, n, of_tile, outs);

@@ -30,7 +30,8 @@ Blocks::Blocks(const Shape& shape)
       users_(shape.pool + 1),
       taken_((shape.pool + 63) / 64),
       lengths_(shape.sequences),
-      last_(shape.sequences, -1) {}
+      last_(shape.sequences, -1),
+      strays_(shape.sequences) {}
 
 int64_t Blocks::bytes() const {
   return int64_t(table_.size() * sizeof table_[0] + users_.size() * sizeof users_[0] + 3 * live_.size() * sizeof live_[0] +
@@ -38,6 +39,14 @@ int64_t Blocks::bytes() const {
 }
 
 bool Blocks::owned(int64_t sequence, int64_t block) const { return shape_.by_page || users_[place(sequence, block)] == 1; }
+
+// Gives a block another place. Returns the one that it had.
+int32_t Blocks::put(int64_t sequence, int64_t block, int32_t at) {
+  int32_t& now = table_[sequence * shape_.blocks + block];
+  const auto strays = [&](int32_t place) { return place != nowhere_ && place != first_place(sequence) + block; };
+  strays_[sequence] += strays(at) - strays(now);
+  return std::exchange(now, at);
+}
 
 // The first free place from here on, round the pool; nowhere when all are taken.
 int32_t Blocks::find_free(int64_t from) const {
@@ -55,8 +64,7 @@ int32_t Blocks::find_free(int64_t from) const {
 // The place of a block that nobody else has: its own, or a free one, after the block before it where that can be. What lies
 // side by side is read as one stream; as long as nothing is shared, all of a sequence does.
 int32_t Blocks::own(int64_t sequence, int64_t block) {
-  int32_t& at = place(sequence, block);
-  if (owned(sequence, block)) return at;
+  if (owned(sequence, block)) return place(sequence, block);
   const int64_t before = block > 0 ? place(sequence, block - 1) : nowhere_;
   const int32_t free = find_free((before != nowhere_ ? before + 1 : sequence * shape_.blocks + block) % shape_.pool);
   if (free == nowhere_) throw std::bad_alloc();  // nobody asked whether it fits
@@ -64,7 +72,7 @@ int32_t Blocks::own(int64_t sequence, int64_t block) {
   taken_[free / 64] |= uint64_t{1} << free % 64;
   users_[free] = 1;
   marks_[free] = 0;
-  if (const int32_t shared = std::exchange(at, free); shared != nowhere_) {
+  if (const int32_t shared = put(sequence, block, free); shared != nowhere_) {
     users_[shared]--;
     live_[free] = live_[shared];
     wanted_[free] = wanted_[shared];
@@ -74,7 +82,7 @@ int32_t Blocks::own(int64_t sequence, int64_t block) {
 }
 
 void Blocks::release(int64_t sequence, int64_t block) {
-  const int32_t at = std::exchange(place(sequence, block), nowhere_);
+  const int32_t at = put(sequence, block, nowhere_);
   if (at == nowhere_ || --users_[at] > 0) return;
   used_--;
   taken_[at / 64] &= ~(uint64_t{1} << at % 64);
@@ -126,7 +134,7 @@ void Blocks::truncate(int64_t sequence, int64_t length) {
   for (int64_t b = length / block_tokens; b < shape_.blocks;
        b++) {  // rows that only a step has seen may lie past the length
     if (shape_.by_page) {
-      if (b * block_tokens >= length) place(sequence, b) = nowhere_;
+      if (b * block_tokens >= length) put(sequence, b, nowhere_);
       continue;
     }
     const uint64_t rows = live(sequence, b), kept = rows & bits_between(0, length - b * block_tokens);
@@ -155,7 +163,8 @@ void Blocks::share(int64_t from, int64_t to, int64_t length) {
   if (from != to) {
     truncate(to, 0);
     for (int64_t b = 0; b < blocks_of(length); b++) {
-      const int32_t at = place(to, b) = place(from, b);
+      const int32_t at = place(from, b);
+      put(to, b, at);
       if (at == nowhere_) continue;
       users_[at]++;
       last_[to] = b;
@@ -170,12 +179,12 @@ void Blocks::invalidate() { std::fill_n(marks_.begin(), shape_.pool, shape_.mark
 void Blocks::place_pages(int64_t sequence, const int32_t* pages, int64_t blocks_of_page, int64_t length) {
   const int64_t before = std::exchange(last_[sequence], blocks_of(length) - 1);
   for (int64_t b = 0; b <= std::max(before, last_[sequence]); b++) {
-    int32_t& at = place(sequence, b);
     if (b > last_[sequence]) {
-      at = nowhere_;
+      put(sequence, b, nowhere_);
       continue;
     }
-    at = int32_t(pages[b / blocks_of_page] * blocks_of_page + b % blocks_of_page);
+    const auto at = int32_t(pages[b / blocks_of_page] * blocks_of_page + b % blocks_of_page);
+    put(sequence, b, at);
     live_[at] = bits_between(0, length - b * block_tokens);
     if (std::exchange(first_[at], b == 0) != (b == 0)) marks_[at] = shape_.marks;
     settle(sequence, b);

@@ -54,7 +54,11 @@ class Blocks {
   // ones that change.
   bool fits(int64_t sequence, int64_t first, int64_t end, bool written) const;
 
+  // Where a sequence's blocks lie. They lie in line, at first_place and after it, until something is shared or freed pieces
+  // are used again: then nothing has to be looked up.
   Places places(int64_t sequence) const { return table_.data() + sequence * shape_.blocks; }
+  bool in_line(int64_t sequence) const { return strays_[sequence] == 0; }
+  int64_t first_place(int64_t sequence) const { return sequence * shape_.blocks; }
   int64_t length(int64_t sequence) const { return lengths_[sequence]; }
   uint64_t live(int64_t sequence, int64_t block) const { return live_[place(sequence, block)]; }
   // The rows that a block's codes are made from, and those that they are to be made from.
@@ -71,7 +75,7 @@ class Blocks {
   int64_t bytes() const;  // of all this
 
  private:
-  int32_t& place(int64_t sequence, int64_t block) { return table_[sequence * shape_.blocks + block]; }
+  int32_t put(int64_t sequence, int64_t block, int32_t at);
   int32_t place(int64_t sequence, int64_t block) const { return table_[sequence * shape_.blocks + block]; }
   bool owned(int64_t sequence, int64_t block) const;
   int32_t find_free(int64_t from) const;
@@ -91,6 +95,7 @@ class Blocks {
   std::vector<int32_t> users_;                   // [pool + 1] sequences that have it in their tables
   std::vector<uint64_t> taken_;                  // [pool / 64] bit p of word w: place 64 w + p has users
   std::vector<int64_t> lengths_, last_;          // [sequences] last: the last block with live rows; -1: none
+  std::vector<int64_t> strays_;                  // [sequences] blocks that do not lie in line
   int64_t used_ = 0;
 };
 

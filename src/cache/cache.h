@@ -34,10 +34,10 @@ class Cache {
     blocks.mark_encoded(sequence, block, values_too ? keys_mark | values_mark : keys_mark);
   }
 
-  Codes codes(int64_t sequence, int kv_head) const { return store_.codes(kv_head, blocks.places(sequence)); }
-  Means means(int64_t sequence, int kv_head) const { return store_.means(kv_head, blocks.places(sequence)); }  // has_means
+  Codes codes(int64_t sequence, int kv_head) const { return store_.codes(kv_head, where(sequence)); }
+  Means means(int64_t sequence, int kv_head) const { return store_.means(kv_head, where(sequence)); }  // has_means
   bool has_means() const { return blocks.shape().marks != keys_mark; }
-  QuestBounds quest_bounds(int64_t sequence, int kv_head) const { return store_.bounds(kv_head, blocks.places(sequence)); }
+  QuestBounds quest_bounds(int64_t sequence, int kv_head) const { return store_.bounds(kv_head, where(sequence)); }
 
   // What is kept of a block, kind after kind.
   void copy_block(int64_t sequence, int kv_head, int64_t block, std::byte* to) const {
@@ -56,6 +56,11 @@ class Cache {
   const adamas_cache_params params;
 
  private:
+  Where where(int64_t sequence) const {
+    if (blocks.in_line(sequence)) return {nullptr, blocks.first_place(sequence)};
+    return {blocks.places(sequence), 0};
+  }
+
   Store store_;
   std::vector<int64_t> next_verified_;  // [sequences]
 };

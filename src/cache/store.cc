@@ -43,22 +43,27 @@ void Store::copy(int kv_head, int64_t place, std::byte* to) const {
   }
 }
 
-Codes Store::codes(int kv_head, Places places) const {
+Codes Store::codes(int kv_head, Where where) const {
   Codes codes;
   codes.layout = layout_;
-  codes.words = of_head<uint32_t>(memory_.codes, kv_head);
-  codes.centre = of_head<int16_t>(memory_.centre, kv_head);
-  codes.hash = of_head<uint32_t>(memory_.hash, kv_head);
-  codes.centre_scale = of_head<float>(memory_.centre_scale, kv_head);
-  codes.sigma = of_head<float>(memory_.sigma, kv_head);
-  codes.places = places;
+  codes.words = of_head<uint32_t>(memory_.codes, kv_head, where.first);
+  codes.centre = of_head<int16_t>(memory_.centre, kv_head, where.first);
+  codes.hash = of_head<uint32_t>(memory_.hash, kv_head, where.first);
+  codes.centre_scale = of_head<float>(memory_.centre_scale, kv_head, where.first);
+  codes.sigma = of_head<float>(memory_.sigma, kv_head, where.first);
+  codes.places = where.places;
+  if (where.places == nullptr && codes.hash.stride == block_tokens * int64_t(sizeof(uint32_t)))
+    codes.hashes = codes.hash.first;
   return codes;
 }
 
-Means Store::means(int kv_head, Places places) const {
-  return {of_head<int16_t>(memory_.mean, kv_head), of_head<float>(memory_.mean_scale, kv_head), places};
+Means Store::means(int kv_head, Where where) const {
+  return {of_head<int16_t>(memory_.mean, kv_head, where.first), of_head<float>(memory_.mean_scale, kv_head, where.first),
+          where.places};
 }
 
-QuestBounds Store::bounds(int kv_head, Places places) const { return {of_head<float>(memory_.bounds, kv_head), places}; }
+QuestBounds Store::bounds(int kv_head, Where where) const {
+  return {of_head<float>(memory_.bounds, kv_head, where.first), where.places};
+}
 
 }  // namespace adamas

@@ -18,20 +18,27 @@ struct Kind {
 };
 std::array<Kind, 8> kinds_of(const adamas_config& config, int head_dim);
 
+// The places of a sequence's blocks: in line from `first` on, or in a table of places counted from there.
+struct Where {
+  Places places;
+  int64_t first;
+};
+
 class Store {
  public:
   Store(const adamas_config& config, const adamas_cache_params& params, int64_t pool);
 
-  Codes codes(int kv_head, Places places) const;
-  Means means(int kv_head, Places places) const;
-  QuestBounds bounds(int kv_head, Places places) const;
+  Codes codes(int kv_head, Where where) const;
+  Means means(int kv_head, Where where) const;
+  QuestBounds bounds(int kv_head, Where where) const;
   // All that is kept at a place, kind after kind.
   void copy(int kv_head, int64_t place, std::byte* to) const;
 
  private:
   template <class T>
-  PerBlock<T> of_head(const adamas_code_array& array, int kv_head) const {
-    return {reinterpret_cast<T*>(static_cast<std::byte*>(array.data) + kv_head * array.stride_head), array.stride_block};
+  PerBlock<T> of_head(const adamas_code_array& array, int kv_head, int64_t first = 0) const {
+    auto* head = static_cast<std::byte*>(array.data) + kv_head * array.stride_head;
+    return {reinterpret_cast<T*>(head + first * array.stride_block), array.stride_block};
   }
 
   const BlockLayout layout_;

@@ -188,15 +188,19 @@ void EncodeMean(const Rows& rows, int head_dim, uint64_t live, bool first_block,
 
 int64_t CountStale(const Rows& rows, int head_dim, const Codes& codes, const int32_t* tokens, int64_t count) {
   const int64_t bytes = row_bytes(rows.dtype, head_dim);
-  constexpr int64_t ahead = 8;  // rows fetched before they are hashed: they lie far apart
+  constexpr int64_t ahead = 8;  // a power of two: rows fetched before they are hashed: they lie far apart
+  const std::byte* at[2 * ahead];
+  const auto point = [&](int64_t i) { at[i & (2 * ahead - 1)] = rows.row(tokens[i]); };
+  for (int64_t i = 0; i < std::min(ahead, count); i++) point(i);
   int64_t stale = 0;
   for (int64_t i = 0; i < count; i += 4) {
     const std::byte* four[4];
     uint32_t hashes[4];
     for (int64_t j = 0; j < 4; j++) {
-      four[j] = rows.row(tokens[std::min(i + j, count - 1)]);
+      four[j] = at[std::min(i + j, count - 1) & (2 * ahead - 1)];
       if (i + j + ahead >= count) continue;
-      fetch_row(rows, tokens[i + j + ahead], bytes);
+      point(i + j + ahead);
+      fetch_row(at[(i + j + ahead) & (2 * ahead - 1)], bytes);
       __builtin_prefetch(codes.hash_of(tokens[i + j + ahead]), 0, 2);
     }
     HashFour(four, bytes, hashes);

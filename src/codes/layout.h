@@ -78,6 +78,7 @@ struct Codes {
   PerBlock<float> centre_scale;  // scalar
   PerBlock<float> sigma;         // scalar
   Places places = nullptr;
+  const uint32_t* hashes = nullptr;  // [blocks, 64] when they lie one after another; NULL: when not
 
   Codes() = default;
   // Of `blocks` places, each kind after the other. memory: [head_bytes(blocks)], aligned to 64.
@@ -87,7 +88,8 @@ struct Codes {
         centre{reinterpret_cast<int16_t*>(memory + blocks * words.stride), int64_t(layout.centre_bytes())},
         hash{reinterpret_cast<uint32_t*>(centre.at(blocks)), block_tokens * int64_t(sizeof(uint32_t))},
         centre_scale{centre_scale, sizeof(float)},
-        sigma{sigma, sizeof(float)} {}
+        sigma{sigma, sizeof(float)},
+        hashes(hash.first) {}
 
   Block block(int64_t b) const {
     const int64_t place = place_of(places, b);
@@ -99,6 +101,7 @@ struct Codes {
   float centre_scale_of(int64_t b) const { return *centre_scale.at(place_of(places, b)); }
   const int16_t* centre_of(int64_t b) const { return centre.at(place_of(places, b)); }
   const uint32_t* hash_of(int32_t token) const {
+    if (hashes != nullptr) return hashes + token;
     return hash.at(place_of(places, token / block_tokens)) + token % block_tokens;
   }
 };

@@ -41,8 +41,8 @@ struct Rows {
 
 // Asks the memory for a row that will be read soon. To the second cache: a core waits for many more lines there than it can
 // for the first one (rows that lie anywhere, 64 ahead: a third of the time).
-inline void fetch_row(const Rows& rows, int64_t token, int64_t bytes) {
-  const auto first = reinterpret_cast<uintptr_t>(rows.row(token));
+inline void fetch_row(const std::byte* row, int64_t bytes) {
+  const auto first = reinterpret_cast<uintptr_t>(row);
   for (uintptr_t line = first & ~uintptr_t{63}; line < first + uintptr_t(bytes); line += 64)
     __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
 }

@@ -217,17 +217,18 @@ void CentreProducts(const Query& query, int head_dim, const Codes& codes, const 
       const int16_t* centre = codes.centre_of(blocks[std::min(i + j, count - 1)]);
       fetch_ahead(centre, codes.layout.centre_bytes());
       auto up = hn::Zero(d32), low = hn::Zero(d32);
-      for (int k = 0; k < head_dim; k += lanes) {
+      const auto add = [&](auto some, int k) HWY_ATTR {
         auto rest = hn::Zero(d32);
-        // Half a vector may be left, of head_dim 80 or 112.
-        const auto some = k + lanes <= head_dim ? hn::LoadU(d16, centre + k)
-                                                : hn::MaskedLoad(hn::FirstN(d16, head_dim - k), d16, centre + k);
         const auto pairs = hn::ReorderWidenMulAccumulate(d32, hn::LoadU(d16, query.q16 + k), some, hn::Zero(d32), rest);
         for (const auto v : {pairs, rest}) {
           up = hn::Add(up, hn::ShiftRight<16>(v));
           low = hn::Add(low, hn::And(v, hn::Set(d32, 0xFFFF)));
         }
-      }
+      };
+      int k = 0;
+      for (; k + lanes <= head_dim; k += lanes) add(hn::LoadU(d16, centre + k), k);
+      if (k < head_dim)
+        add(hn::MaskedLoad(hn::FirstN(d16, head_dim - k), d16, centre + k), k);  // half a vector, of 80 or 112
       upper[j] = hn::ConvertTo(d, up);
       lower[j] = hn::ConvertTo(d, low);
     }
