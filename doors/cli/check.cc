@@ -164,19 +164,19 @@ void print_text(const Report& report) {
     fmt::print("\nno self-test: it is one of the policy adamas\n");
     return;
   }
-  fmt::print("\nself-test with {}, against attention in double precision\n", adamas::isa_in_use());
+  fmt::print("\nself-test with {}, against the definitions in double precision\n",
+             fmt::join(adamas::instruction_sets(), ", "));
   for (const SelfTest& test : report.tests) {
     fmt::print("  {}, {}, head_dim {}: {}\n", counted(test.shape.q_heads, "query head"),
                counted(test.shape.kv_heads, "KV head"), test.shape.head_dim,
                test.failure.empty() ? "passed" : "FAILED: " + test.failure);
     const auto line = [](const std::string& what, const Deviation& deviation) {
-      if (deviation.bound > 0)  // else it never came to comparing
+      if (deviation.bound > 0)  // else it was not compared
         fmt::print("    {:<24} largest error {:.1e}, bound {:.1e}\n", what, deviation.error, deviation.bound);
     };
     line(fmt::format("all of {} tokens", test.tokens), test.dense);
     line(fmt::format("{} of {} tokens", test.budget, test.tokens), test.sparse);
-    if (test.rest != 1)
-      fmt::print("    a list and a rest: {:.0f}% of the distance to full attention is left\n", 100 * test.rest);
+    line("a list and a rest", test.list);
   }
 }
 
@@ -207,7 +207,7 @@ Json json_of(const Report& report) {
                      {"budget", test.budget},
                      {"dense", json_of(test.dense)},
                      {"sparse", json_of(test.sparse)},
-                     {"rest", test.rest},
+                     {"list", test.list.bound > 0 ? json_of(test.list) : Json(nullptr)},
                      {"failure", test.failure.empty() ? Json(nullptr) : Json(test.failure)}});
   return {{"name", model.name},
           {"architecture", model.architecture},
@@ -218,7 +218,7 @@ Json json_of(const Report& report) {
           {"sparse_layers", report.sparse_layers()},
           {"layers", layers},
           {"memory", {{"codes_bytes", report.memory.codes}, {"kv_f16_bytes", report.memory.kv_f16}}},
-          {"instruction_set", adamas::isa_in_use()},
+          {"instruction_sets", adamas::instruction_sets()},
           {"self_tests", tests},
           {"passed", report.passed()}};
 }

@@ -27,8 +27,8 @@ TOOL is a path, or is looked up in PATH and then among the tools that were built
 )";
 
 constexpr const char* check_details = R"(
-Tells what of a model will run sparse, and why not the rest; the memory for the codes; and tests
-the kernels at the model's shapes against plain attention in double precision.
+Tells what of a model will run sparse, and why not the rest; the memory for the codes; and tests the
+kernels of every instruction set at the model's shapes, against their definitions in double precision.
 )";
 
 constexpr const char* explain_details = R"(

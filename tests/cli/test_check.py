@@ -141,12 +141,19 @@ class Verdicts(CheckTest):
 
 
 class SelfTest(CheckTest):
-    def test_every_policy_preset_and_instruction_set(self):
-        isas = json.loads(call("info", "--json").stdout)["instruction_sets"]
-        for arguments in [["--preset", "paper"], ["--estimator", "manhattan"], ["--share", "0.01"], ["--budget", "1", "--sinks", "0"],
-                          ["--budget", "7", "--recent", "3"], *(["--isa", isa] for isa in isas)]:
+    def test_settings(self):
+        for arguments in [["--preset", "paper"], ["--estimator", "manhattan"], ["--share", "0.01"], ["--share", "1"], ["--min-mass", "0.9"],
+                          ["--max-noise", "0.3"], ["--budget", "1", "--sinks", "0"], ["--budget", "7", "--recent", "3"]]:
             with self.subTest(arguments=arguments):
-                self.assertTrue(self.report(model(), "--context", "4096", *arguments)["passed"])
+                report = self.report(model(), "--context", "4096", *arguments)
+                self.assertTrue(report["passed"])
+                self.assertEqual(report["self_tests"][0]["list"] is None, "paper" in arguments or "--budget" in arguments)
+
+    def test_every_instruction_set(self):
+        isas = json.loads(call("info", "--json").stdout)["instruction_sets"]
+        for chosen in (isas[0], isas[-1]):
+            self.assertEqual(self.report(model(), "--isa", chosen)["instruction_sets"], isas)
+        self.assertIn(f"self-test with {', '.join(isas)}, against", self.check(model()).stdout)
 
     def test_another_policy_has_none(self):
         for policy in ("quest", "streaming", "oracle"):
@@ -159,7 +166,7 @@ class SelfTest(CheckTest):
         report = self.report(model(attn_logit_softcapping=30.0, attention__max_alibi_bias=8.0))
         self.assertEqual((report["softcap"], report["alibi"]), (30, 8))
         for test in report["self_tests"]:
-            for kind in ("dense", "sparse"):
+            for kind in ("dense", "sparse", "list"):
                 self.assertLess(test[kind]["error"], test[kind]["bound"])
 
     def test_every_head_dim(self):
@@ -170,9 +177,13 @@ class SelfTest(CheckTest):
 
     @unittest.skipUnless(FAULT_LIBRARY, "a sanitizer wants to be loaded first")
     def test_faults_are_noticed(self):
+        isas = json.loads(call("info", "--json").stdout)["instruction_sets"]
         for fault, words in [
-            ("step", "dense attention is off by more than its bound"),
-            ("selection", "the selected tokens do not ascend"),
+            ("step", f"all tokens with {isas[0]}: the output is off by more than its bound"),
+            ("list", f"a list and a rest with {isas[0]}: the output is off by more than its bound"),
+            ("isa", f"all tokens with {isas[-1]}: the output is off by more than its bound"),
+            ("selection", f"all tokens with {isas[0]}: other tokens are selected"),
+            ("codes", f"all tokens with {isas[0]}: codes of K or means of V are others"),
         ]:
             with self.subTest(fault=fault):
                 environment = clean_environment(LD_PRELOAD=FAULT_LIBRARY, ADAMAS_FAULT=fault)
