@@ -228,7 +228,7 @@ Json json_of(const Report& report) {
 int check(Settings& settings, const CheckOptions& options) {
   const adamas::Config config = settings.load();
   if (options.model.empty()) throw Failure(exit_usage, "check: the model is missing; for example: adamas check MODEL.gguf");
-  const Report report = examine(options, config, settings_file());
+  const Report report = examine(options, config, settings.file());
   options.json ? print_json(json_of(report)) : print_text(report);
   return report.passed() ? exit_ok : exit_failed;
 }

@@ -16,6 +16,7 @@
 #include "gguf.h"
 #include "library.h"
 #include "paths.h"
+#include "settings.h"
 
 namespace cli {
 namespace {
@@ -49,7 +50,6 @@ struct Engine {
   Library base{"libggml-base.so"}, ggml{"libggml.so"}, llama{"libllama.so"};
 
   FUNCTION(base, ggml_version);
-  FUNCTION(base, ggml_backend_reg_get_proc_address);
   FUNCTION(ggml, ggml_backend_load);
   FUNCTION(ggml, ggml_backend_load_all_from_path);
   FUNCTION(llama, llama_batch_free);
@@ -84,8 +84,10 @@ struct Engine {
   FUNCTION(llama, llama_vocab_is_eog);
   FUNCTION(llama, llama_vocab_n_tokens);
 
-  adamas_configure_fn adamas_configure = nullptr;
-  adamas_observe_fn adamas_observe = nullptr;
+  const fs::path path = required_back_end();
+  Library back_end = Library::of(path);
+  FUNCTION(back_end, adamas_configure);
+  FUNCTION(back_end, adamas_observe);
 
   Engine() {
     // Structs go by value between us and the engine: they are those of one version.
@@ -98,14 +100,11 @@ struct Engine {
     setenv("LLAMA_GRAPH_REUSE_DISABLE", "1", 1);
     ggml_backend_load_all_from_path(fs::path(file_of(reinterpret_cast<void*>(llama_decode))).parent_path().c_str());
 
-    const fs::path path = required_back_end();
-    ggml_backend_reg_t back_end = ggml_backend_load(path.c_str());
-    if (back_end == nullptr) throw Failure(exit_failed, fmt::format("{} did not load{}", path.string(), because()));
-    adamas_configure =
-        reinterpret_cast<adamas_configure_fn>(ggml_backend_reg_get_proc_address(back_end, "adamas_configure"));
-    adamas_observe = reinterpret_cast<adamas_observe_fn>(ggml_backend_reg_get_proc_address(back_end, "adamas_observe"));
-    if (adamas_configure == nullptr || adamas_observe == nullptr)
-      throw Failure(exit_failed, fmt::format("{} is of another version: it cannot be configured", path.string()));
+    // Its settings are ours, from the first on: of the environment a command has read what no flag says otherwise.
+    const adamas_config config = engine_only();
+    adamas::detail::check(adamas_configure(&config, nullptr));
+    if (ggml_backend_load(path.c_str()) == nullptr)
+      throw Failure(exit_failed, fmt::format("{} did not load{}", path.string(), because()));
   }
 };
 

@@ -218,7 +218,7 @@ Json settings_of(const Settings& settings) {
 
 int explain(Settings& settings, const ExplainOptions& options) {
   const adamas_config config = settings.load().native();
-  refuse_settings_file("explain");
+  settings.refuse_file("explain");
   for (const auto& [flag, value] :
        {std::pair{"--model", options.model}, {"--file", options.file}, {"--ask", options.ask}, {"--html", options.html}})
     if (value.empty())

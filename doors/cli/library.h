@@ -1,4 +1,5 @@
-// A library of the engine, looked up when a command needs it: the command starts without it. Never unloaded.
+// A library of the engine, or our back end, looked up when a command needs it: the command starts without it. Never
+// unloaded.
 #pragma once
 
 #include <dlfcn.h>
@@ -24,15 +25,22 @@ class Library {
                     fmt::format("the engine's library {} is not there, neither in {} nor where the system looks{}", name,
                                 engine_folder().string(), use));
   }
+  static Library of(const std::filesystem::path& file) {
+    Library library;
+    library.handle_ = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library.handle_ == nullptr) throw Failure(exit_failed, fmt::format("{} did not load: {}", file.string(), dlerror()));
+    return library;
+  }
 
   template <class Function>
   Function* get(const char* name) const {
     void* address = dlsym(handle_, name);
-    if (address == nullptr) throw Failure(exit_failed, fmt::format("the engine's library has no {}", name));
+    if (address == nullptr) throw Failure(exit_failed, fmt::format("a library of another version has no {}", name));
     return reinterpret_cast<Function*>(address);
   }
 
  private:
+  Library() = default;
   void* handle_ = nullptr;
 };
 

@@ -47,6 +47,7 @@ void add_flash_attention(std::vector<std::string>& command) {
 
 int run(Settings& settings, const std::vector<std::string>& given) {
   settings.load();
+  settings.write_environment();
   if (given.empty())
     throw Failure(exit_usage, "run: the tool is missing; for example: adamas run -- llama-completion -m MODEL.gguf");
   const std::string tool = find_tool(given[0]).string();

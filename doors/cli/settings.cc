@@ -23,6 +23,18 @@ constexpr const char* config_range = "a file";
 constexpr const char* config_meaning =
     "settings in lines name = value, and [layers 0,3-5] for some; flags and variables win over its general lines";
 
+// The flags under the names of their variables.
+std::map<std::string, std::string> variables_of(const Flags& flags) {
+  std::map<std::string, std::string> variables;
+  const auto add = [&](const std::string& name, const char* environment) {
+    if (const auto flag = flags.find(name); flag != flags.end()) variables[environment] = flag->second;
+  };
+  for (const adamas_setting& setting : adamas::settings()) add(setting.name, setting.environment);
+  add("isa", isa_environment);
+  add("config", config_environment);
+  return variables;
+}
+
 }  // namespace
 
 std::string flag_name(std::string setting) {
@@ -38,15 +50,20 @@ adamas_config engine_only() {
   return config;
 }
 
-std::string settings_file() {
+std::string settings_file(const Flags& flags) {
+  if (const auto flag = flags.find("config"); flag != flags.end()) return flag->second;
   const char* file = std::getenv(config_environment);
   return file != nullptr ? file : "";
 }
 
-void refuse_settings_file(const char* command) {
-  if (const std::string file = settings_file(); !file.empty())
-    throw Failure(exit_usage, fmt::format("{} is {}; {} works with settings of a whole model, by flags and variables",
-                                          config_environment, file, command));
+adamas::Config config_of(const Flags& flags) {
+  for (const adamas_setting& setting : adamas::settings())  // what is wrong with a flag is said without its variable
+    if (const auto flag = flags.find(setting.name); flag != flags.end()) adamas::Config{}.set(setting.name, flag->second);
+  const auto variables = variables_of(flags);
+  return adamas::Config::from_variables([&](const char* name) -> const char* {
+    const auto flag = variables.find(name);
+    return flag != variables.end() ? flag->second.c_str() : std::getenv(name);
+  });
 }
 
 void warn_of_misspelt_variables() {
@@ -72,7 +89,7 @@ void warn_of_misspelt_variables() {
 
 Settings::Settings(CLI::App& command) {
   const auto add = [&](const std::string& name, const std::string& range, const std::string& meaning) {
-    options_[name] = command.add_option(flag_name(name), flags_[name], fmt::format("{} ({})", meaning, range))
+    options_[name] = command.add_option(flag_name(name), values_[name], fmt::format("{} ({})", meaning, range))
                          ->type_name("VALUE")
                          ->take_last()
                          ->group("Settings");
@@ -83,28 +100,28 @@ Settings::Settings(CLI::App& command) {
 }
 
 adamas::Config Settings::load() {
-  const auto carry = [&](const std::string& name, const char* environment) {
-    if (options_.at(name)->count() > 0) setenv(environment, flags_.at(name).c_str(), 1);
-  };
-  for (const adamas_setting& setting : adamas::settings()) {
-    if (options_.at(setting.name)->count() > 0) adamas::Config{}.set(setting.name, flags_.at(setting.name));
-    carry(setting.name, setting.environment);
-  }
-  carry("isa", isa_environment);
-  carry("config", config_environment);
-
-  config_ = adamas::Config::from_environment();
-  config_.check();
-  if (const std::string file = settings_file(); !file.empty()) file_ = adamas::Config{}.load(file);
-  if (const char* isa = std::getenv(isa_environment)) adamas::force_isa(isa);
+  for (const auto& [name, option] : options_)
+    if (option->count() > 0) flags_[name] = values_.at(name);
+  config_ = config_of(flags_);
+  if (!file().empty()) file_ = adamas::Config{}.load(file());
   return config_;
 }
 
+void Settings::refuse_file(const char* command) const {
+  if (!file().empty())
+    throw Failure(exit_usage, fmt::format("{} is {}; {} works with settings of a whole model, by flags and variables",
+                                          config_environment, file(), command));
+}
+
+void Settings::write_environment() const {
+  for (const auto& [name, value] : variables_of(flags_)) setenv(name.c_str(), value.c_str(), 1);
+}
+
 std::string Settings::source(const std::string& name, const std::string& environment) const {
-  if (options_.at(name)->count() > 0) return "flag";
+  if (flags_.contains(name)) return "flag";
   if (std::getenv(environment.c_str()) != nullptr) return "environment";
   if (name == "isa" || config_.get(name) == adamas::Config{}.get(name)) return "default";
-  if (file_ && config_.get(name) == file_->get(name)) return "file " + settings_file();
+  if (file_ && config_.get(name) == file_->get(name)) return "file " + file();
   return "preset " + config_.get("preset");
 }
 
@@ -113,9 +130,10 @@ std::vector<ShownSetting> Settings::shown() const {
   for (const adamas_setting& setting : adamas::settings())
     all.push_back({setting.name, setting.environment, config_.get(setting.name), source(setting.name, setting.environment),
                    setting.range, setting.meaning});
-  const char* isa = std::getenv(isa_environment);
-  all.push_back(
-      {"isa", isa_environment, isa != nullptr ? isa : "auto", source("isa", isa_environment), isa_range, isa_meaning});
+  const auto flag = flags_.find("isa");
+  const char* variable = std::getenv(isa_environment);
+  const std::string isa = flag != flags_.end() ? flag->second : variable != nullptr ? variable : "auto";
+  all.push_back({"isa", isa_environment, isa, source("isa", isa_environment), isa_range, isa_meaning});
   return all;
 }
 

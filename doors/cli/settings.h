@@ -1,5 +1,6 @@
-// The settings as flags. A flag is an environment variable written shorter: it sets the variable, for this process and
-// for the tool that `run` becomes. So there is one set of rules (the library's) for what a value may be and what wins.
+// The settings as flags. A flag is an environment variable written shorter and wins over it: the library reads the variables
+// through us, so there is one set of rules (its own) for what a value may be and what wins. What comes out is a value; only
+// for the tool that `run` becomes the flags are written into the environment.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -29,19 +30,31 @@ struct ShownSetting {
 // A word on standard error for each variable that is nearly one of ours: nothing else would tell of ADAMAS_BUDGTE.
 void warn_of_misspelt_variables();
 
-// The settings file that ADAMAS_CONFIG names; empty: none. `--config` is there once its Settings are loaded.
-std::string settings_file();
+// Flags that were given, by the setting's name; "isa" and "config" (the settings file) among them.
+using Flags = std::map<std::string, std::string>;
 
-// Throws when there is one: a command that configures the back end for all layers at once knows no sections.
-void refuse_settings_file(const char* command);
+// The settings file that the flag names, else ADAMAS_CONFIG; empty: none.
+std::string settings_file(const Flags& flags = {});
+
+// The settings: flags, else variables, else the general lines of the settings file. The instruction set is in use
+// afterwards. Throws, naming the range, when a value is out of it.
+adamas::Config config_of(const Flags& flags);
 
 class Settings {
  public:
   // Adds --budget, --dense-layers, ... , --isa and --config to the command.
   explicit Settings(CLI::App& command);
 
-  // Carries the flags into the environment and reads all of it; throws, naming the range, when a value is out of it.
   adamas::Config load();
+
+  // After load(): the settings file; empty: none.
+  std::string file() const { return settings_file(flags_); }
+
+  // Throws when there is one: a command that configures the back end for all layers at once knows no sections.
+  void refuse_file(const char* command) const;
+
+  // The flags as variables, for the tool that this process becomes.
+  void write_environment() const;
 
   // Every setting, after load(): what it is, where that came from, what it may be and what it means.
   std::vector<ShownSetting> shown() const;
@@ -49,8 +62,9 @@ class Settings {
  private:
   std::string source(const std::string& name, const std::string& environment) const;
 
-  std::map<std::string, std::string> flags_;  // by the setting's name; empty: not given
+  std::map<std::string, std::string> values_;  // by the setting's name; meaningless: not given
   std::map<std::string, CLI::Option*> options_;
+  Flags flags_;
   adamas::Config config_;
   std::optional<adamas::Config> file_;  // the general lines of the settings file
 };

@@ -24,29 +24,12 @@ namespace adamas_ggml {
 namespace {
 
 adamas_config settings{};
+bool configured = false;    // by a program: the environment says nothing
 std::string settings_file;  // "": none
 std::map<int32_t, adamas_config> layer_settings;
 std::mutex layer_mutex;
 adamas_observer_fn observer = nullptr;
 void* observer_user = nullptr;
-
-adamas_status configure(const adamas_config* config, const char* layers) {
-  adamas_status status = adamas_config_check(config);
-  adamas_config with_general_lines = *config;
-  if (status == ADAMAS_OK && layers != nullptr)
-    status = adamas_config_load(&with_general_lines, layers, -1);  // is it whole?
-  if (status != ADAMAS_OK) return status;
-  const std::lock_guard lock(layer_mutex);
-  settings = *config;
-  settings_file = layers != nullptr ? layers : "";  // a program's settings are all there is
-  layer_settings.clear();
-  return status;
-}
-
-void set_observer(adamas_observer_fn fn, void* user) {
-  observer = fn;
-  observer_user = user;
-}
 
 }  // namespace
 
@@ -73,6 +56,7 @@ const adamas_config& config_of(int32_t layer) {
 }
 
 bool read_settings() {
+  if (configured) return true;
   if (adamas_config_init(&settings) != ADAMAS_OK || adamas_config_from_environment(&settings) != ADAMAS_OK) return false;
   if (const char* file = std::getenv("ADAMAS_CONFIG")) settings_file = file;  // empty: none
   return true;
@@ -184,8 +168,6 @@ ggml_backend_dev_t reg_device(ggml_backend_reg_t reg, size_t index);
 
 void* reg_proc_address(ggml_backend_reg_t, const char* name) {
   if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void*>(set_n_threads);
-  if (std::strcmp(name, "adamas_configure") == 0) return reinterpret_cast<void*>(configure);
-  if (std::strcmp(name, "adamas_observe") == 0) return reinterpret_cast<void*>(set_observer);
   return nullptr;
 }
 
@@ -243,3 +225,24 @@ ggml_backend_reg_t ggml_backend_init(void) {
 }
 
 int ggml_backend_score(void) { return 1; }
+
+adamas_status adamas_configure(const adamas_config* config, const char* layers) {
+  using namespace adamas_ggml;
+  adamas_status status = adamas_config_check(config);
+  adamas_config with_general_lines = *config;
+  if (status == ADAMAS_OK && layers != nullptr)
+    status = adamas_config_load(&with_general_lines, layers, -1);  // is it whole?
+  if (status != ADAMAS_OK) return status;
+  const std::lock_guard lock(layer_mutex);
+  settings = *config;
+  settings_file = layers != nullptr ? layers : "";  // a program's settings are all there is
+  layer_settings.clear();
+  configured = true;
+  if (settings.stats) print_stats_at_exit();
+  return status;
+}
+
+void adamas_observe(adamas_observer_fn observer, void* user) {
+  adamas_ggml::observer = observer;
+  adamas_ggml::observer_user = user;
+}

@@ -136,7 +136,8 @@ void note_seconds(double seconds) {
 
 void print_stats_at_exit() {
   totals();
-  std::atexit(print);
+  static const int registered = std::atexit(print);  // once
+  (void)registered;
 }
 
 }  // namespace adamas_ggml

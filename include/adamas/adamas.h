@@ -157,6 +157,10 @@ ADAMAS_API adamas_status adamas_config_get(const adamas_config* config, const ch
 /* The file that ADAMAS_CONFIG names, then every ADAMAS_<NAME> of the environment, the preset first, and ADAMAS_ISA for
  * adamas_isa_force. All or nothing: on an error `config` is unchanged. */
 ADAMAS_API adamas_status adamas_config_from_environment(adamas_config* config);
+/* The same of variables that get(user, "ADAMAS_BUDGET") gives, NULL where there is none: for a program with flags that win
+ * over the environment. */
+typedef const char* (*adamas_variable_fn)(void* user, const char* name);
+ADAMAS_API adamas_status adamas_config_from_variables(adamas_config* config, adamas_variable_fn get, void* user);
 /* A settings file on top of `config`: lines `name = value`, comments from # on, and sections `[layers 0,3-5]`. With layer -1
  * its general lines; with a layer what the sections say of that layer (budget, share, ...; not what concerns the whole
  * model). */

@@ -165,6 +165,15 @@ struct Config {
     return from_native(config);
   }
 
+  // The same of variables that get("ADAMAS_BUDGET") gives, a null pointer where there is none.
+  template <class Get>
+  static Config from_variables(Get get) {
+    adamas_config config = detail::preset_values(Preset::standard);
+    const auto call = [](void* user, const char* name) -> const char* { return (*static_cast<Get*>(user))(name); };
+    detail::check(adamas_config_from_variables(&config, call, &get));
+    return from_native(config);
+  }
+
   // What a settings file says: its general lines, or what its sections say of one layer.
   Config& load(const std::string& path, std::int32_t layer = -1) {
     adamas_config config = native();

@@ -235,6 +235,13 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
   return check_range(p.verify_rows, 0, max_tokens, "verify_rows");
 }
 
+Status settings_of(adamas_config* config, const Variables& get) {
+  ADAMAS_TRY(check_size(config));
+  if (get("ADAMAS_DEVICE") != nullptr) return invalid("ADAMAS_DEVICE is called ADAMAS_ISA now: the instruction set");
+  if (const char* isa = get("ADAMAS_ISA")) ADAMAS_TRY(force_isa(isa));
+  return change(config, [&](adamas_config& all) { return from_variables(all, get); });
+}
+
 }  // namespace
 
 extern "C" {
@@ -289,12 +296,13 @@ adamas_status adamas_config_get(const adamas_config* config, const char* name, c
 }
 
 adamas_status adamas_config_from_environment(adamas_config* config) {
-  return guarded("adamas_config_from_environment", [&]() -> Status {
-    ADAMAS_TRY(check_size(config));
-    if (std::getenv("ADAMAS_DEVICE") != nullptr)
-      return invalid("ADAMAS_DEVICE is called ADAMAS_ISA now: the instruction set");
-    if (const char* isa = std::getenv("ADAMAS_ISA")) ADAMAS_TRY(force_isa(isa));
-    return change(config, [](adamas_config& all) { return from_environment(all); });
+  return guarded("adamas_config_from_environment", [&] { return settings_of(config, std::getenv); });
+}
+
+adamas_status adamas_config_from_variables(adamas_config* config, adamas_variable_fn get, void* user) {
+  return guarded("adamas_config_from_variables", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(reinterpret_cast<const void*>(get), "get"));
+    return settings_of(config, [&](const char* name) { return get(user, name); });
   });
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -105,6 +106,32 @@ TEST(Settings, ComeFromTheEnvironmentAllOrNothing) {
   setenv("ADAMAS_DEVICE", "avx2", 1);  // of version 0.1
   expect_sentence(adamas_config_from_environment(&config), ADAMAS_INVALID_ARGUMENT, "ADAMAS_ISA");
   unsetenv("ADAMAS_DEVICE");
+}
+
+TEST(Settings, ComeFromVariablesOfAProgram) {
+  using Variables = std::map<std::string, const char*>;
+  const auto get = [](void* user, const char* name) -> const char* {
+    const auto& all = *static_cast<const Variables*>(user);
+    const auto found = all.find(name);
+    return found != all.end() ? found->second : nullptr;
+  };
+  setenv("ADAMAS_BUDGET", "nothing that is read", 1);
+  adamas_config config = config_of();
+  Variables variables{{"ADAMAS_PRESET", "paper"}, {"ADAMAS_SINKS", "2"}};
+  EXPECT_EQ(adamas_config_from_variables(&config, get, &variables), ADAMAS_OK) << adamas_last_error();
+  EXPECT_EQ(config.estimator, ADAMAS_ESTIMATOR_MANHATTAN);
+  EXPECT_EQ(config.sinks, 2);
+  unsetenv("ADAMAS_BUDGET");
+  for (auto [name, value] : {std::pair{"ADAMAS_SINKS", "-1"},
+                             {"ADAMAS_DEVICE", "avx2"},
+                             {"ADAMAS_TAIL", "0"},
+                             {"ADAMAS_CONFIG", "/nowhere"},
+                             {"ADAMAS_ISA", "AVX9"}}) {
+    variables = {{name, value}, {"ADAMAS_RECENT", "9"}};
+    EXPECT_EQ(adamas_config_from_variables(&config, get, &variables), ADAMAS_INVALID_ARGUMENT) << name;
+    EXPECT_EQ(config.recent, 0) << name;
+  }
+  expect_sentence(adamas_config_from_variables(&config, nullptr, nullptr), ADAMAS_INVALID_ARGUMENT, "get");
 }
 
 // A settings file: general lines, sections of layers, and a sentence with the line for everything else.

@@ -234,18 +234,18 @@ Status get(const adamas_config& config, const std::string& name, std::string& va
   return {};
 }
 
-Status from_environment(adamas_config& config) {
+Status from_variables(adamas_config& config, const Variables& get) {
   adamas_config changed = config;
-  if (const char* path = std::getenv(config_file_environment); path != nullptr && *path != '\0') {
+  if (const char* path = get(config_file_environment); path != nullptr && *path != '\0') {
     if (Status status = load(changed, path, -1); !status.ok()) {
       status.sentence = std::string(config_file_environment) + ": " + status.sentence;
       return status;
     }
   }
   for (const Gone& setting : gone)
-    if (std::getenv(setting.environment) != nullptr) return no_more(setting.environment);
+    if (get(setting.environment) != nullptr) return no_more(setting.environment);
   for (const Entry& entry : table()) {  // the preset comes first
-    const char* value = std::getenv(entry.shown.environment);
+    const char* value = get(entry.shown.environment);
     if (value == nullptr) continue;
     Status status = set(changed, entry.shown.name, value);
     if (!status.ok()) {

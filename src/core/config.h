@@ -1,6 +1,7 @@
 // The settings: one table of names, ranges and meanings that environment, flags and messages are made from.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,9 @@ adamas_config default_config();
 const std::vector<adamas_setting>& settings();
 Status set(adamas_config& config, const std::string& name, const std::string& value);
 Status get(const adamas_config& config, const std::string& name, std::string& value);
-Status from_environment(adamas_config& config);
+// Of the variables that `get` gives; NULL: there is none.
+using Variables = std::function<const char*(const char* name)>;
+Status from_variables(adamas_config& config, const Variables& get);
 Status check(const adamas_config& config);
 
 }  // namespace adamas

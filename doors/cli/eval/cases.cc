@@ -33,25 +33,17 @@ std::string value_of(const adamas_config& config, const std::string& name) {
   return text;
 }
 
-using Values = std::map<std::string, std::string>;  // by the setting's name
+using Values = Flags;  // and a settings file, or none
 
-Case case_of(const Values& flags) {
+Case case_of(const Values& values) {
   Case one{};
-  adamas::detail::check(adamas_config_init(&one.config));
-  if (const auto file = flags.find(file_flag); file != flags.end() && file->second != no_file) {
-    one.file = file->second;
-    adamas::detail::check(adamas_config_load(&one.config, one.file.c_str(), -1));
-    std::ifstream text(one.file);
-    one.file_text.assign(std::istreambuf_iterator<char>(text), std::istreambuf_iterator<char>());
-  }
-  for (const adamas_setting& setting : adamas::settings()) {  // the preset comes first
-    const auto flag = flags.find(setting.name);
-    const char* variable = std::getenv(setting.environment);
-    if (!is_of_case(setting.name) || (flag == flags.end() && variable == nullptr)) continue;
-    const std::string value = flag != flags.end() ? flag->second : variable;
-    adamas::detail::check(adamas_config_set(&one.config, setting.name, value.c_str()));
-  }
-  adamas::detail::check(adamas_config_check(&one.config));
+  Flags flags = values;
+  flags["config"] = "";
+  if (const auto file = flags.extract(file_flag); !file.empty() && file.mapped() != no_file)
+    flags["config"] = one.file = file.mapped();
+  one.config = config_of(flags).native();
+  std::ifstream text(one.file);
+  one.file_text.assign(std::istreambuf_iterator<char>(text), std::istreambuf_iterator<char>());
   const bool asked_for = flags.contains("policy") || std::getenv("ADAMAS_POLICY") != nullptr;
   const bool has_sections = one.file_text.find('[') != std::string::npos;
   if (one.config.policy == ADAMAS_POLICY_FULL && (asked_for || !has_sections)) {
@@ -59,7 +51,7 @@ Case case_of(const Values& flags) {
     one.file.clear();
     one.file_text.clear();
   }
-  one.config.rows = ADAMAS_ROWS_DECODE;  // whatever the file says
+  one.config.rows = ADAMAS_ROWS_DECODE;  // whatever the file or a variable says
   one.config.stats = 0;
 
   for (const adamas_setting& setting : adamas::settings()) {
@@ -76,16 +68,6 @@ Case case_of(const Values& flags) {
       one.others.emplace_back(name, value);
   }
   return one;
-}
-
-// No case has these; the back end would trip over them.
-void check_other_variables() {
-  for (const adamas_setting& setting : adamas::settings()) {
-    const char* variable = std::getenv(setting.environment);
-    adamas_config config = engine_only();
-    if (variable != nullptr && !is_of_case(setting.name) && adamas_config_set(&config, setting.name, variable) != ADAMAS_OK)
-      throw Failure(exit_usage, fmt::format("{}: {} is not in its range: {}", setting.environment, variable, setting.range));
-  }
 }
 
 // Every choice of one value a setting, the last setting changing fastest.
@@ -200,10 +182,6 @@ std::vector<std::string> CaseFlags::files() const {
 }
 
 std::vector<Case> CaseFlags::cases() const {
-  if (const char* variable = std::getenv("ADAMAS_ISA"); !isa_.empty() || variable != nullptr)
-    adamas::force_isa(isa_.empty() ? variable : isa_);
-
-  check_other_variables();
   auto lists = values_;
   lists[file_flag] = given_files();
   for (const adamas_setting& setting : adamas::settings())
@@ -213,6 +191,7 @@ std::vector<Case> CaseFlags::cases() const {
 
   std::vector<Values> choices;
   Values chosen;
+  if (!isa_.empty()) chosen["isa"] = isa_;
   combine(lists, 0, chosen, choices);
   std::vector<Case> cases{full_case()};
   for (const Values& choice : choices)

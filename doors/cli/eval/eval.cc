@@ -148,11 +148,6 @@ int Eval::run(const std::vector<std::string>& command) {
   options.command = command;
   options.cases = (*kind)->cases->cases();
   std::vector<std::string> read = (*kind)->cases->files();
-  // The cases have what the variables said. The back end reads them when it is loaded, and knows nothing of the flags that
-  // win.
-  for (const adamas_setting& setting : adamas::settings())
-    if (is_of_case(setting.name)) unsetenv(setting.environment);
-  unsetenv("ADAMAS_CONFIG");
   if (options.model.empty())
     throw Failure(exit_usage, fmt::format("eval {}: the model is missing; for example: --model MODEL.gguf", options.kind));
   read.insert(read.end(), {options.model, needle_.file, recall_.file, tune_.file});
