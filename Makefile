@@ -52,7 +52,7 @@ client: packages
 	@tools/client.sh
 
 checks: packages
-	@tools/packages.sh clang-format git
+	@tools/packages.sh clang-format clang-tidy git
 
 engine: packages
 	@tools/engine.sh

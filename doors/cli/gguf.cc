@@ -44,7 +44,7 @@ Json numbers(gguf_type type, const void* data, std::size_t count) {
   // clang-format off
   switch (type) {
     case GGUF_TYPE_UINT8: return numbers<std::uint8_t>(data, count);
-    case GGUF_TYPE_INT8: return numbers<std::int8_t>(data, count);
+    case GGUF_TYPE_INT8:
     case GGUF_TYPE_BOOL: return numbers<std::int8_t>(data, count);
     case GGUF_TYPE_UINT16: return numbers<std::uint16_t>(data, count);
     case GGUF_TYPE_INT16: return numbers<std::int16_t>(data, count);

@@ -45,6 +45,7 @@ class Library {
 };
 
 // A member that holds a function of the engine under its own name: FUNCTION(base, ggml_version);
+// NOLINTNEXTLINE(bugprone-macro-parentheses): it is a declaration
 #define FUNCTION(library, name) decltype(::name)* name = library.get<decltype(::name)>(#name)
 
 }  // namespace cli

@@ -56,7 +56,7 @@ executed, 127 there is no such tool.)";
 class Help : public CLI::Formatter {
  public:
   std::string make_usage(const CLI::App* app, std::string) const override {
-    const std::string name = app->get_name();
+    const std::string& name = app->get_name();
     if (name == "run") return "Usage: adamas run [SETTINGS] -- TOOL ARGS...\n";
     if (name == "info") return "Usage: adamas info [SETTINGS] [--json]\n";
     if (name == "eval") return "Usage: adamas eval KIND --model MODEL.gguf ... [SETTINGS]\n";

@@ -66,7 +66,7 @@ fs::path find_tool(const std::string& name) {
   folders.push_back(engine_folder());
   fs::path not_executable;
   for (const fs::path& folder : folders) {
-    const fs::path path = folder / name;
+    fs::path path = folder / name;
     if (is_program(path)) return path;
     std::error_code error;
     if (fs::is_regular_file(path, error)) not_executable = path;

@@ -141,7 +141,7 @@ ggml_backend_t device_init(ggml_backend_dev_t device, const char*) {
     functions.graph_compute = backend_graph_compute;
     auto compute = std::make_unique<Compute>();
     auto* backend = new ggml_backend{backend_guid(), functions, device, compute.get()};
-    compute.release();
+    (void)compute.release();  // the back end's
     return backend;
   } catch (...) {
     return nullptr;

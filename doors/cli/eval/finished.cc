@@ -25,7 +25,7 @@ fs::path cache_folder() {
     const char* value = std::getenv(name);
     return value != nullptr && *value != '\0' ? fs::path(value) : fs::path();
   };
-  if (const fs::path ours = variable("ADAMAS_CACHE"); !ours.empty()) return ours;
+  if (fs::path ours = variable("ADAMAS_CACHE"); !ours.empty()) return ours;
   if (const fs::path cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache / "adamas";
   if (const fs::path home = variable("HOME"); !home.empty()) return home / ".cache/adamas";
   const passwd* user = getpwuid(getuid());

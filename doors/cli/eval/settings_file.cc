@@ -29,7 +29,7 @@ bool is_of_whole_model(const std::string& setting) {
 std::string settings_text(const std::map<std::size_t, Case>& by_layer, const std::vector<std::string>& comments) {
   std::vector<std::pair<Case, std::vector<std::size_t>>> groups;
   for (const auto& [layer, one] : by_layer) {
-    auto group = std::find_if(groups.begin(), groups.end(), [&](const auto& known) { return known.first == one; });
+    auto group = std::find_if(groups.begin(), groups.end(), [&one = one](const auto& known) { return known.first == one; });
     if (group == groups.end()) group = groups.insert(group, {one, {}});
     group->second.push_back(layer);
   }

@@ -145,7 +145,7 @@ Point measure(const Place& place, const std::vector<Setting>& settings, GgmlAtte
   const auto turn = [&](std::int64_t round) {
     // Layers differ by up to a block, so that the open ones are half full on the average.
     const auto length_of = [&](std::size_t layer) {
-      return tokens - rounds + round - static_cast<std::int64_t>((16 + 11 * layer) % ADAMAS_BLOCK_TOKENS);
+      return place.tokens - rounds + round - static_cast<std::int64_t>((16 + 11 * layer) % ADAMAS_BLOCK_TOKENS);
     };
     const auto all_layers = [&](const auto& step) {
       for (std::size_t layer = 0; layer < layers.size(); layer++) step(layer, length_of(layer), layers[layer].query(round));

@@ -8,11 +8,12 @@ StageBytes bytes_of(const StepDone& step) {
   const auto& [shape, config, tokens, verify_rows, stats] = step;
   constexpr std::int64_t block = ADAMAS_BLOCK_TOKENS;
   const std::int64_t blocks = (tokens + block - 1) / block;
-  const double row = shape.head_dim * 2.0;               // a row of K or V: f16
-  const double code = (shape.head_dim + 31) / 32 * 8.0;  // its code: two bits a dimension, in words of 32 (docs/codes.md)
-  const double centre = shape.head_dim * 2.0 + 4 + 4;    // of a block: i16, its scale, sigma
-  const double hash = 4;                                 // of a key row
-  const double score = 2;                                // i16
+  const std::int64_t words = (shape.head_dim + 31) / 32;  // of a code: two bits a dimension (docs/codes.md)
+  const double row = shape.head_dim * 2.0;                // a row of K or V: f16
+  const double code = static_cast<double>(words) * 8;
+  const double centre = shape.head_dim * 2.0 + 4 + 4;  // of a block: i16, its scale, sigma
+  const double hash = 4;                               // of a key row
+  const double score = 2;                              // i16
   const auto tokens_of_kv_heads = static_cast<double>(tokens * shape.kv_heads);
   const auto tokens_of_q_heads = static_cast<double>(tokens * shape.q_heads);
   const auto blocks_of_kv_heads = static_cast<double>(blocks * shape.kv_heads);
