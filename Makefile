@@ -13,7 +13,7 @@ export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
 compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-.PHONY: build demo test eval ops bench models clean packages browser client checks engine model configure
+.PHONY: build demo test eval ops bench models clean packages browser client checks engine model configure sanitized
 
 build: configure
 	@$(compile)
@@ -22,7 +22,7 @@ demo: configure model
 	@$(compile) --target adamas adamas_cli ggml-adamas
 	@python3 tools/demo.py $(if $(MODEL),--model "$$MODEL") $(if $(FILE),--file "$$FILE") $(if $(QUESTION),--question "$$QUESTION")
 
-test: build model browser client checks
+test: build sanitized model browser client checks
 	@ctest --preset cpu --output-on-failure --parallel $(shell nproc)
 
 ops: configure
@@ -59,6 +59,10 @@ engine: packages
 
 model: packages
 	@tools/models.sh
+
+sanitized: packages
+	@cmake --preset sanitized --log-level=WARNING
+	@cmake --build --preset sanitized --parallel $(shell nproc)
 
 configure: engine
 	@cmake --preset cpu --log-level=WARNING -DADAMAS_GGML_DIR=$(CURDIR)/build/llama/source/ggml -DADAMAS_MODELS_DIR=$(ADAMAS_MODELS) -DADAMAS_PYTHON=$(ADAMAS_CACHE)/python
