@@ -3,6 +3,7 @@
 # make test     what CI checks
 # make eval     the tables of docs/quality.md and a page for each model, half an hour
 # make ops      the engine's own tests of its operations, on our back end: for the night
+# make sweep    a small model of every architecture that the engine knows, decoded in every way, beside exact attention: for the night
 # make bench    how fast each stage of a step is, beside dense attention and the memory
 # make build    the library, the adamas command, the back end for llama.cpp
 # make models   two more models, for evaluation
@@ -13,7 +14,7 @@ export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
 compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-.PHONY: build demo test eval ops bench models clean packages browser client checks engine model configure sanitized
+.PHONY: build demo test eval ops sweep bench models clean packages browser client checks engine model configure sanitized
 
 build: configure
 	@$(compile)
@@ -27,6 +28,9 @@ test: build sanitized model browser client checks
 
 ops: configure
 	@$(compile) --target ops
+
+sweep: configure
+	@$(compile) --target sweep
 
 bench: build
 	@build/bin/adamas bench --kernel
