@@ -1,5 +1,5 @@
-"""Every row of a batch selects for itself (ADAMAS_ROWS=all): a list and a rest cost less than 2%, 128 tokens by estimate and nothing else less than 6%, and
-less than quest and streaming."""
+"""Every row of a batch selects for itself (ADAMAS_ROWS=all): a list and a rest cost less than 2%, 128 tokens by estimate and nothing else less than 6%.
+(The other policies, by figures: eval.py.)"""
 
 import re
 
@@ -24,11 +24,9 @@ def perplexity(**settings):
 
 full, _ = perplexity(backend=False)
 results = {}
-for name, settings in {"list": {"budget": "auto"}, "dot": {}, "quest": {"policy": "quest"}, "streaming": {"policy": "streaming"}}.items():
-    results[name], done = perplexity(**{"budget": 128} | settings)
+for name, budget in {"list": "auto", "dot": 128}.items():
+    results[name], done = perplexity(budget=budget)
     check(done["sparse_rows"] >= 1800 * 30, f"{name}: the rows were sparse ({done['sparse_rows']} of them)")
     print(f"      {name}: {results[name]:.4f}, {results[name] / full:.4f} times full ({full:.4f})")
 check(results["list"] <= 1.02 * full, "a list and a rest lie within 2% of full")
 check(results["dot"] <= 1.06 * full, "dot at 128 lies within 6% of full")
-check(results["dot"] < results["quest"], "dot is better than quest")
-check(results["dot"] < results["streaming"], "dot is better than streaming")

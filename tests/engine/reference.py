@@ -26,7 +26,7 @@ CASES = {  # name: the flags of `adamas eval perplexity` beside --min-context 0
     "dot": [*FIXED, "--estimator", "dot", "--max-noise", "0"],
     "manhattan": [*FIXED, "--estimator", "manhattan", "--max-noise", "0"],
     "paper": ["--preset", "paper", *FIXED],
-    "list": [],
+    "list": ["--estimator", "dot"],
     "list_of_few": ["--share", "0.004"],
     "list_manhattan": ["--estimator", "manhattan"],
 }

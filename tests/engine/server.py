@@ -89,13 +89,13 @@ folder = Path.cwd()
 slots = ("-c", 8192, "-np", 4, "--slot-save-path", folder)
 for kind, full in (("separate", {"policy": "full", "budget": 1000000}), ("unified", {"budget": 1600})):
     arguments = (*slots, "--kv-unified" if kind == "unified" else "--no-kv-unified")
-    with Server(f"{kind}_plain", *arguments) as server:
-        plain = all_at_once(server)
-        if kind == "separate":
+    if kind == "separate":  # what the plain engine answers does not depend on where its KV lies
+        with Server("plain", *arguments) as server:
+            plain = all_at_once(server)
             undrafted = server.ask(TWO_WAYS, tokens=32)
-        check(right(plain), f"{kind} KV, 4 slots, 4 clients with 4 requests each: the plain engine's answers are the refrains")
-        check_cached(plain)
-        check(server.end().code == 0, "... SIGTERM ends it cleanly")
+            check(right(plain), "4 slots, 4 clients with 4 requests each: the plain engine's answers are the refrains")
+            check_cached(plain)
+            check(server.end().code == 0, "... SIGTERM ends it cleanly")
 
     with Server(f"{kind}_full", *arguments, **SPARSE | full) as server:
         check(texts(all_at_once(server)) == texts(plain), f"{kind} KV, a budget above every request's tokens: the same answers")
