@@ -2,6 +2,7 @@
 #               make demo MODEL=path.gguf FILE=text QUESTION='...'   for your own
 # make test     what CI checks
 # make eval     the tables of docs/quality.md and a page for each model, half an hour
+# make figures  the table of README.md: tokens a second over the depth, half an hour
 # make ops      the engine's own tests of its operations, on our back end: for the night
 # make sweep    a small model of every architecture that the engine knows, decoded in every way, beside exact attention: for the night
 # make bench    how fast each stage of a step is, beside dense attention and the memory
@@ -14,7 +15,7 @@ export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
 compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-.PHONY: build demo test eval ops sweep bench models clean packages browser client checks engine model configure sanitized
+.PHONY: build demo test eval figures ops sweep bench models clean packages browser client checks engine model configure sanitized
 
 build: configure
 	@$(compile)
@@ -38,6 +39,9 @@ bench: build
 eval: build models
 	@tools/packages.sh debian-handbook fortunes
 	@python3 tools/evaluate.py
+
+figures: build model
+	@python3 tools/figures.py --model $(ADAMAS_MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 
 models: model
 	@tools/models.sh gemma3 qwen25

@@ -8,7 +8,6 @@
 
 #include "attend/attend_ref.h"
 #include "baselines/quest.h"
-#include "baselines/streaming.h"
 #include "codes/codes_ref.h"
 #include "estimate/estimate_ref.h"
 #include "list/list_ref.h"
@@ -317,30 +316,55 @@ int64_t attend_top(const Row& row, int h) {
   return stale;
 }
 
+// Quest's bound on the scores of a page, from the minimum and maximum of each channel. Its order of sums is quest.cc's.
+float bound_of_page(const Row& row, int h, int64_t page) {
+  constexpr int64_t pages_of_block = block_tokens / quest_page;
+  const float* low = row.cache.quest_bounds(row.sequence, h / row.group()).of(page / pages_of_block) +
+                     page % pages_of_block * 2 * row.head_dim();
+  const float* high = low + row.head_dim();
+  float sums[16] = {};
+  for (int d = 0; d < row.head_dim(); d++) sums[d % 16] += std::max(row.q(h)[d] * low[d], row.q(h)[d] * high[d]);
+  return std::accumulate(std::begin(sums), std::end(sums), 0.0f);
+}
+
+// The top pages, the newest always, ties to the newer one; their visible tokens.
+Tokens select_pages(const Row& row, int h) {
+  std::vector<std::pair<float, int64_t>> pages;
+  for (int32_t t : visible_tokens(row))
+    if (pages.empty() || pages.back().second != t / quest_page)
+      pages.emplace_back(bound_of_page(row, h, t / quest_page), t / quest_page);
+  const int64_t newest = pages.back().second;
+  std::sort(pages.begin(), pages.end(), [&](const auto& a, const auto& b) {
+    if ((a.second == newest) != (b.second == newest)) return a.second == newest;
+    return a.first != b.first ? a.first > b.first : a.second > b.second;
+  });
+  pages.resize(std::min<size_t>(pages.size(), size_t(std::max<int64_t>(1, budget_of(row.plan.config) / quest_page))));
+  Tokens tokens;
+  for (int32_t t : visible_tokens(row))
+    if (std::any_of(pages.begin(), pages.end(), [&](const auto& page) { return page.second == t / quest_page; }))
+      tokens.push_back(t);
+  return tokens;
+}
+
 // The other policies.
 Tokens select_unscored(const Row& row, int h) {
   const Plan& plan = row.plan;
-  const int64_t budget = budget_of(plan.config), blocks = blocks_of(row.view.tokens);
-  Tokens tokens(std::max<int64_t>(budget, quest_page));
-  if (plan.config.policy == ADAMAS_POLICY_STREAMING) {
-    tokens.resize(select_streaming(row.view.bits, blocks, row.view.visible, budget, plan.config.sinks, tokens.data()));
+  if (plan.config.policy == ADAMAS_POLICY_QUEST) return select_pages(row, h);
+  const Tokens all = visible_tokens(row);
+  const auto budget = std::min<int64_t>(budget_of(plan.config), int64_t(all.size()));
+  if (plan.config.policy == ADAMAS_POLICY_STREAMING) {  // the first and the last
+    const auto sinks = std::min(plan.config.sinks, budget);
+    Tokens tokens(all.begin(), all.begin() + sinks);
+    tokens.insert(tokens.end(), all.end() - (budget - sinks), all.end());
     return tokens;
   }
-  if (plan.config.policy == ADAMAS_POLICY_QUEST) {
-    std::vector<float> scores(blocks * block_tokens / quest_page);
-    std::vector<int32_t> pages(scores.size());
-    tokens.resize(select_quest(row.q(h), row.head_dim(), row.cache.quest_bounds(row.sequence, h / row.group()),
-                               row.view.bits, blocks, budget, scores.data(), pages.data(), tokens.data()));
-    return tokens;
-  }
-  Tokens all = visible_tokens(row);
   std::vector<double> exact = exact_scores(row, h, all);
   for (double& s : exact) s = std::isnan(s) ? -infinity : double(float(s));
   std::vector<size_t> order(all.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(),
             [&](size_t a, size_t b) { return exact[a] != exact[b] ? exact[a] > exact[b] : a > b; });
-  order.resize(std::min<size_t>(order.size(), size_t(budget)));
+  order.resize(size_t(budget));
   std::sort(order.begin(), order.end());
   Tokens top;
   double everything = 0, selected = 0;
