@@ -36,8 +36,10 @@ def main():
     if told("git", "status", "--porcelain", "--untracked-files=no"):
         sys.exit("the figures are those of a commit, and something is changed that is not committed")
     lines = [measure(options.model, *map(int, one.split(":")), options.threads) for one in options.pairs.split(",")]
-    commit, processor = told("git", "rev-parse", "--short", "HEAD"), re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    table = ["| depth | plain | with Adamas | median of pairs (range) | pairs |", "|---|---|---|---|---|", *lines, "", f"Commit {commit}, {options.threads} threads of a {processor[1] if processor else 'processor'}."]
+    commit = told("git", "rev-parse", "--short", "HEAD")
+    named = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    processor = named[1] if named else "unknown processor"
+    table = ["| depth | plain | with Adamas | median of pairs (range) | pairs |", "|---|---|---|---|---|", *lines, "", f"Commit {commit}, {options.threads} threads ({processor})."]
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)

@@ -7,8 +7,8 @@
 //   no graph operation at all   state restore, slot load, sequence copy, clear: the buffer's own functions
 // The last three raise the cache's `changes`; the next sparse step then forgets the codes and makes them anew. Graph
 // operations show themselves when the scheduler asks what we support (claims.h). For the buffer's functions we put our own
-// in front (hooks.h). Beneath all that lie
-// the core's hashes of every key row, checked whenever a row is read: they also find what nobody announced.
+// in front (hooks.h). Beneath all that lie the core's hashes of every key row, checked whenever a row is read: they also
+// find what nobody announced.
 #pragma once
 
 #include <algorithm>
