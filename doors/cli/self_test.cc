@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <random>
 #include <span>
 #include <thread>
@@ -71,18 +72,15 @@ struct Stepped {
   std::vector<float> lse, mass, noise;                // [q_heads]
   std::vector<std::vector<std::int64_t>> selections;  // [q_heads]
   std::int64_t rows_sparse = 0, heads_guarded = 0;
-  std::vector<unsigned char> codes;  // of all blocks
+  std::vector<std::byte> codes;  // of all blocks
 };
 
-std::vector<unsigned char> codes_of(const adamas::Cache& cache, const AttentionShape& shape, std::int64_t tokens) {
-  std::vector<unsigned char> codes;
+std::vector<std::byte> codes_of(const adamas::Cache& cache, const AttentionShape& shape, std::int64_t tokens) {
+  std::vector<std::byte> codes;
   for (std::int32_t head = 0; head < shape.kv_heads; ++head)
     for (std::int64_t block = 0; block * ADAMAS_BLOCK_TOKENS < tokens; ++block) {
-      std::size_t needed = 0;
-      adamas::detail::check(adamas_block_bytes(cache.get(), 0, head, block, nullptr, 0, &needed));
-      codes.resize(codes.size() + needed);
-      adamas::detail::check(
-          adamas_block_bytes(cache.get(), 0, head, block, codes.data() + codes.size() - needed, needed, &needed));
+      const std::vector<std::byte> bytes = cache.block_bytes(0, head, block);
+      codes.insert(codes.end(), bytes.begin(), bytes.end());
     }
   return codes;
 }

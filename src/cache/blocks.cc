@@ -66,7 +66,7 @@ int32_t Blocks::find_free(int64_t from) const {
 int32_t Blocks::own(int64_t sequence, int64_t block) {
   if (owned(sequence, block)) return place(sequence, block);
   const int64_t before = block > 0 ? place(sequence, block - 1) : nowhere_;
-  const int32_t free = find_free((before != nowhere_ ? before + 1 : sequence * shape_.blocks + block) % shape_.pool);
+  const int32_t free = find_free((before != nowhere_ ? before + 1 : first_place(sequence) + block) % shape_.pool);
   if (free == nowhere_) throw std::bad_alloc();  // nobody asked whether it fits
   used_++;
   taken_[free / 64] |= uint64_t{1} << free % 64;
@@ -99,12 +99,12 @@ uint64_t Blocks::rows_to_encode(int64_t sequence, int64_t block) const {
   return whole != 0 ? whole : rows;
 }
 
-// Marks a block if other rows are to have codes than before. False: it would need a place of its own, and there is none.
+// Marks a block if other rows are to have codes than before. False: it is stuck.
 bool Blocks::settle(int64_t sequence, int64_t block) {
   if (block < 0) return true;
   const uint64_t rows = rows_to_encode(sequence, block);
   if (rows == wanted(sequence, block)) return true;
-  if (!owned(sequence, block) && used_ == shape_.pool) return false;
+  if (stuck(sequence, block)) return false;
   const int32_t at = own(sequence, block);
   wanted_[at] = rows;
   if (rows != coded_[at]) marks_[at] = shape_.marks;
@@ -131,15 +131,13 @@ void Blocks::append(int64_t sequence, int64_t first, int64_t count) {
 }
 
 void Blocks::truncate(int64_t sequence, int64_t length) {
-  for (int64_t b = length / block_tokens; b < shape_.blocks;
-       b++) {  // rows that only a step has seen may lie past the length
-    if (shape_.by_page) {
-      if (b * block_tokens >= length) put(sequence, b, nowhere_);
-      continue;
-    }
+  if (shape_.by_page)  // the rows that a cut block has left follow with the next table
+    for (int64_t b = blocks_of(length); b < shape_.blocks; b++) put(sequence, b, nowhere_);
+  // Rows that only a step has seen may lie past the length.
+  for (int64_t b = length / block_tokens; b < shape_.blocks && !shape_.by_page; b++) {
     const uint64_t rows = live(sequence, b), kept = rows & bits_between(0, length - b * block_tokens);
     if (kept == rows) continue;
-    if (kept == 0 || (!owned(sequence, b) && used_ == shape_.pool)) {
+    if (kept == 0 || stuck(sequence, b)) {
       release(sequence, b);
       continue;
     }

@@ -78,6 +78,8 @@ class Blocks {
   int32_t put(int64_t sequence, int64_t block, int32_t at);
   int32_t place(int64_t sequence, int64_t block) const { return table_[sequence * shape_.blocks + block]; }
   bool owned(int64_t sequence, int64_t block) const;
+  // It would need a place of its own to change, and there is none.
+  bool stuck(int64_t sequence, int64_t block) const { return !owned(sequence, block) && used_ == shape_.pool; }
   int32_t find_free(int64_t from) const;
   int32_t own(int64_t sequence, int64_t block);
   void release(int64_t sequence, int64_t block);

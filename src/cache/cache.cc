@@ -15,6 +15,10 @@ int open_rows(const adamas_config& config) {
   return config.policy == ADAMAS_POLICY_ADAMAS && coding_of(config) == Coding::by_block && has_room ? rows : 1;
 }
 
+Rows rows_of_block(const adamas_rows& rows, int64_t sequence, int64_t block, int kv_head) {
+  return rows_of(rows, sequence, kv_head, (block + 1) * block_tokens).from(block * block_tokens);
+}
+
 }  // namespace
 
 Coding coding_of(const adamas_config& config) {
@@ -53,7 +57,7 @@ int64_t Cache::rows_end(int64_t sequence, int64_t length) const {
 void Cache::encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, int kv_head, float* scratch) {
   if (!keys_marked(sequence, block)) return;
   const uint64_t rows_of_codes = blocks.wanted(sequence, block);
-  const Rows rows = rows_of(k, sequence, kv_head, (block + 1) * block_tokens).from(block * block_tokens);
+  const Rows rows = rows_of_block(k, sequence, block, kv_head);
   if (config.policy == ADAMAS_POLICY_QUEST) {
     float* bounds = quest_bounds(sequence, kv_head).of(block);
     for (int p = 0; p < block_tokens / quest_page; p++, bounds += 2 * params.head_dim)
@@ -67,11 +71,10 @@ void Cache::encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, i
 
 void Cache::encode_values(const adamas_rows& v, int64_t sequence, int64_t block, int kv_head, float* scratch) {
   if ((blocks.marks(sequence, block) & values_mark) == 0) return;
-  const Rows rows = rows_of(v, sequence, kv_head, (block + 1) * block_tokens).from(block * block_tokens);
   const Means to = means(sequence, kv_head);
   device_of(params.device)
-      .encode_mean(rows, params.head_dim, blocks.wanted(sequence, block), block == 0, to.mean_of(block), to.scale_of(block),
-                   scratch);
+      .encode_mean(rows_of_block(v, sequence, block, kv_head), params.head_dim, blocks.wanted(sequence, block), block == 0,
+                   to.mean_of(block), to.scale_of(block), scratch);
 }
 
 int64_t Cache::bytes() const {

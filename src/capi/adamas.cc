@@ -198,9 +198,8 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
     return out_of_range("batch " + std::to_string(p.batch) + " is above the cache's " +
                         std::to_string(cache.params.sequences) + " sequences");
   for (int64_t b = 0; b < p.batch; b++) {
-    const int64_t sequence = p.sequences != nullptr ? p.sequences[b] : b;
-    ADAMAS_TRY(check_sequence(cache, sequence));
-    const int64_t length = p.lengths != nullptr ? p.lengths[b] : cache.length(sequence);
+    ADAMAS_TRY(check_sequence(cache, sequence_of(p, b)));
+    const int64_t length = length_of(p, cache, b);
     const int64_t most = std::min(shape.max_tokens, cache.params.capacity);
     if (length < 0 || length > most)
       return out_of_range("length " + std::to_string(length) + " of batch entry " + std::to_string(b) +
@@ -219,8 +218,7 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
   ADAMAS_TRY(check_rows(p.v, cache.params, "v"));
   ADAMAS_TRY(check_keys_by_page(p.k, cache.params));
   for (int64_t b = 0; b < p.batch; b++) {
-    const int64_t sequence = p.sequences != nullptr ? p.sequences[b] : b;
-    const int64_t end = cache.rows_end(sequence, p.lengths != nullptr ? p.lengths[b] : cache.length(sequence));
+    const int64_t sequence = sequence_of(p, b), end = cache.rows_end(sequence, length_of(p, cache, b));
     ADAMAS_TRY(check_page_ids(p.k, sequence, 0, end, "k"));
     ADAMAS_TRY(check_page_ids(p.v, sequence, 0, end, "v"));
   }

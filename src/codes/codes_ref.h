@@ -104,6 +104,22 @@ inline std::vector<float> mean_value(const Rows& rows, int head_dim, uint64_t li
   return mean;
 }
 
+// To where a block's codes lie: every byte of it.
+inline void pack(const BlockCodes& made, const Block& block) {
+  const int head_dim = block.layout.head_dim;
+  std::fill_n(block.high, block.layout.code_words(), 0u);
+  for (int t = 0; t < block_tokens; t++)
+    for (int d = 0; d < head_dim; d++) {
+      const auto code = uint32_t(made.code[t * head_dim + d]);
+      block.high[block.word(t, d / chunk_dims)] |= (code >> 1) << d % chunk_dims;
+      block.low[block.word(t, d / chunk_dims)] |= (code & 1) << d % chunk_dims;
+    }
+  std::copy(made.centre.begin(), made.centre.end(), block.centre);
+  std::copy(made.hash.begin(), made.hash.end(), block.hash);
+  *block.centre_scale = made.centre_scale;
+  *block.sigma = made.sigma;
+}
+
 // The code of one token and dimension, read from the planes.
 inline int code_at(const Block& block, int token, int dim) {
   const size_t word = block.word(token, dim / chunk_dims);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <numeric>
 
@@ -329,8 +330,9 @@ float bound_of_page(const Row& row, int h, int64_t page) {
 
 // The top pages, the newest always, ties to the newer one; their visible tokens.
 Tokens select_pages(const Row& row, int h) {
+  const Tokens all = visible_tokens(row);
   std::vector<std::pair<float, int64_t>> pages;
-  for (int32_t t : visible_tokens(row))
+  for (int32_t t : all)
     if (pages.empty() || pages.back().second != t / quest_page)
       pages.emplace_back(bound_of_page(row, h, t / quest_page), t / quest_page);
   const int64_t newest = pages.back().second;
@@ -340,9 +342,9 @@ Tokens select_pages(const Row& row, int h) {
   });
   pages.resize(std::min<size_t>(pages.size(), size_t(std::max<int64_t>(1, budget_of(row.plan.config) / quest_page))));
   Tokens tokens;
-  for (int32_t t : visible_tokens(row))
-    if (std::any_of(pages.begin(), pages.end(), [&](const auto& page) { return page.second == t / quest_page; }))
-      tokens.push_back(t);
+  std::copy_if(all.begin(), all.end(), std::back_inserter(tokens), [&](int32_t t) {
+    return std::any_of(pages.begin(), pages.end(), [&](const auto& page) { return page.second == t / quest_page; });
+  });
   return tokens;
 }
 
@@ -381,18 +383,7 @@ class Reference : public Device {
  public:
   void encode_block(const Rows& rows, int head_dim, uint64_t live, bool first_block, Coding coding, bool rotate,
                     const Block& block, float*) const override {
-    const ref::BlockCodes made = ref::encode_block(rows, head_dim, live, first_block, coding, !rotate);
-    std::fill_n(block.high, block.layout.code_words(), 0u);
-    for (int t = 0; t < block_tokens; t++)
-      for (int d = 0; d < head_dim; d++) {
-        const auto code = uint32_t(made.code[t * head_dim + d]);
-        block.high[block.word(t, d / chunk_dims)] |= (code >> 1) << d % chunk_dims;
-        block.low[block.word(t, d / chunk_dims)] |= (code & 1) << d % chunk_dims;
-      }
-    std::copy(made.centre.begin(), made.centre.end(), block.centre);
-    std::copy(made.hash.begin(), made.hash.end(), block.hash);
-    *block.centre_scale = made.centre_scale;
-    *block.sigma = made.sigma;
+    ref::pack(ref::encode_block(rows, head_dim, live, first_block, coding, !rotate), block);
   }
   void encode_mean(const Rows& rows, int head_dim, uint64_t live, bool first_block, int16_t* mean, float* scale,
                    float*) const override {

@@ -140,18 +140,11 @@ int64_t attend(Row row, int threads) {
   return device_of(plan.params.device).attend(row, threads);
 }
 
-int64_t sequence_of(const adamas_step_params& p, int64_t b) { return p.sequences != nullptr ? p.sequences[b] : b; }
-int64_t length_of(const adamas_step_params& p, const Cache& cache, int64_t b) {
-  return p.lengths != nullptr ? p.lengths[b] : cache.length(sequence_of(p, b));
-}
-
 // Row r of the b-th sequence of a step.
-Row see(Plan& plan, Cache& cache, const adamas_step_params& p, int64_t b, int64_t r, bool verify) {
-  Row row{plan, cache, p, b, r, sequence_of(p, b), verify, false, {}, {}};
+Row see(Plan& plan, Cache& cache, const adamas_step_params& p, int64_t b, int64_t r, bool verify, bool unplaced) {
+  Row row{plan, cache, p, b, r, sequence_of(p, b), verify, unplaced, {}, {}};
   Clock& clock = row.start_clock();
-  const int64_t length = length_of(p, cache, b);
-  row.view = find_visible(p, b, r, length, plan.view);
-  row.unplaced = is_coded(plan) && !cache.blocks.fits(row.sequence, 0, length, false);
+  row.view = find_visible(p, b, r, length_of(p, cache, b), plan.view);
   clock.lap(&Times::look);
   return row;
 }
@@ -165,7 +158,7 @@ int64_t attend_rows(const Row& last, adamas_step_stats& stats) {
   const int threads = last.p.threads;
   int64_t stale = 0;
   const auto attend_row = [&](Plan& own, int64_t r, int sharing, adamas_step_stats& counted) {
-    const Row row = others == 0 ? last : see(own, last.cache, last.p, last.batch, r, last.verify);
+    const Row row = others == 0 ? last : see(own, last.cache, last.p, last.batch, r, last.verify, last.unplaced);
     const int64_t found = attend(row, sharing);
     count_heads(row, counted);
     return found;
@@ -188,10 +181,12 @@ int64_t attend_rows(const Row& last, adamas_step_stats& stats) {
 }
 
 void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64_t b, adamas_step_stats& stats) {
-  cache.place(sequence_of(params, b), params.k, length_of(params, cache, b));
+  const int64_t sequence = sequence_of(params, b), length = length_of(params, cache, b);
+  cache.place(sequence, params.k, length);
+  const bool unplaced = is_coded(plan) && !cache.blocks.fits(sequence, 0, length, false);
   std::fill_n(plan.seen.get(), plan.blocks, uint64_t{0});
   const auto see_row = [&](int64_t r) {
-    const Row row = see(plan, cache, params, b, r, params.verify != 0);
+    const Row row = see(plan, cache, params, b, r, params.verify != 0, unplaced);
     for (int64_t i = 0; i < row.view.active && !is_dense(row); i++)
       plan.seen[row.view.blocks[i]] |= row.view.bits[row.view.blocks[i]];
     return row;

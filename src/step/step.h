@@ -134,6 +134,12 @@ struct Plan {
   View last_view;  // of the last row, for adamas_selection
 };
 
+// The b-th sequence of a step, and its tokens in view.
+inline int64_t sequence_of(const adamas_step_params& p, int64_t b) { return p.sequences != nullptr ? p.sequences[b] : b; }
+inline int64_t length_of(const adamas_step_params& p, const Cache& cache, int64_t b) {
+  return p.lengths != nullptr ? p.lengths[b] : cache.length(sequence_of(p, b));
+}
+
 Status step(Plan& plan, Cache& cache, const adamas_step_params& params);
 
 // Encodes the marked blocks of [first_block, last_block) of a sequence, with one thread. v may be NULL: values wait for a

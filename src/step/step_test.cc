@@ -213,18 +213,9 @@ struct ReferenceCodes {
         sigma(blocks) {
     for (int64_t b = 0; b < blocks; b++) {
       const Rows rows = rows_of(f.k.view(), 0, g, f.setup.tokens).from(b * block_tokens);
-      const ref::BlockCodes made =
-          ref::encode_block(rows, layout.head_dim, bits_between(0, tokens - b * block_tokens), b == 0, Coding::by_block);
-      const Block to = codes().block(b);
-      for (int t = 0; t < block_tokens; t++)
-        for (int d = 0; d < layout.head_dim; d++) {
-          const int code = made.code[t * layout.head_dim + d];
-          to.high[to.word(t, d / chunk_dims)] |= uint32_t(code >> 1) << d % chunk_dims;
-          to.low[to.word(t, d / chunk_dims)] |= uint32_t(code & 1) << d % chunk_dims;
-        }
-      std::copy(made.centre.begin(), made.centre.end(), to.centre);
-      scale[b] = made.centre_scale;
-      sigma[b] = made.sigma;
+      ref::pack(
+          ref::encode_block(rows, layout.head_dim, bits_between(0, tokens - b * block_tokens), b == 0, Coding::by_block),
+          codes().block(b));
     }
   }
   Codes codes() { return {reinterpret_cast<std::byte*>(memory.data()), blocks, scale.data(), sigma.data(), layout}; }
