@@ -6,4 +6,4 @@ if ! clang-format --version 2>/dev/null | grep -q 'version 14\.'; then
     echo "clang-format 14 is not here, so nothing is compared"
     exit 77
 fi
-find include src doors tests bench examples -regex '.*\.\(h\|hpp\|c\|cc\|cpp\)' -print0 | xargs -0 clang-format --dry-run --Werror
+find include src doors tests bench examples -regex '.*\.\(h\|hpp\|c\|cc\|cpp\|cu\|cuh\)' -print0 | xargs -0 clang-format --dry-run --Werror

@@ -21,7 +21,8 @@ adamas_plan* Plans::plan_for(const Attention& a, int threads) {
                                   .head_dim = static_cast<int32_t>(a.head_dim),
                                   .max_tokens = std::max(p.tokens, a.capacity()),
                                   .max_threads = std::max(p.threads, threads),
-                                  .device = ADAMAS_DEVICE_CPU};
+                                  .device = ADAMAS_DEVICE_CPU,
+                                  .max_rows = 0};
   adamas_plan* plan = nullptr;
   p.plan.reset();
   if (adamas_plan_create(&settings, &params, &plan) != ADAMAS_OK) return nullptr;

@@ -96,7 +96,8 @@ typedef enum adamas_preset {
 
 typedef enum adamas_device {
   ADAMAS_DEVICE_CPU = 0,
-  ADAMAS_DEVICE_REFERENCE = 1 /* the definitions in plain loops, in double precision: slow, to compare others with */
+  ADAMAS_DEVICE_REFERENCE = 1, /* the definitions in plain loops, in double precision: slow, to compare others with */
+  ADAMAS_DEVICE_CUDA = 2       /* the GPU that is current when it is used: see adamas_gpu_count */
 } adamas_device;
 
 typedef enum adamas_rows_mode {
@@ -184,6 +185,21 @@ ADAMAS_API int32_t adamas_head_dim(int32_t index);
 /* The types that K and V may have, "f32", "f16", ...: dtype from 0 to adamas_dtype_count() - 1. */
 ADAMAS_API int32_t adamas_dtype_count(void);
 ADAMAS_API const char* adamas_dtype_name(int32_t dtype);
+
+/* The GPUs that ADAMAS_DEVICE_CUDA can use, by name. Where there is none, adamas_gpu_reason says why: no driver, or a
+ * library that was built without CUDA.
+ *
+ * With ADAMAS_DEVICE_CUDA every pointer to data names memory that the GPU can read: rows, queries, outputs, sequences,
+ * lengths, page tables, slopes, codes. Numbers and strides are the host's. A call checks what the host knows, puts its work
+ * into a stream and returns; no step allocates or waits, and a captured graph may be replayed while lengths and tables
+ * change. A page id out of range is read as page 0. Rows are f32, f16 or bf16, K and V of one dtype, and their addresses and
+ * strides are multiples of 16 bytes. Appended rows have to be told of (adamas_append_rows, adamas_append): a sequence's rows
+ * are its first `length` tokens, and a step that sees more than its newest block without codes reads densely. No hashes are
+ * kept, so `verify` is not served; nor are yet: masks, stats and times of a step, min_mass, the policies quest and oracle,
+ * the estimator manhattan. */
+ADAMAS_API int32_t adamas_gpu_count(void);
+ADAMAS_API const char* adamas_gpu_name(int32_t index);
+ADAMAS_API const char* adamas_gpu_reason(void);
 
 /* ---- cache: the codes of one layer ------------------------------------------------------------------- */
 
@@ -280,6 +296,20 @@ ADAMAS_API adamas_status adamas_code_records(const adamas_config* config, const 
  * By page `k` is needed, for its table, and the rows are the sequence's last. */
 ADAMAS_API adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first, int64_t count,
                                        const adamas_rows* k, const adamas_rows* v);
+/* The newest rows of several sequences, as a decoding step writes them: of the b-th sequence [lengths[b] - rows,
+ * lengths[b]), or as many as there are; the sequence ends with them. What adamas_append says of it holds, and on a GPU the
+ * call works in `stream` and reads `sequences` and `lengths` there, when it runs. Where codes are encoded depends on the
+ * lengths alone, so it may be called for every token of a captured graph. */
+typedef struct adamas_append_params {
+  uint32_t struct_size; /* sizeof(adamas_append_params) */
+  int64_t batch;
+  int64_t rows;
+  const int64_t* sequences; /* [batch]; NULL: 0, 1, 2, ... */
+  const int64_t* lengths;   /* [batch] tokens, these rows included */
+  adamas_rows k, v;         /* v.data may be NULL on a CPU: values wait for a step */
+  void* stream;             /* a cudaStream_t; NULL: the default stream */
+} adamas_append_params;
+ADAMAS_API adamas_status adamas_append_rows(adamas_cache* cache, const adamas_append_params* params);
 /* Rows [length, ...) of a sequence are gone; their values are never looked at again. Re-encodes the block that was cut
  * when it is next used. */
 ADAMAS_API adamas_status adamas_truncate(adamas_cache* cache, int64_t sequence, int64_t length);
@@ -310,11 +340,15 @@ typedef struct adamas_plan_params {
   int64_t max_tokens;  /* the longest context of a step */
   int32_t max_threads; /* 1 to 512 */
   int32_t device;      /* adamas_device, where steps run; the cache's, too */
+  int64_t max_rows;    /* on a GPU: query rows of a step, of all its sequences, at most; 0: 1 */
 } adamas_plan_params;
 
 ADAMAS_API adamas_status adamas_plan_create(const adamas_config* config, const adamas_plan_params* params,
                                             adamas_plan** plan);
 ADAMAS_API void adamas_plan_destroy(adamas_plan* plan);
+/* Memory of the GPU that a step of this plan works in, given by the caller: adamas_step_params.workspace. Its contents mean
+ * nothing between steps, so plans whose steps follow each other in a stream may share it. 0 on a CPU. */
+ADAMAS_API adamas_status adamas_plan_workspace(const adamas_plan* plan, size_t* bytes);
 
 /* What a step did; filled when `stats` is given. Rows count (sequence, query row) pairs; tokens and heads are summed over
  * the sparse rows and their query heads. */
@@ -390,6 +424,9 @@ typedef struct adamas_step_params {
   const float* sink_logits; /* [q_heads] one more logit of the softmax, with value 0; NULL: none */
   adamas_step_stats* stats; /* NULL: not wanted */
   adamas_step_times* times; /* NULL: not wanted, and nothing is measured */
+  void* stream;             /* on a GPU: a cudaStream_t; NULL: the default stream */
+  void* workspace;          /* on a GPU: adamas_plan_workspace bytes, at a multiple of 256 */
+  size_t workspace_bytes;
 } adamas_step_params;
 
 ADAMAS_API adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, const adamas_step_params* params);

@@ -596,7 +596,8 @@ class Plan {
                                            .head_dim = params.head_dim,
                                            .max_tokens = params.max_tokens,
                                            .max_threads = params.max_threads,
-                                           .device = params.device};
+                                           .device = params.device,
+                                           .max_rows = 0};
     adamas_plan* plan = nullptr;
     detail::check(adamas_plan_create(&native_config, &native_params, &plan));
     plan_.reset(plan);
@@ -695,6 +696,14 @@ inline std::vector<std::string> instruction_sets() {
   return names;
 }
 inline std::string isa_in_use() { return adamas_isa_in_use(); }
+
+// The GPUs that ADAMAS_DEVICE_CUDA can use; why there are none, where there are none.
+inline std::vector<std::string> gpus() {
+  std::vector<std::string> names;
+  for (std::int32_t i = 0; i < adamas_gpu_count(); ++i) names.emplace_back(adamas_gpu_name(i));
+  return names;
+}
+inline std::string why_no_gpu() { return adamas_gpu_reason(); }
 
 // By name, or "auto"; for the whole process, before steps run.
 inline void force_isa(const std::string& name) { detail::check(adamas_isa_force(name.c_str())); }

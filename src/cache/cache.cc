@@ -8,18 +8,18 @@
 namespace adamas {
 namespace {
 
+Rows rows_of_block(const adamas_rows& rows, int64_t sequence, int64_t block, int kv_head) {
+  return rows_of(rows, sequence, kv_head, (block + 1) * block_tokens).from(block * block_tokens);
+}
+
+}  // namespace
+
 // Fresh rows are always attended to, so they need room in a fixed budget; the baselines choose by codes alone.
 int open_rows(const adamas_config& config) {
   constexpr int rows = 16;
   const bool has_room = has_rest(config) || config.budget - config.sinks - config.recent >= 4 * rows;
   return config.policy == ADAMAS_POLICY_ADAMAS && coding_of(config) == Coding::by_block && has_room ? rows : 1;
 }
-
-Rows rows_of_block(const adamas_rows& rows, int64_t sequence, int64_t block, int kv_head) {
-  return rows_of(rows, sequence, kv_head, (block + 1) * block_tokens).from(block * block_tokens);
-}
-
-}  // namespace
 
 Coding coding_of(const adamas_config& config) {
   return config.preset == ADAMAS_PRESET_PAPER ? Coding::paper : Coding::by_block;

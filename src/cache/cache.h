@@ -66,6 +66,8 @@ class Cache {
 };
 
 Coding coding_of(const adamas_config& config);
+// Of a sequence's last block whole groups of so many rows have codes.
+int open_rows(const adamas_config& config);
 
 // Places of a cache's pool: as many as were asked for, or as every sequence needs when it is full.
 int64_t pool_of(const adamas_cache_params& params);

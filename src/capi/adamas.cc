@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -12,18 +14,28 @@
 #include "capi/structs.h"
 #include "core/config.h"
 #include "core/config_file.h"
+#include "device/cuda/device.h"
 #include "device/isa.h"
 #include "step/step.h"
 
 using namespace adamas;
 
+// Of the host, or of a GPU.
 struct adamas_cache {
-  Cache cache;
+  std::optional<Cache> host;
   Array<float> encode_room;
+  std::unique_ptr<cuda::Cache> gpu;
+
+  const adamas_config& config() const { return gpu ? gpu->config : host->config; }
+  const adamas_cache_params& params() const { return gpu ? gpu->params : host->params; }
 };
 
 struct adamas_plan {
-  Plan plan;
+  std::optional<Plan> host;
+  std::unique_ptr<cuda::Plan> gpu;
+
+  const adamas_config& config() const { return gpu ? gpu->config : host->config; }
+  const adamas_plan_params& params() const { return gpu ? gpu->params : host->params; }
 };
 
 namespace {
@@ -178,33 +190,28 @@ Status check_memory(const adamas_config& config, const adamas_cache_params& shap
   return {};
 }
 
-Status check_sequence(const Cache& cache, int64_t sequence) {
-  return check_range(sequence, 0, cache.params.sequences - 1, "sequence");
+Status check_sequence(const adamas_cache_params& cache, int64_t sequence) {
+  return check_range(sequence, 0, cache.sequences - 1, "sequence");
 }
 
-Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params& p) {
-  const adamas_plan_params& shape = plan.params;
-  if (cache.params.kv_heads != shape.kv_heads || cache.params.head_dim != shape.head_dim)
-    return invalid("the cache has " + std::to_string(cache.params.kv_heads) + " kv_heads x " +
-                   std::to_string(cache.params.head_dim) + ", the plan " + std::to_string(shape.kv_heads) + " x " +
-                   std::to_string(shape.head_dim));
-  if (cache.params.device != shape.device) return invalid("the cache and the plan are of different devices");
-  if (!same_steps(cache.config, plan.config)) return invalid("the cache and the plan were made with different settings");
+Status check_device(int32_t device) { return check_range(device, ADAMAS_DEVICE_CPU, ADAMAS_DEVICE_CUDA, "device"); }
+
+// What concerns no row of the batch in particular.
+Status check_shapes(const adamas_plan& plan, const adamas_cache& cache, const adamas_step_params& p) {
+  const adamas_plan_params& shape = plan.params();
+  const adamas_cache_params& codes = cache.params();
+  if (codes.kv_heads != shape.kv_heads || codes.head_dim != shape.head_dim)
+    return invalid("the cache has " + std::to_string(codes.kv_heads) + " kv_heads x " + std::to_string(codes.head_dim) +
+                   ", the plan " + std::to_string(shape.kv_heads) + " x " + std::to_string(shape.head_dim));
+  if (codes.device != shape.device) return invalid("the cache and the plan are of different devices");
+  if (!same_steps(cache.config(), plan.config())) return invalid("the cache and the plan were made with different settings");
   ADAMAS_TRY(check_range(p.threads, 1, shape.max_threads, "threads"));
   ADAMAS_TRY(check_range(p.batch, 0, max_tokens, "batch"));
   ADAMAS_TRY(check_range(p.rows, 0, max_tokens, "rows"));
   if (p.batch == 0 || p.rows == 0) return {};
-  if (p.sequences == nullptr && p.batch > cache.params.sequences)
-    return out_of_range("batch " + std::to_string(p.batch) + " is above the cache's " +
-                        std::to_string(cache.params.sequences) + " sequences");
-  for (int64_t b = 0; b < p.batch; b++) {
-    ADAMAS_TRY(check_sequence(cache, sequence_of(p, b)));
-    const int64_t length = length_of(p, cache, b);
-    const int64_t most = std::min(shape.max_tokens, cache.params.capacity);
-    if (length < 0 || length > most)
-      return out_of_range("length " + std::to_string(length) + " of batch entry " + std::to_string(b) +
-                          "; its range is 0 to " + std::to_string(most) + ", the capacity of plan and cache");
-  }
+  if (p.sequences == nullptr && p.batch > codes.sequences)
+    return out_of_range("batch " + std::to_string(p.batch) + " is above the cache's " + std::to_string(codes.sequences) +
+                        " sequences");
   ADAMAS_TRY(check_dtype(p.q_dtype, plain_dtypes, "q"));
   ADAMAS_TRY(check_pointer(p.q, "q"));
   ADAMAS_TRY(check_stride(p.q_stride_batch, p.batch, "q_stride_batch"));
@@ -214,14 +221,9 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
   ADAMAS_TRY(check_stride(p.out_stride_batch, p.batch, "out_stride_batch"));
   ADAMAS_TRY(check_stride(p.out_stride_row, p.rows, "out_stride_row"));
   ADAMAS_TRY(check_stride(p.out_stride_head, shape.q_heads, "out_stride_head"));
-  ADAMAS_TRY(check_rows(p.k, cache.params, "k"));
-  ADAMAS_TRY(check_rows(p.v, cache.params, "v"));
-  ADAMAS_TRY(check_keys_by_page(p.k, cache.params));
-  for (int64_t b = 0; b < p.batch; b++) {
-    const int64_t sequence = sequence_of(p, b), end = cache.rows_end(sequence, length_of(p, cache, b));
-    ADAMAS_TRY(check_page_ids(p.k, sequence, 0, end, "k"));
-    ADAMAS_TRY(check_page_ids(p.v, sequence, 0, end, "v"));
-  }
+  ADAMAS_TRY(check_rows(p.k, codes, "k"));
+  ADAMAS_TRY(check_rows(p.v, codes, "v"));
+  ADAMAS_TRY(check_keys_by_page(p.k, codes));
   if (!(p.scale >= 0 && p.scale < std::numeric_limits<float>::infinity())) return invalid("scale is negative or not finite");
   if (!(p.softcap >= 0 && p.softcap < std::numeric_limits<float>::infinity()))
     return invalid("softcap is negative or not finite");
@@ -231,6 +233,55 @@ Status check_step(const Plan& plan, const Cache& cache, const adamas_step_params
     ADAMAS_TRY(check_stride(p.mask_stride_row, p.rows, "mask_stride_row"));
   }
   return check_range(p.verify_rows, 0, max_tokens, "verify_rows");
+}
+
+// Lengths and page ids, which the host can read.
+Status check_batch(const Plan& plan, const Cache& cache, const adamas_step_params& p) {
+  for (int64_t b = 0; b < p.batch && p.rows > 0; b++) {
+    const int64_t sequence = sequence_of(p, b);
+    ADAMAS_TRY(check_sequence(cache.params, sequence));
+    const int64_t length = length_of(p, cache, b), most = std::min(plan.params.max_tokens, cache.params.capacity);
+    if (length < 0 || length > most)
+      return out_of_range("length " + std::to_string(length) + " of batch entry " + std::to_string(b) +
+                          "; its range is 0 to " + std::to_string(most) + ", the capacity of plan and cache");
+  }
+  for (int64_t b = 0; b < p.batch && p.rows > 0; b++) {
+    const int64_t sequence = sequence_of(p, b), end = cache.rows_end(sequence, length_of(p, cache, b));
+    ADAMAS_TRY(check_page_ids(p.k, sequence, 0, end, "k"));
+    ADAMAS_TRY(check_page_ids(p.v, sequence, 0, end, "v"));
+  }
+  return {};
+}
+
+Status check_append(const adamas_cache_params& cache, const adamas_rows* k, const adamas_rows* v) {
+  if (k != nullptr) ADAMAS_TRY(check_rows(*k, cache, "k"));
+  if (v != nullptr) ADAMAS_TRY(check_rows(*v, cache, "v"));
+  if (cache.by_page == 0) return {};
+  if (k == nullptr) return invalid("codes lie by page: k is needed, for its pages");
+  return check_keys_by_page(*k, cache);
+}
+
+// Rows [first, first + count) of a sequence of the host's, whose arguments were checked.
+Status append(adamas_cache& cache, int64_t sequence, int64_t first, int64_t count, const adamas_rows* k,
+              const adamas_rows* v) {
+  Cache& c = *cache.host;
+  if (first < 0 || count < 0 || first > c.params.capacity || count > c.params.capacity - first)
+    return out_of_range("rows " + std::to_string(first) + " + " + std::to_string(count) + " are outside the capacity " +
+                        std::to_string(c.params.capacity));
+  if (count == 0) return {};
+  // Rows of these blocks are read, and by page the table of all that are before.
+  const int64_t begin = c.params.by_page != 0 ? 0 : first / block_tokens * block_tokens;
+  const int64_t end = c.rows_end(sequence, first + count);
+  if (k != nullptr) ADAMAS_TRY(check_page_ids(*k, sequence, begin, end, "k"));
+  if (v != nullptr) ADAMAS_TRY(check_page_ids(*v, sequence, begin, end, "v"));
+  if (!c.blocks.fits(sequence, first, first + count, true))
+    return out_of_range("the cache has no place for these rows: " + std::to_string(c.blocks.used()) + " of its " +
+                        std::to_string(c.blocks.shape().pool) + " blocks are in use");
+  if (k != nullptr) c.place(sequence, *k, first + count);
+  c.blocks.append(sequence, first, count);
+  if (k != nullptr)
+    encode_marked(c, *k, v, sequence, first / block_tokens, blocks_of(first + count), cache.encode_room.get());
+  return {};
 }
 
 Status settings_of(adamas_config* config, const Variables& get) {
@@ -359,6 +410,35 @@ int32_t adamas_dtype_count(void) { return dtype_count; }
 
 const char* adamas_dtype_name(int32_t dtype) { return is_dtype(dtype) ? dtype_names[dtype] : ""; }
 
+int32_t adamas_gpu_count(void) {
+  int32_t count = 0;
+  guarded("adamas_gpu_count", [&]() -> Status {
+    count = int32_t(cuda::gpu_names().size());
+    return {};
+  });
+  return count;
+}
+
+const char* adamas_gpu_name(int32_t index) {
+  static thread_local std::string name;
+  name.clear();
+  guarded("adamas_gpu_name", [&]() -> Status {
+    const std::vector<std::string> names = cuda::gpu_names();
+    if (index >= 0 && index < int32_t(names.size())) name = names[index];
+    return {};
+  });
+  return name.c_str();
+}
+
+const char* adamas_gpu_reason(void) {
+  static thread_local std::string reason;
+  guarded("adamas_gpu_reason", [&]() -> Status {
+    reason = cuda::why_none();
+    return {};
+  });
+  return reason.c_str();
+}
+
 adamas_status adamas_cache_create(const adamas_config* config, const adamas_cache_params* params, adamas_cache** cache) {
   return guarded("adamas_cache_create", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
@@ -374,11 +454,18 @@ adamas_status adamas_cache_create(const adamas_config* config, const adamas_cach
     ADAMAS_TRY(check_range(shape.sequences, 1, max_tokens, "sequences"));
     ADAMAS_TRY(check_range(shape.capacity, 1, max_tokens, "capacity"));
     ADAMAS_TRY(check_range(shape.rotated, 0, ADAMAS_ROTATED_KEYS, "rotated"));
-    ADAMAS_TRY(check_range(shape.device, ADAMAS_DEVICE_CPU, ADAMAS_DEVICE_REFERENCE, "device"));
+    ADAMAS_TRY(check_device(shape.device));
     ADAMAS_TRY(check_range(shape.by_page, 0, 1, "by_page"));
     ADAMAS_TRY(check_range(shape.blocks, shape.by_page, std::numeric_limits<int32_t>::max() - 1, "blocks"));
     if (shape.memory != nullptr) ADAMAS_TRY(check_memory(all, shape));
-    *cache = new adamas_cache{Cache(all, shape), make_array<float>(block_tokens * shape.head_dim)};
+    auto made = std::make_unique<adamas_cache>();
+    if (shape.device == ADAMAS_DEVICE_CUDA) {
+      ADAMAS_TRY(cuda::make_cache(all, shape, made->gpu));
+    } else {
+      made->host.emplace(all, shape);
+      made->encode_room = make_array<float>(block_tokens * shape.head_dim);
+    }
+    *cache = made.release();
     return {};
   });
 }
@@ -389,7 +476,7 @@ adamas_status adamas_cache_bytes(const adamas_cache* cache, uint64_t* bytes) {
   return guarded("adamas_cache_bytes", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
     ADAMAS_TRY(check_pointer(bytes, "bytes"));
-    *bytes = static_cast<uint64_t>(cache->cache.bytes());
+    *bytes = static_cast<uint64_t>(cache->gpu ? cache->gpu->bytes() : cache->host->bytes());
     return {};
   });
 }
@@ -399,8 +486,8 @@ adamas_status adamas_cache_places(const adamas_cache* cache, int64_t* used, int6
     ADAMAS_TRY(check_pointer(cache, "cache"));
     ADAMAS_TRY(check_pointer(used, "used"));
     ADAMAS_TRY(check_pointer(all, "all"));
-    *used = cache->cache.blocks.used();
-    *all = cache->cache.blocks.shape().pool;
+    *used = cache->gpu ? 0 : cache->host->blocks.used();
+    *all = pool_of(cache->params());
     return {};
   });
 }
@@ -432,30 +519,44 @@ adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first
                             const adamas_rows* v) {
   return guarded("adamas_append", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
-    Cache& c = cache->cache;
-    ADAMAS_TRY(check_sequence(c, sequence));
-    if (first < 0 || count < 0 || first > c.params.capacity || count > c.params.capacity - first)
-      return out_of_range("rows " + std::to_string(first) + " + " + std::to_string(count) + " are outside the capacity " +
-                          std::to_string(c.params.capacity));
-    if (k != nullptr) ADAMAS_TRY(check_rows(*k, c.params, "k"));
-    if (v != nullptr) ADAMAS_TRY(check_rows(*v, c.params, "v"));
-    if (c.params.by_page != 0) {
-      if (k == nullptr) return invalid("codes lie by page: k is needed, for its pages");
-      ADAMAS_TRY(check_keys_by_page(*k, c.params));
+    const adamas_cache_params& shape = cache->params();
+    ADAMAS_TRY(check_sequence(shape, sequence));
+    ADAMAS_TRY(check_append(shape, k, v));
+    if (!cache->gpu) return append(*cache, sequence, first, count, k, v);
+    ADAMAS_TRY(check_range(first, 0, shape.capacity, "first"));
+    ADAMAS_TRY(check_range(count, 0, shape.capacity - first, "count"));
+    ADAMAS_TRY(check_pointer(k, "k"));
+    ADAMAS_TRY(check_pointer(v, "v"));
+    return cache->gpu->append(sequence, first, count, *k, *v);
+  });
+}
+
+adamas_status adamas_append_rows(adamas_cache* cache, const adamas_append_params* params) {
+  return guarded("adamas_append_rows", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    ADAMAS_TRY(check_size(params));
+    const adamas_append_params p = whole(params);
+    const adamas_cache_params& shape = cache->params();
+    const adamas_rows* v = p.v.data != nullptr ? &p.v : nullptr;
+    ADAMAS_TRY(check_range(p.batch, 0, max_tokens, "batch"));
+    ADAMAS_TRY(check_range(p.rows, 0, shape.capacity, "rows"));
+    if (p.batch == 0 || p.rows == 0) return {};
+    ADAMAS_TRY(check_pointer(p.lengths, "lengths"));
+    ADAMAS_TRY(check_append(shape, &p.k, v));
+    if (cache->gpu) {
+      ADAMAS_TRY(check_pointer(v, "v"));
+      return cache->gpu->append(p);
     }
-    if (count == 0) return {};
-    // Rows of these blocks are read, and by page the table of all that are before.
-    const int64_t begin = c.params.by_page != 0 ? 0 : first / block_tokens * block_tokens;
-    const int64_t end = c.rows_end(sequence, first + count);
-    if (k != nullptr) ADAMAS_TRY(check_page_ids(*k, sequence, begin, end, "k"));
-    if (v != nullptr) ADAMAS_TRY(check_page_ids(*v, sequence, begin, end, "v"));
-    if (!c.blocks.fits(sequence, first, first + count, true))
-      return out_of_range("the cache has no place for these rows: " + std::to_string(c.blocks.used()) + " of its " +
-                          std::to_string(c.blocks.shape().pool) + " blocks are in use");
-    if (k != nullptr) c.place(sequence, *k, first + count);
-    c.blocks.append(sequence, first, count);
-    if (k != nullptr)
-      encode_marked(c, *k, v, sequence, first / block_tokens, blocks_of(first + count), cache->encode_room.get());
+    for (int64_t b = 0; b < p.batch; b++) {
+      const int64_t sequence = p.sequences != nullptr ? p.sequences[b] : b;
+      ADAMAS_TRY(check_sequence(shape, sequence));
+      ADAMAS_TRY(check_range(p.lengths[b], 0, shape.capacity, "length"));
+    }
+    for (int64_t b = 0; b < p.batch; b++) {
+      const int64_t sequence = p.sequences != nullptr ? p.sequences[b] : b, count = std::min(p.rows, p.lengths[b]);
+      if (shape.by_page == 0) cache->host->blocks.truncate(sequence, p.lengths[b]);
+      ADAMAS_TRY(append(*cache, sequence, p.lengths[b] - count, count, &p.k, v));
+    }
     return {};
   });
 }
@@ -463,9 +564,10 @@ adamas_status adamas_append(adamas_cache* cache, int64_t sequence, int64_t first
 adamas_status adamas_truncate(adamas_cache* cache, int64_t sequence, int64_t length) {
   return guarded("adamas_truncate", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
-    ADAMAS_TRY(check_sequence(cache->cache, sequence));
-    ADAMAS_TRY(check_range(length, 0, cache->cache.params.capacity, "length"));
-    cache->cache.blocks.truncate(sequence, length);
+    ADAMAS_TRY(check_sequence(cache->params(), sequence));
+    ADAMAS_TRY(check_range(length, 0, cache->params().capacity, "length"));
+    if (cache->gpu) return cache->gpu->truncate(sequence, length);
+    cache->host->blocks.truncate(sequence, length);
     return {};
   });
 }
@@ -473,9 +575,10 @@ adamas_status adamas_truncate(adamas_cache* cache, int64_t sequence, int64_t len
 adamas_status adamas_clear(adamas_cache* cache, int64_t sequence) {
   return guarded("adamas_clear", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
-    if (sequence != -1) ADAMAS_TRY(check_sequence(cache->cache, sequence));
-    for (int64_t s = 0; s < cache->cache.params.sequences; s++)
-      if (sequence == s || sequence == -1) cache->cache.blocks.truncate(s, 0);
+    if (sequence != -1) ADAMAS_TRY(check_sequence(cache->params(), sequence));
+    if (cache->gpu) return cache->gpu->clear(sequence);
+    for (int64_t s = 0; s < cache->params().sequences; s++)
+      if (sequence == s || sequence == -1) cache->host->blocks.truncate(s, 0);
     return {};
   });
 }
@@ -483,12 +586,17 @@ adamas_status adamas_clear(adamas_cache* cache, int64_t sequence) {
 adamas_status adamas_share(adamas_cache* cache, int64_t from, int64_t to, int64_t length) {
   return guarded("adamas_share", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
-    ADAMAS_TRY(check_sequence(cache->cache, from));
-    ADAMAS_TRY(check_sequence(cache->cache, to));
-    if (cache->cache.params.by_page != 0)
-      return unsupported("codes lie by page: the engine's own table says what is shared");
-    ADAMAS_TRY(check_range(length, 0, cache->cache.length(from), "length"));
-    cache->cache.share(from, to, length);
+    ADAMAS_TRY(check_sequence(cache->params(), from));
+    ADAMAS_TRY(check_sequence(cache->params(), to));
+    if (cache->params().by_page != 0) return unsupported("codes lie by page: the engine's own table says what is shared");
+    int64_t most = 0;
+    if (cache->gpu)
+      ADAMAS_TRY(cache->gpu->length(from, most));
+    else
+      most = cache->host->length(from);
+    ADAMAS_TRY(check_range(length, 0, most, "length"));
+    if (cache->gpu) return cache->gpu->share(from, to, length);
+    cache->host->share(from, to, length);
     return {};
   });
 }
@@ -496,7 +604,8 @@ adamas_status adamas_share(adamas_cache* cache, int64_t from, int64_t to, int64_
 adamas_status adamas_invalidate(adamas_cache* cache) {
   return guarded("adamas_invalidate", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
-    cache->cache.blocks.invalidate();
+    if (cache->gpu) return unsupported("on a GPU rows that changed are appended again");
+    cache->host->blocks.invalidate();
     return {};
   });
 }
@@ -505,19 +614,25 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
                                  size_t size, size_t* needed) {
   return guarded("adamas_block_bytes", [&]() -> Status {
     ADAMAS_TRY(check_pointer(cache, "cache"));
-    const Cache& c = cache->cache;
-    ADAMAS_TRY(check_sequence(c, sequence));
-    ADAMAS_TRY(check_range(kv_head, 0, c.params.kv_heads - 1, "kv_head"));
-    ADAMAS_TRY(check_range(block, 0, blocks_of(c.length(sequence)) - 1, "block"));
+    const adamas_cache_params& shape = cache->params();
+    ADAMAS_TRY(check_sequence(shape, sequence));
+    ADAMAS_TRY(check_range(kv_head, 0, shape.kv_heads - 1, "kv_head"));
+    int64_t length = 0;
+    if (cache->gpu)
+      ADAMAS_TRY(cache->gpu->length(sequence, length));
+    else
+      length = cache->host->length(sequence);
+    ADAMAS_TRY(check_range(block, 0, blocks_of(length) - 1, "block"));
     int64_t total = 0;
-    for (const Kind& kind : kinds_of(c.config, c.params.head_dim)) total += kind.bytes;
+    for (const Kind& kind : kinds_of(cache->config(), shape.head_dim)) total += kind.bytes;
     if (needed != nullptr) *needed = size_t(total);
     if (bytes == nullptr) return {};
-    if (c.marked(sequence, block) || c.coded(sequence, block) == 0)
+    if (cache->host && (cache->host->marked(sequence, block) || cache->host->coded(sequence, block) == 0))
       return invalid("block " + std::to_string(block) + " is not encoded yet");
     if (size < size_t(total))
       return out_of_range("bytes has room for " + std::to_string(size) + " of " + std::to_string(total));
-    c.copy_block(sequence, kv_head, block, static_cast<std::byte*>(bytes));
+    if (cache->gpu) return cache->gpu->copy_block(sequence, kv_head, block, static_cast<std::byte*>(bytes));
+    cache->host->copy_block(sequence, kv_head, block, static_cast<std::byte*>(bytes));
     return {};
   });
 }
@@ -539,13 +654,28 @@ adamas_status adamas_plan_create(const adamas_config* config, const adamas_plan_
     ADAMAS_TRY(check_head_dim(shape.head_dim));
     ADAMAS_TRY(check_range(shape.max_tokens, 1, max_tokens, "max_tokens"));
     ADAMAS_TRY(check_range(shape.max_threads, 1, max_threads, "max_threads"));
-    ADAMAS_TRY(check_range(shape.device, ADAMAS_DEVICE_CPU, ADAMAS_DEVICE_REFERENCE, "device"));
-    *plan = new adamas_plan{Plan(all, shape)};
+    ADAMAS_TRY(check_device(shape.device));
+    ADAMAS_TRY(check_range(shape.max_rows, 0, max_tokens, "max_rows"));
+    auto made = std::make_unique<adamas_plan>();
+    if (shape.device == ADAMAS_DEVICE_CUDA)
+      ADAMAS_TRY(cuda::make_plan(all, shape, made->gpu));
+    else
+      made->host.emplace(all, shape);
+    *plan = made.release();
     return {};
   });
 }
 
 void adamas_plan_destroy(adamas_plan* plan) { delete plan; }
+
+adamas_status adamas_plan_workspace(const adamas_plan* plan, size_t* bytes) {
+  return guarded("adamas_plan_workspace", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(plan, "plan"));
+    ADAMAS_TRY(check_pointer(bytes, "bytes"));
+    *bytes = plan->gpu ? plan->gpu->workspace_bytes() : 0;
+    return {};
+  });
+}
 
 adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, const adamas_step_params* params) {
   return guarded("adamas_step", [&]() -> Status {
@@ -555,12 +685,14 @@ adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, const adamas_s
     adamas_step_params all = whole(params);
     if (all.stats != nullptr) ADAMAS_TRY(check_size(all.stats));
     if (all.times != nullptr) ADAMAS_TRY(check_size(all.times));
-    ADAMAS_TRY(check_step(plan->plan, cache->cache, all));
+    ADAMAS_TRY(check_shapes(*plan, *cache, all));
+    if (plan->gpu) return plan->gpu->step(*cache->gpu, all);
+    ADAMAS_TRY(check_batch(*plan->host, *cache->host, all));
     adamas_step_stats stats{};
     adamas_step_times times{};
     const auto [stats_wanted, times_wanted] = std::pair(std::exchange(all.stats, &stats), all.times);
     if (times_wanted != nullptr) all.times = &times;
-    ADAMAS_TRY(step(plan->plan, cache->cache, all));
+    ADAMAS_TRY(step(*plan->host, *cache->host, all));
     if (stats_wanted != nullptr) give(stats, stats_wanted);
     if (times_wanted != nullptr) give(times, times_wanted);
     return {};
@@ -571,14 +703,17 @@ adamas_status adamas_selection(const adamas_plan* plan, int32_t q_head, int64_t*
   return guarded("adamas_selection", [&]() -> Status {
     ADAMAS_TRY(check_pointer(plan, "plan"));
     ADAMAS_TRY(check_pointer(count, "count"));
-    const Plan& p = plan->plan;
-    ADAMAS_TRY(check_range(q_head, 0, p.params.q_heads - 1, "q_head"));
+    ADAMAS_TRY(check_range(q_head, 0, plan->params().q_heads - 1, "q_head"));
     int64_t written = 0;
     const auto emit = [&](int64_t token) {
       if (indices != nullptr && written < size) indices[written] = token;
       written++;
     };
-    if (reads_all(p.results[q_head].reading)) {
+    if (plan->gpu) {
+      std::vector<int64_t> tokens;
+      ADAMAS_TRY(plan->gpu->selection(q_head, tokens));
+      for (const int64_t token : tokens) emit(token);
+    } else if (const Plan& p = *plan->host; reads_all(p.results[q_head].reading)) {
       for (int64_t b = 0; b < blocks_of(p.last_view.tokens); b++)
         for_each_bit(p.last_view.bits[b], [&](int t) { emit(b * block_tokens + t); });
     } else {

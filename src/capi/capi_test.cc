@@ -31,7 +31,7 @@ struct Objects {
   Objects() {
     config = config_of({{"min_context", "0"}});
     cache_params = {sizeof cache_params, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CPU, 0, 0, nullptr};
-    plan_params = {sizeof plan_params, 4, 2, 64, 256, 2, ADAMAS_DEVICE_CPU};
+    plan_params = {sizeof plan_params, 4, 2, 64, 256, 2, ADAMAS_DEVICE_CPU, 0};
     EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
     EXPECT_EQ(adamas_plan_create(&config, &plan_params, &plan), ADAMAS_OK);
     rows = {memory.data(), ADAMAS_F32, 2 * 64 * 256 * 4, 64 * 256 * 4, 64 * 4, nullptr, 0};

@@ -25,7 +25,10 @@ constexpr Growing growing(const adamas_cache_params*) {
 }
 constexpr Growing growing(const adamas_code_memory*) { return {"adamas_code_memory", sizeof(adamas_code_memory)}; }
 constexpr Growing growing(const adamas_pages*) { return {"adamas_pages", sizeof(adamas_pages)}; }
-constexpr Growing growing(const adamas_plan_params*) { return {"adamas_plan_params", sizeof(adamas_plan_params)}; }
+constexpr Growing growing(const adamas_append_params*) { return {"adamas_append_params", sizeof(adamas_append_params)}; }
+constexpr Growing growing(const adamas_plan_params*) {
+  return {"adamas_plan_params", offsetof(adamas_plan_params, max_rows)};
+}
 constexpr Growing growing(const adamas_step_params*) { return {"adamas_step_params", offsetof(adamas_step_params, slopes)}; }
 constexpr Growing growing(const adamas_step_stats*) {
   return {"adamas_step_stats", offsetof(adamas_step_stats, tokens_visible)};

@@ -52,7 +52,7 @@ double share_found(const std::vector<float>& keys, float slow, const char* prese
                                          ADAMAS_DEVICE_CPU,   0, 0, nullptr};
   EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
   adamas_plan* plan;
-  const adamas_plan_params plan_params{sizeof plan_params, 1, 1, head_dim, tokens, 2, ADAMAS_DEVICE_CPU};
+  const adamas_plan_params plan_params{sizeof plan_params, 1, 1, head_dim, tokens, 2, ADAMAS_DEVICE_CPU, 0};
   EXPECT_EQ(adamas_plan_create(&config, &plan_params, &plan), ADAMAS_OK);
 
   std::mt19937 random(2);

@@ -22,7 +22,8 @@ void BM_step(benchmark::State& state, const char* policy) {
   adamas_config_init(&config);
   adamas_config_set(&config, "policy", policy);
   adamas_plan* plan;
-  const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, head_dim, tokens, threads, ADAMAS_DEVICE_CPU};
+  const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, head_dim, tokens, threads,
+                                       ADAMAS_DEVICE_CPU,  0};
   adamas_plan_create(&config, &plan_params, &plan);
 
   std::mt19937 random(1);

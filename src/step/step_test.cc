@@ -110,8 +110,8 @@ struct Fixture {
     const adamas_cache_params cache_params{sizeof cache_params, 0, s.kv_heads, s.head_dim, s.sequences, s.tokens, s.rotated,
                                            ADAMAS_DEVICE_CPU,   0, 0,          nullptr};
     EXPECT_OK(adamas_cache_create(&config, &cache_params, &cache));
-    const adamas_plan_params plan_params{sizeof plan_params, s.q_heads, s.kv_heads,       s.head_dim,
-                                         s.tokens,           s.threads, ADAMAS_DEVICE_CPU};
+    const adamas_plan_params plan_params{sizeof plan_params, s.q_heads, s.kv_heads,        s.head_dim,
+                                         s.tokens,           s.threads, ADAMAS_DEVICE_CPU, 0};
     EXPECT_OK(adamas_plan_create(&config, &plan_params, &plan));
     std::normal_distribution<float> normal;
     for (int64_t b = 0; b < s.sequences; b++)

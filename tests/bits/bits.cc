@@ -283,7 +283,7 @@ uint32_t run(const Case& c, Inputs inputs, int32_t device = ADAMAS_DEVICE_CPU, s
                                          0,
                                          0,
                                          nullptr};
-  const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, dim, c.tokens, 2, device};
+  const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, dim, c.tokens, 2, device, 0};
   expect(adamas_cache_create(&config, &cache_params, &cache));
   expect(adamas_plan_create(&config, &plan_params, &plan));
   for (int64_t s = 0; s < c.sequences; s++)

@@ -9,7 +9,8 @@ LAST_FIELDS = {  # of each struct that may grow, last first; together as large a
     "adamas_cache_params": ["memory"],
     "adamas_step_stats": ["rows_stale"],
     "adamas_step_times": ["dense"],
-    "adamas_step_params": ["times"],
+    "adamas_plan_params": ["max_rows"],
+    "adamas_step_params": ["workspace_bytes", "workspace", "stream", "times"],
 }
 
 

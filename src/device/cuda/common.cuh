@@ -1,0 +1,272 @@
+// What the kernels are given and what they share.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "adamas/adamas.h"
+#include "core/shape.h"
+#include "device/cuda/layout.h"
+
+namespace adamas::cuda {
+
+inline constexpr int slice_blocks = 256;  // of a part that a block of threads scans or attends to, at most
+inline constexpr float log2e = 1.4426950408889634f;
+inline constexpr float ln2 = 0.6931471805599453f;
+inline constexpr int hidden = -32768;     // a score that is none (select/select.h)
+inline constexpr float nothing = -1e30f;  // a logarithm of nothing, without the NaNs of infinities
+
+// Rows of K or V.
+struct Table {
+  const char* data;
+  int64_t stride_sequence, stride_head, stride_token, stride_page;
+  const int32_t* pages;  // NULL: not paged
+  int64_t stride_table;
+  int32_t page_bits, page_count;
+
+  // A page id out of its range is read as the first page: nothing else can be done here.
+  __device__ int64_t page(int64_t sequence, int64_t index) const {
+    const int32_t id = __ldg(pages + sequence * stride_table + index);
+    return uint32_t(id) < uint32_t(page_count) ? id : 0;
+  }
+  __device__ const char* row(int64_t sequence, int head, int64_t token) const {
+    if (pages == nullptr) return data + sequence * stride_sequence + head * stride_head + token * stride_token;
+    return data + page(sequence, token >> page_bits) * stride_page + head * stride_head +
+           (token & ((1 << page_bits) - 1)) * stride_token;
+  }
+};
+
+// One kind of what is kept of blocks.
+struct Kind {
+  char* data;
+  int64_t stride_block, stride_head;
+  template <class T>
+  __device__ T* at(int64_t place, int head) const {
+    return reinterpret_cast<T*>(data + place * stride_block + head * stride_head);
+  }
+};
+
+// A cache's codes, and where a sequence's blocks are among them.
+struct Codes {
+  Kind words, centre, centre_scale, sigma, mean, mean_scale;
+  uint8_t* coded;    // [places] rows of a block that its codes are made of
+  int64_t* lengths;  // [sequences]
+  int64_t blocks;    // of a sequence
+  bool by_page;
+
+  // k: by page, whose pages the places are.
+  __device__ int64_t place(const Table& k, int64_t sequence, int64_t block) const {
+    if (!by_page) return sequence * blocks + block;
+    const int bits = k.page_bits - 6;
+    return (k.page(sequence, block >> bits) << bits) + (block & ((1 << bits) - 1));
+  }
+};
+
+// How a query head is read, and why: Reading of step/step.h.
+enum Reading : int { reads_list = 0, reads_noisy = 3, reads_short = 4 };
+
+// What a query row sees: tokens [0, tokens). Those of [sinks, estimated) have estimates; the others are read in any case.
+struct View {
+  int64_t sequence;
+  int tokens;
+  int estimated;
+  int coded_blocks;  // whose blocks have codes: all, or all but the last, whose centre and deviation count as 0
+  int hidden_block;  // the last block, when its codes are of rows, too, that the row does not see; -1: not so
+  int dense;
+};
+
+// A query head, as the scan leaves it and as `choose` completes it.
+struct Head {
+  double unit, highest;  // of a score: scale u, scale c_max
+  float unit2;           // scale u log2(e)
+  float top;             // log2 of the weight that all estimated weights are relative to
+  float softcap;         // 0: none, or scores have it in them already
+  float noise;
+  float largest, rms;  // of the rotated query
+  int bound, low_top;  // the head lists tokens from this score on; of these the low ones are up to that
+  int reading;
+  int flat;  // no block deviates: centres alone decide
+};
+
+struct Step {
+  int q_heads, kv_heads, head_dim, rows, query_rows;  // query_rows: of all sequences
+  int passes, lists;  // a KV head's query heads are scanned in so many passes; lists of a row
+  int max_blocks, splits, slices;
+  int policy;
+  bool automatic, all_dense, causal, rotated;
+  int budget, sinks, recent;  // budget: tokens; with `automatic` those from which on a row is sparse
+  int64_t min_context;
+  double share, max_noise;
+  float scale, softcap;
+  const int64_t *sequences, *lengths;
+  const char* q;
+  int q_dtype, k_dtype;
+  int64_t q_stride_batch, q_stride_row, q_stride_head;
+  Table k, v;
+  char* out;
+  int64_t out_stride_batch, out_stride_row, out_stride_head;
+  float *lse, *mass, *noise;
+  const float *slopes, *sink_logits;
+  Codes codes;
+
+  // The workspace; [query_rows, q_heads] of each but the first, which is [query_rows].
+  View* views;
+  Head* heads;
+  int16_t* scores;   // [max_blocks, 64] S less C of its block; hidden where there is no estimate
+  float2* sums;      // [max_blocks] sum of estimated weights, relative to a log2: {log2, sum}
+  double* centres;   // [max_blocks] c_b
+  int16_t* offsets;  // [max_blocks] C_b
+  float* bases;      // [max_blocks] what a score of 0 stands for
+  uint64_t* marks;   // [max_blocks] tokens that the head lists
+  float* partials;   // [slices, 3 head_dim + partial_sums]
+
+  __device__ int64_t blocks_at(int row, int head) const { return (int64_t(row) * q_heads + head) * max_blocks; }
+  __device__ float slope(int head) const { return slopes != nullptr ? __ldg(slopes + head) : 1.0f; }
+};
+inline constexpr int partial_sums = 8;
+
+__device__ inline int blocks_in(int tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+
+// Parts that a list is split into: of its length alone, so that no result depends on the rest of a batch.
+__host__ __device__ inline int slices_of(int blocks, int lists) {
+  const int wanted = 264 / lists, most = blocks / 8;
+  int slices = wanted < most ? wanted : most;
+  const int least = (blocks + slice_blocks - 1) / slice_blocks;
+  if (slices < least) slices = least;
+  return slices < 1 ? 1 : slices;
+}
+
+__device__ inline View look(const Step& s, int row) {
+  const int b = row / s.rows, r = row % s.rows;
+  View view{};
+  view.sequence = s.sequences != nullptr ? s.sequences[b] : b;
+  const int64_t length = s.lengths != nullptr ? s.lengths[b] : s.codes.lengths[view.sequence];
+  int64_t tokens = s.causal ? length - s.rows + r + 1 : length;
+  tokens = tokens < 0 ? 0 : tokens;
+  const int64_t most = int64_t(s.max_blocks) * block_tokens;
+  view.tokens = int(tokens < most ? tokens : most);
+  view.hidden_block = -1;
+  view.dense = s.all_dense || view.tokens <= s.budget || view.tokens < s.min_context;
+  if (view.dense) return view;
+  if (s.policy == ADAMAS_POLICY_STREAMING) view.estimated = view.tokens - (s.budget - s.sinks);
+  if (s.policy != ADAMAS_POLICY_ADAMAS) return view;
+  const int last = blocks_in(view.tokens) - 1;
+  const int coded = s.codes.coded[s.codes.place(s.k, view.sequence, last)], in_block = view.tokens - last * block_tokens;
+  if (coded > in_block) view.hidden_block = last;
+  view.coded_blocks = coded > 0 ? last + 1 : last;
+  const int end = last * block_tokens + (coded < in_block ? coded : in_block), old = view.tokens - s.recent;
+  view.estimated = end < old ? end : old;
+  return view;
+}
+
+// A kernel whose predecessor in the stream may still run waits for its results here, and lets its successor start.
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void launch_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline float to_f32(float x) { return x; }
+__device__ inline float to_f32(__half x) { return __half2float(x); }
+__device__ inline float to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float load_element(const char* row, int dtype, int d) {
+  if (dtype == ADAMAS_F32) return __ldg(reinterpret_cast<const float*>(row) + d);
+  if (dtype == ADAMAS_F16) return to_f32(__ldg(reinterpret_cast<const __half*>(row) + d));
+  return to_f32(__ldg(reinterpret_cast<const __nv_bfloat16*>(row) + d));
+}
+
+__device__ inline float exp2_fast(float x) {
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x));
+  return e;
+}
+__device__ inline float max_of_warp(float x) {
+  for (int o = 16; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, o));
+  return x;
+}
+template <class T>
+__device__ T sum_of_warp(T x) {
+  for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(~0u, x, o);
+  return x;
+}
+
+// A warp's row, as codes are made of it: no NaN, nothing beyond 1e15, rotated. Lane l has dimension 32 i + l in x[i]. The
+// butterfly's order is hadamard.h's, so the bits are.
+template <int parts>
+__device__ void load_rotated(const char* row, int dtype, int head_dim, bool rotate, float (&x)[parts]) {
+  const int lane = threadIdx.x % 32, n = head_dim & -head_dim;
+#pragma unroll
+  for (int i = 0; i < parts; i++) {
+    const int d = 32 * i + lane;
+    const float value = d < head_dim ? load_element(row, dtype, d) : 0.0f;
+    x[i] = isnan(value) ? 0.0f : fminf(fmaxf(value, -1e15f), 1e15f);
+  }
+  if (!rotate) return;
+#pragma unroll
+  for (int span = 1; span < 32; span *= 2) {
+    if (span >= n) break;
+#pragma unroll
+    for (int i = 0; i < parts; i++) {
+      const float other = __shfl_xor_sync(~0u, x[i], span);
+      x[i] = (lane & span) != 0 ? __fsub_rn(other, x[i]) : __fadd_rn(x[i], other);
+    }
+  }
+#pragma unroll
+  for (int span = 1; span < parts; span *= 2) {
+    if (32 * span >= n) break;
+#pragma unroll
+    for (int i = 0; i < parts; i++) {
+      if ((i & span) != 0 || i + span >= parts) continue;
+      const float a = x[i], b = x[i + span];
+      x[i] = __fadd_rn(a, b);
+      x[i + span] = __fsub_rn(a, b);
+    }
+  }
+  const float scale = __fdiv_rn(1.0f, __fsqrt_rn(float(n)));
+#pragma unroll
+  for (int i = 0; i < parts; i++) x[i] = __fmul_rn(x[i], scale);
+}
+
+// What a launch that cannot be made says.
+cudaError_t launch_append(const Codes& codes, const struct Appended& a, cudaStream_t stream);
+cudaError_t launch_scan(const Step& s, cudaStream_t stream);
+cudaError_t launch_choose(const Step& s, cudaStream_t stream);
+cudaError_t launch_attend(const Step& s, cudaStream_t stream);
+
+// Rows that were written. Either the newest `rows` of each entry of a batch, whose lengths lie on the device, or rows
+// [first, first + rows) of one sequence.
+struct Appended {
+  int kv_heads, head_dim, batch, open_rows, dtype;
+  bool one, rotate, means, paper;
+  int64_t rows, first, sequence;
+  const int64_t *sequences, *lengths;
+  Table k, v;
+  int* tickets;  // [batch] blocks of threads that are through; 0 between launches
+};
+
+// Launches a kernel that may start before the one ahead of it in the stream has ended.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_behind(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
+                          const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  cudaLaunchAttribute behind{};
+  behind.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  behind.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &behind;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+}  // namespace adamas::cuda

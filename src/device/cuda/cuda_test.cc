@@ -1,0 +1,408 @@
+// Steps on a GPU beside the device `reference`: codes bit for bit, selections, outputs. Skipped where there is no GPU.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "adamas/adamas.h"
+#include "core/testing.h"
+#include "device/cuda/layout.h"
+
+namespace adamas::cuda {
+namespace {
+
+using testing::store_row;
+
+void expect_ok(adamas_status status) { ASSERT_EQ(status, ADAMAS_OK) << adamas_last_error(); }
+
+// Memory of the GPU between guards that nobody may write to.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes) {
+    EXPECT_EQ(cudaMalloc(&base_, bytes + 2 * guard), cudaSuccess);
+    EXPECT_EQ(cudaMemset(base_, 0xA5, bytes + 2 * guard), cudaSuccess);
+  }
+  Memory(const void* from, size_t bytes) : Memory(bytes) { put(from, bytes); }
+  Memory(const Memory&) = delete;
+  ~Memory() {
+    std::vector<unsigned char> all(bytes_ + 2 * guard);
+    EXPECT_EQ(cudaMemcpy(all.data(), base_, all.size(), cudaMemcpyDeviceToHost), cudaSuccess);
+    for (size_t i = 0; i < guard; i++) {
+      if (all[i] == 0xA5 && all[guard + bytes_ + i] == 0xA5) continue;
+      ADD_FAILURE() << "a guard was written to, of " << bytes_ << " bytes";
+      break;
+    }
+    cudaFree(base_);
+  }
+  void put(const void* from, size_t bytes) {
+    EXPECT_EQ(cudaMemcpy(get(), from, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+  }
+  template <class T>
+  void put(const std::vector<T>& from) {
+    put(from.data(), from.size() * sizeof(T));
+  }
+  template <class T>
+  std::vector<T> copy() const {
+    std::vector<T> to(bytes_ / sizeof(T));
+    EXPECT_EQ(cudaMemcpy(to.data(), get(), bytes_, cudaMemcpyDeviceToHost), cudaSuccess);
+    return to;
+  }
+  template <class T = void>
+  T* get() const {
+    return reinterpret_cast<T*>(static_cast<char*>(base_) + guard);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  static constexpr size_t guard = 4096;
+  size_t bytes_;
+  void* base_ = nullptr;
+};
+
+template <class T>
+std::unique_ptr<Memory> on_gpu(const std::vector<T>& from) {
+  return std::make_unique<Memory>(from.data(), std::max<size_t>(1, from.size()) * sizeof(T));
+}
+
+struct Shape {
+  int q_heads = 8, kv_heads = 2, head_dim = 128;
+  DType dtype = DType::f16;
+  int64_t sequences = 1, capacity = 2048, rows = 1;
+  int page_tokens = 0;  // 0: not paged
+  bool hnd = true;      // heads before tokens
+  float softcap = 0;
+  bool alibi = false, sink_logits = false, by_page = false;
+  uint64_t seed = 1;
+  std::vector<std::pair<const char*, const char*>> settings;
+
+  std::string text() const {
+    std::string t = std::to_string(q_heads) + "/" + std::to_string(kv_heads) + "x" + std::to_string(head_dim) + " " +
+                    adamas_dtype_name(int32_t(dtype)) + " " + std::to_string(sequences) + "x" + std::to_string(rows) +
+                    " rows, " + std::to_string(capacity) + " tokens, pages " + std::to_string(page_tokens) +
+                    (by_page ? " by page" : "") + (hnd ? " HND" : " NHD") + (softcap > 0 ? " softcap" : "") +
+                    (alibi ? " alibi" : "") + (sink_logits ? " sink-logits" : "") + " seed " + std::to_string(seed);
+    for (auto [name, value] : settings) t += std::string(" ") + name + "=" + value;
+    return t;
+  }
+};
+
+// K, V and queries on the host and on the GPU, a cache and a plan of each device.
+class Pair {
+ public:
+  explicit Pair(const Shape& shape) : s(shape), random(shape.seed) {
+    expect_ok(adamas_config_init(&config));
+    for (auto [name, value] : s.settings) expect_ok(adamas_config_set(&config, name, value));
+    const int64_t row = row_bytes(s.dtype, s.head_dim),
+                  pages_each = s.page_tokens == 0 ? 0 : (s.capacity + s.page_tokens - 1) / s.page_tokens;
+    const int64_t rows = s.page_tokens == 0 ? s.sequences * s.capacity : s.sequences * pages_each * s.page_tokens;
+    k.resize(size_t(rows * s.kv_heads * row));
+    v.resize(k.size());
+    view.dtype = int32_t(s.dtype);
+    const int64_t piece = s.page_tokens == 0 ? s.capacity : s.page_tokens;
+    view.stride_head = s.hnd ? piece * row : row;
+    view.stride_token = s.hnd ? row : s.kv_heads * row;
+    view.stride_sequence = view.stride_page = piece * s.kv_heads * row;
+    if (s.page_tokens != 0) {
+      table.resize(size_t(s.sequences * pages_each));
+      std::iota(table.begin(), table.end(), 0);
+      std::shuffle(table.begin(), table.end(), random);
+      view.stride_sequence = 0;
+      host_pages = {sizeof host_pages, s.page_tokens, int64_t(table.size()), table.data(), pages_each};
+      gpu_table = on_gpu(table);
+      gpu_pages = host_pages;
+      gpu_pages.table = gpu_table->get<int32_t>();
+    }
+    fill();
+    gpu_k = on_gpu(k), gpu_v = on_gpu(v);
+    for (const int32_t device : {ADAMAS_DEVICE_REFERENCE, ADAMAS_DEVICE_CUDA}) {
+      const bool by_page = s.by_page && s.page_tokens % 64 == 0 && s.page_tokens > 0;
+      const adamas_cache_params params{
+          sizeof params, 0, s.kv_heads, s.head_dim, s.sequences,
+          s.capacity,    0, device,     by_page,    by_page ? int64_t(table.size()) * s.page_tokens / 64 : 0,
+          nullptr};
+      expect_ok(adamas_cache_create(&config, &params, &caches[device == ADAMAS_DEVICE_CUDA]));
+      const adamas_plan_params plan{sizeof plan, s.q_heads, s.kv_heads, s.head_dim,
+                                    s.capacity,  1,         device,     s.sequences * s.rows};
+      expect_ok(adamas_plan_create(&config, &plan, &plans[device == ADAMAS_DEVICE_CUDA]));
+    }
+    size_t bytes = 0;
+    expect_ok(adamas_plan_workspace(plans[1], &bytes));
+    workspace = std::make_unique<Memory>(bytes);
+    const size_t heads = size_t(s.sequences * s.rows * s.q_heads);
+    out[0].resize(heads * size_t(s.head_dim)), lse[0].resize(heads), mass[0].resize(heads), noise[0].resize(heads);
+    gpu_out = std::make_unique<Memory>(out[0].size() * 4), gpu_lse = std::make_unique<Memory>(heads * 4);
+    gpu_mass = std::make_unique<Memory>(heads * 4), gpu_noise = std::make_unique<Memory>(heads * 4);
+    gpu_lengths = std::make_unique<Memory>(size_t(s.sequences) * 8);
+    std::normal_distribution<float> normal;
+    for (int h = 0; h < s.q_heads; h++) {
+      slopes.push_back(std::exp2(-8.0f * float(h + 1) / float(s.q_heads)));
+      logits.push_back(normal(random));
+    }
+    gpu_slopes = on_gpu(slopes), gpu_logits = on_gpu(logits);
+  }
+  ~Pair() {
+    for (adamas_cache* cache : caches) adamas_cache_destroy(cache);
+    for (adamas_plan* plan : plans) adamas_plan_destroy(plan);
+  }
+
+  // Keys of drifting centres, some of which queries look for; values of all sizes.
+  void fill() {
+    std::normal_distribution<float> normal;
+    std::vector<float> row(size_t(s.head_dim)), centre(size_t(s.head_dim));
+    directions.resize(size_t(s.kv_heads));
+    for (int g = 0; g < s.kv_heads; g++) {
+      directions[size_t(g)].resize(size_t(s.head_dim));
+      for (float& x : directions[size_t(g)]) x = normal(random);
+    }
+    for (int64_t b = 0; b < s.sequences; b++)
+      for (int g = 0; g < s.kv_heads; g++) {
+        const float spread = g % 2 == 0 ? 0.3f : 1.5f;
+        for (float& x : centre) x = spread * normal(random);
+        for (int64_t t = 0; t < s.capacity; t++) {
+          for (float& x : centre) x += 0.02f * normal(random);
+          const bool wanted = random() % 40 == 0;
+          for (int d = 0; d < s.head_dim; d++)
+            row[size_t(d)] = centre[size_t(d)] + normal(random) + (wanted ? 1.2f * directions[size_t(g)][size_t(d)] : 0);
+          store_row(reinterpret_cast<std::byte*>(k.data()) + offset(b, g, t), s.dtype, row.data(), s.head_dim);
+          for (float& x : row) x = normal(random);
+          store_row(reinterpret_cast<std::byte*>(v.data()) + offset(b, g, t), s.dtype, row.data(), s.head_dim);
+        }
+      }
+  }
+  int64_t offset(int64_t b, int g, int64_t t) const {
+    if (s.page_tokens == 0) return b * view.stride_sequence + g * view.stride_head + t * view.stride_token;
+    const int32_t page = table[size_t(b * host_pages.stride + t / s.page_tokens)];
+    return page * view.stride_page + g * view.stride_head + t % s.page_tokens * view.stride_token;
+  }
+  adamas_rows rows(bool gpu, bool values) const {
+    adamas_rows r = view;
+    r.data = gpu ? (values ? gpu_v : gpu_k)->get() : static_cast<const void*>((values ? v : k).data());
+    if (s.page_tokens != 0) r.pages = gpu ? &gpu_pages : &host_pages;
+    return r;
+  }
+  void append(int64_t b, int64_t first, int64_t count) {
+    for (const bool gpu : {false, true}) {
+      const adamas_rows keys = rows(gpu, false), values = rows(gpu, true);
+      expect_ok(adamas_append(caches[gpu], b, first, count, &keys, &values));
+    }
+  }
+  void append_rows(const std::vector<int64_t>& lengths, int64_t count, cudaStream_t stream = nullptr) {
+    adamas_append_params p{sizeof p,           s.sequences,       count,  nullptr, lengths.data(),
+                           rows(false, false), rows(false, true), nullptr};
+    expect_ok(adamas_append_rows(caches[0], &p));
+    gpu_lengths->put(lengths);
+    p.lengths = gpu_lengths->get<int64_t>();
+    p.k = rows(true, false), p.v = rows(true, true);
+    p.stream = stream;
+    expect_ok(adamas_append_rows(caches[1], &p));
+  }
+  void new_queries(float size = 1) {
+    std::normal_distribution<float> normal;
+    q.clear();
+    for (int64_t b = 0; b < s.sequences; b++)
+      for (int64_t r = 0; r < s.rows; r++)
+        for (int h = 0; h < s.q_heads; h++)
+          for (int d = 0; d < s.head_dim; d++)
+            q.push_back(size * (normal(random) + 0.6f * directions[size_t(h * s.kv_heads / s.q_heads)][size_t(d)]));
+    gpu_q = on_gpu(q);
+  }
+  adamas_step_params params(bool gpu, const std::vector<int64_t>& lengths) {
+    adamas_step_params p{};
+    p.struct_size = sizeof p;
+    p.threads = 1;
+    p.batch = s.sequences;
+    p.rows = s.rows;
+    p.lengths = gpu ? gpu_lengths->get<int64_t>() : lengths.data();
+    p.causal = 1;
+    p.q_dtype = ADAMAS_F32;
+    p.q = gpu ? gpu_q->get() : static_cast<const void*>(q.data());
+    p.q_stride_head = p.out_stride_head = int64_t(s.head_dim) * 4;
+    p.q_stride_row = p.out_stride_row = s.q_heads * p.q_stride_head;
+    p.q_stride_batch = p.out_stride_batch = s.rows * p.q_stride_row;
+    p.k = rows(gpu, false), p.v = rows(gpu, true);
+    p.out = gpu ? gpu_out->get<float>() : out[0].data();
+    p.lse = gpu ? gpu_lse->get<float>() : lse[0].data();
+    p.mass = gpu ? gpu_mass->get<float>() : mass[0].data();
+    p.noise = gpu ? gpu_noise->get<float>() : noise[0].data();
+    if (config.policy == ADAMAS_POLICY_ADAMAS && config.budget != ADAMAS_BUDGET_AUTO) p.mass = nullptr;
+    p.softcap = s.softcap;
+    if (s.alibi) p.slopes = gpu ? gpu_slopes->get<float>() : slopes.data();
+    if (s.sink_logits) p.sink_logits = gpu ? gpu_logits->get<float>() : logits.data();
+    if (gpu) p.workspace = workspace->get(), p.workspace_bytes = workspace->bytes();
+    return p;
+  }
+  void step_gpu(const std::vector<int64_t>& lengths, cudaStream_t stream = nullptr) {
+    gpu_lengths->put(lengths);
+    adamas_step_params p = params(true, lengths);
+    p.stream = stream;
+    expect_ok(adamas_step(plans[1], caches[1], &p));
+  }
+  void fetch() {
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    out[1] = gpu_out->copy<float>(), lse[1] = gpu_lse->copy<float>(), mass[1] = gpu_mass->copy<float>(),
+    noise[1] = gpu_noise->copy<float>();
+  }
+  std::vector<int64_t> selection(bool gpu, int h) {
+    std::vector<int64_t> tokens(size_t(s.capacity));
+    int64_t count = 0;
+    expect_ok(adamas_selection(plans[gpu], h, tokens.data(), s.capacity, &count));
+    tokens.resize(size_t(count));
+    return tokens;
+  }
+  bool automatic() const { return config.policy == ADAMAS_POLICY_ADAMAS && config.budget == ADAMAS_BUDGET_AUTO; }
+
+  // Both devices, and what they say of the same rows.
+  void compare(const std::vector<int64_t>& lengths) {
+    adamas_step_params p = params(false, lengths);
+    expect_ok(adamas_step(plans[0], caches[0], &p));
+    step_gpu(lengths);
+    fetch();
+    int64_t other = 0, selected = 0;
+    if (config.policy == ADAMAS_POLICY_ADAMAS && lengths.back() > 0)
+      for (int h = 0; h < s.q_heads; h++) {
+        const std::vector<int64_t> a = selection(false, h), b = selection(true, h);
+        std::vector<int64_t> differ;
+        std::set_symmetric_difference(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(differ));
+        other += int64_t(differ.size());
+        selected += int64_t(a.size());
+      }
+    // With a list its end is where a sum in f32 puts it.
+    if (automatic())
+      EXPECT_LE(other, 4 + selected / 200) << s.text();
+    else
+      EXPECT_EQ(other, 0) << s.text();
+    const double bound = automatic() ? 2e-2 : 1e-4;
+    double worst = 0;
+    for (size_t i = 0; i < out[0].size(); i++) {
+      const double difference = std::abs(double(out[0][i]) - double(out[1][i]));
+      if (std::isnan(out[0][i]) != std::isnan(out[1][i]) || difference > worst)
+        worst = std::isnan(difference) ? 1e9 : difference;
+    }
+    EXPECT_LE(worst, bound) << s.text();
+    worst_out = std::max(worst_out, worst);
+    for (size_t i = 0; i < lse[0].size(); i++) {
+      if (lse[0][i] == lse[1][i]) continue;
+      EXPECT_NEAR(lse[0][i], lse[1][i], automatic() ? 1e-2 : 2e-4) << s.text() << " head " << i;
+      worst_lse = std::max(worst_lse, std::abs(double(lse[0][i]) - double(lse[1][i])));
+    }
+    for (size_t i = 0; i < mass[0].size() && automatic(); i++)
+      EXPECT_NEAR(mass[0][i], mass[1][i], 1e-2) << s.text() << " head " << i;
+    for (size_t i = 0; i < noise[0].size(); i++)
+      EXPECT_NEAR(noise[0][i], noise[1][i], 1e-5 * std::abs(noise[0][i])) << s.text() << " head " << i;
+  }
+  // Every block's codes, but for hashes.
+  void compare_codes(const std::vector<int64_t>& lengths) {
+    const size_t hash = size_t(s.head_dim + 31) / 32 * 2 * 64 * 4 + size_t(s.head_dim) * 2;
+    for (int64_t b = 0; b < s.sequences; b++)
+      for (int g = 0; g < s.kv_heads; g++)
+        for (int64_t block = 0; block < blocks_of(lengths[size_t(b)]); block++) {
+          std::vector<unsigned char> bytes[2];
+          for (const int gpu : {0, 1}) {
+            size_t needed = 0;
+            expect_ok(adamas_block_bytes(caches[gpu], b, g, block, nullptr, 0, &needed));
+            bytes[gpu].resize(needed);
+            expect_ok(adamas_block_bytes(caches[gpu], b, g, block, bytes[gpu].data(), needed, nullptr));
+            std::fill_n(bytes[gpu].begin() + int64_t(hash), 256, 0);
+          }
+          ASSERT_EQ(bytes[0], bytes[1]) << s.text() << ": block " << block << " of sequence " << b << ", head " << g;
+        }
+  }
+
+  const Shape s;
+  std::mt19937_64 random;
+  adamas_config config{};
+  std::vector<char> k, v;
+  std::vector<int32_t> table;
+  adamas_rows view{};
+  adamas_pages host_pages{}, gpu_pages{};
+  std::vector<std::vector<float>> directions;
+  std::vector<float> q, slopes, logits;
+  std::unique_ptr<Memory> gpu_k, gpu_v, gpu_table, gpu_q, gpu_out, gpu_lse, gpu_mass, gpu_noise, gpu_lengths, gpu_slopes,
+      gpu_logits, workspace;
+  adamas_cache* caches[2] = {};
+  adamas_plan* plans[2] = {};
+  std::vector<float> out[2], lse[2], mass[2], noise[2];
+  double worst_out = 0, worst_lse = 0;
+};
+
+class Cuda : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (adamas_gpu_count() == 0) GTEST_SKIP() << "no GPU: " << adamas_gpu_reason();
+  }
+};
+
+TEST(CudaLayout, EveryCodeHasItsPlace) {
+  for (const int head_dim : head_dims) {
+    std::vector<char> taken(size_t(code_bytes(head_dim)) * 4);
+    for (int t = 0; t < block_tokens; t++)
+      for (int d = 0; d < head_dim; d++) {
+        const CodePlace at = code_place(head_dim, t, d);
+        char& here = taken.at(size_t(at.word) * 16 + size_t(at.bit) / 2);
+        ASSERT_EQ(here, 0);
+        here = 1;
+      }
+  }
+}
+
+Shape random_shape(uint64_t seed) {
+  std::mt19937_64 random(seed * 7919 + 13);
+  const auto one_of = [&](const auto& list) { return list[random() % std::size(list)]; };
+  constexpr std::pair<int, int> heads[] = {{4, 4}, {8, 2}, {9, 3}, {14, 2}, {8, 1}, {12, 1}, {2, 1}, {6, 2}, {32, 2}};
+  Shape s;
+  s.seed = seed;
+  std::tie(s.q_heads, s.kv_heads) = one_of(heads);
+  s.head_dim = head_dims[random() % head_dims.size()];
+  s.dtype = testing::plain_dtypes[random() % 3];
+  s.sequences = 1 + int64_t(random() % 3);
+  s.capacity = 200 + int64_t(random() % 2500);
+  s.rows = random() % 4 == 0 ? 1 + int64_t(random() % 4) : 1;
+  constexpr int pages[] = {0, 0, 16, 32, 64, 128, 1};
+  s.page_tokens = one_of(pages);
+  s.by_page = s.page_tokens >= 64 && random() % 2 == 0;
+  s.hnd = random() % 2 == 0;
+  s.softcap = random() % 5 == 0 ? 20.0f : 0;
+  s.alibi = random() % 6 == 0;
+  s.sink_logits = random() % 5 == 0;
+  switch (random() % 6) {
+    case 0: s.settings = {{"budget", "128"}}; break;
+    case 1: s.settings = {{"budget", "64"}, {"recent", "8"}}; break;
+    case 2: s.settings = {{"share", "0.002"}}; break;
+    case 3: s.settings = {{"policy", "streaming"}, {"budget", "100"}}; break;
+    default: break;
+  }
+  if (random() % 8 == 0) s.settings = {{"policy", "full"}};
+  if (random() % 6 == 0) s.settings.emplace_back("max_noise", "0");
+  return s;
+}
+
+TEST_F(Cuda, RandomStepsAreTheReferences) {
+  double worst_list = 0, worst = 0, worst_lse = 0;
+  for (uint64_t seed = 1; seed <= 120 && !HasFatalFailure(); seed++) {
+    Pair pair(random_shape(seed));
+    std::vector<int64_t> lengths;
+    for (int64_t b = 0; b < pair.s.sequences; b++) {
+      lengths.push_back(1 + int64_t(pair.random() % uint64_t(pair.s.capacity)));
+      pair.append(b, 0, lengths.back());
+    }
+    if (!pair.s.by_page) pair.compare_codes(lengths);
+    for (int i = 0; i < 2; i++) {
+      pair.new_queries(i == 0 ? 1.0f : 0.4f);
+      pair.compare(lengths);
+    }
+    double& of = pair.automatic() ? worst_list : worst;
+    of = std::max(of, pair.worst_out);
+    worst_lse = std::max(worst_lse, pair.worst_lse);
+    if (HasFailure()) std::printf("  %s\n", pair.s.text().c_str());
+  }
+  std::printf("farthest from the reference: lists %.2e, others %.2e, log-sum-exps %.2e\n", worst_list, worst, worst_lse);
+}
+
+}  // namespace
+}  // namespace adamas::cuda

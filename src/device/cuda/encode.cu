@@ -1,0 +1,206 @@
+// Stages 1 and 2: rows of K and V to codes and means. A block of threads makes one block's codes of one KV head, in the
+// order of operations that docs/codes.md states, so that the bits are the CPU's.
+#include "device/cuda/common.cuh"
+
+namespace adamas::cuda {
+namespace {
+
+constexpr int threads = 128, warps = threads / 32;
+constexpr float threshold_sigmas = 0.98f, paper_threshold = 10.0f;  // codes/codes.h
+
+// What became of one sequence.
+struct Change {
+  int64_t sequence, length, first;  // rows [first, length) are new; [0, first) are as they were
+  int64_t first_block, last_block;  // whose codes may be other ones
+};
+__device__ Change change_of(const Codes& codes, const Appended& a, int entry) {
+  Change c;
+  c.sequence = a.one ? a.sequence : a.sequences != nullptr ? a.sequences[entry] : entry;
+  const int64_t before = codes.by_page ? INT64_MAX : codes.lengths[c.sequence];
+  int64_t end;
+  if (a.one) {
+    end = a.first + a.rows;
+    c.length = codes.by_page || before < end ? end : before;
+    c.first = a.first;
+  } else {
+    end = c.length = a.lengths[entry];
+    c.first = c.length > a.rows ? c.length - a.rows : 0;
+  }
+  const int64_t most = codes.blocks * block_tokens;
+  if (!codes.by_page && c.length > most) c.length = most;
+  if (c.first > before) c.first = before;  // what was never told of is as new
+  c.first_block = c.first / block_tokens;
+  c.last_block = (c.length + block_tokens - 1) / block_tokens;
+  return c;
+}
+
+// Of a block, how many rows its codes are to be made of: of the last one whole groups, or all before there is one.
+__device__ int wanted_rows(const Change& c, int64_t block, int open_rows) {
+  const int64_t rows = c.length - block * block_tokens;
+  return int(rows >= block_tokens ? block_tokens : rows < open_rows ? rows : rows / open_rows * open_rows);
+}
+
+__device__ float block_max(float x) {
+  __shared__ float of_warp[warps];
+  x = max_of_warp(x);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = of_warp[0];
+  for (int i = 1; i < warps; i++) x = fmaxf(x, of_warp[i]);
+  return x;
+}
+
+// rows: [64, head_dim] of the block's first `count`. The mean of those from `skipped` on, stored, and read back to `centre`.
+__device__ float store_mean(const float* x, int head_dim, int skipped, int count, int16_t* stored, float* scale,
+                            float* centre) {
+  float largest = 0;
+  for (int d = threadIdx.x; d < head_dim; d += threads) {
+    float sum = 0;
+    for (int t = skipped; t < count; t++) sum = __fadd_rn(sum, x[t * head_dim + d]);
+    const float mean = __fdiv_rn(sum, float(max(1, count - skipped)));
+    centre[d] = mean;
+    largest = fmaxf(largest, fabsf(mean));
+  }
+  largest = block_max(largest);
+  const bool centred = largest > 1e-30f;
+  const float unit = centred ? __fdiv_rn(largest, 32767.0f) : 0.0f, inverse = centred ? __fdiv_rn(32767.0f, largest) : 0.0f;
+  for (int d = threadIdx.x; d < head_dim; d += threads) {
+    const int units = __float2int_rn(fminf(fmaxf(__fmul_rn(centre[d], inverse), -32767.0f), 32767.0f));
+    stored[d] = int16_t(units);
+    centre[d] = __fmul_rn(float(units), unit);
+  }
+  if (threadIdx.x == 0) *scale = unit;
+  return unit;
+}
+
+template <int parts>
+__device__ void load_rows(const Table& rows, const Appended& a, const Change& c, int head, int64_t block, int count,
+                          bool rotate, float* x) {
+  const int lane = threadIdx.x % 32;
+  for (int t = threadIdx.x / 32; t < count; t += warps) {
+    float row[parts];
+    load_rotated(rows.row(c.sequence, head, block * block_tokens + t), a.dtype, a.head_dim, rotate, row);
+#pragma unroll
+    for (int i = 0; i < parts; i++)
+      if (32 * i + lane < a.head_dim) x[t * a.head_dim + 32 * i + lane] = row[i];
+  }
+}
+
+template <int parts>
+__global__ void __launch_bounds__(threads) encode(Codes codes, Appended a) {
+  extern __shared__ float x[];  // [64, head_dim]
+  __shared__ float centre[32 * parts], squares[32 * parts];
+  __shared__ float threshold;
+  __shared__ bool last;
+  const int head = blockIdx.y % a.kv_heads, entry = blockIdx.z;
+  const bool values = blockIdx.y >= unsigned(a.kv_heads);
+  const Change c = change_of(codes, a, entry);
+  for (int64_t block = c.first_block + blockIdx.x; block < c.last_block; block += gridDim.x) {
+    const int64_t place = codes.place(a.k, c.sequence, block);
+    const int count = wanted_rows(c, block, a.open_rows);
+    const bool changed = c.first < block * block_tokens + count && (!a.one || a.first < block * block_tokens + count);
+    if (!changed && codes.coded[place] == count) continue;
+    const int skipped = block == 0 && count > 4 ? 4 : 0;
+    __syncthreads();
+    if (values) {
+      load_rows<parts>(a.v, a, c, head, block, count, false, x);
+      __syncthreads();
+      store_mean(x, a.head_dim, skipped, count, codes.mean.at<int16_t>(place, head), codes.mean_scale.at<float>(place, head),
+                 centre);
+      continue;
+    }
+    load_rows<parts>(a.k, a, c, head, block, count, a.rotate, x);
+    __syncthreads();
+    if (a.paper) {
+      for (int d = threadIdx.x; d < a.head_dim; d += threads) {
+        codes.centre.at<int16_t>(place, head)[d] = 0;
+        centre[d] = 0;
+      }
+      if (threadIdx.x == 0) {
+        *codes.centre_scale.at<float>(place, head) = 0;
+        *codes.sigma.at<float>(place, head) = __fdiv_rn(paper_threshold, threshold_sigmas);
+        threshold = paper_threshold;
+      }
+    } else {
+      const float unit = store_mean(x, a.head_dim, skipped, count, codes.centre.at<int16_t>(place, head),
+                                    codes.centre_scale.at<float>(place, head), centre);
+      for (int d = threadIdx.x; d < a.head_dim; d += threads) {
+        float sum = 0;
+        for (int t = 0; t < count; t++) {
+          const float r = __fsub_rn(x[t * a.head_dim + d], centre[d]);
+          x[t * a.head_dim + d] = r;
+          if (t >= skipped) sum = __fadd_rn(sum, __fmul_rn(r, r));
+        }
+        squares[d] = sum;
+      }
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        double sum = 0;
+        for (int d = 0; d < a.head_dim; d++) sum += double(squares[d]);
+        float sigma = count > skipped ? float(sqrt(sum / (double(count - skipped) * a.head_dim))) : 0.0f;
+        if (!(sigma > unit)) sigma = 0;
+        *codes.sigma.at<float>(place, head) = sigma;
+        threshold = __fmul_rn(threshold_sigmas, sigma);
+      }
+    }
+    __syncthreads();
+    const int words = words_of(a.head_dim);
+    uint32_t* to = codes.words.at<uint32_t>(place, head);
+    for (int i = threadIdx.x; i < block_tokens * 4; i += threads) {
+      const int row = i / 4, lane = i % 4, token = row / 16 * 16 + row % 8 * 2 + row / 8 % 2;
+      for (int w = 0; w < words; w++) {
+        uint32_t word = 0;
+        if (token < count)
+          for (int f = 0; f < 4; f++)
+            for (int y = 0; y < 4; y++) {
+              const int d = 64 * w + 16 * f + 4 * lane + y;
+              if (d >= a.head_dim) continue;
+              const float r = x[token * a.head_dim + d];
+              word |= uint32_t((r > -threshold) + (r > 0) + (r > threshold)) << (8 * y + 2 * f);
+            }
+        to[i * words + w] = word;
+      }
+    }
+  }
+  // The last of a sequence's blocks of threads notes what has codes now: the others look at what had.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(a.tickets + entry, 1) == int(gridDim.x * gridDim.y) - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  for (int64_t block = c.first_block + threadIdx.x; block < c.last_block; block += threads)
+    codes.coded[codes.place(a.k, c.sequence, block)] = uint8_t(wanted_rows(c, block, a.open_rows));
+  if (threadIdx.x == 0) {
+    a.tickets[entry] = 0;
+    if (!codes.by_page) codes.lengths[c.sequence] = c.length;
+  }
+}
+
+template <int parts>
+cudaError_t launch(const Codes& codes, const Appended& a, cudaStream_t stream) {
+  const size_t shared = size_t(block_tokens) * a.head_dim * sizeof(float);
+  if (const cudaError_t error =
+          cudaFuncSetAttribute(encode<parts>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+      error != cudaSuccess)
+    return error;
+  const int64_t blocks = a.rows / block_tokens + 2;
+  const dim3 grid(unsigned(blocks < 1024 ? blocks : 1024), unsigned(a.kv_heads * (a.means ? 2 : 1)), unsigned(a.batch));
+  encode<parts><<<grid, threads, shared, stream>>>(codes, a);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_append(const Codes& codes, const Appended& a, cudaStream_t stream) {
+  switch (words_of(a.head_dim)) {
+    case 1: return launch<2>(codes, a, stream);
+    case 2: return launch<4>(codes, a, stream);
+    case 3: return launch<6>(codes, a, stream);
+    default: return launch<8>(codes, a, stream);
+  }
+}
+
+}  // namespace adamas::cuda

@@ -1,0 +1,465 @@
+// Caches and plans of the device `cuda`: memory, checks of what can be served, launches.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "cache/cache.h"
+#include "core/config.h"
+#include "device/cuda/common.cuh"
+#include "device/cuda/device.h"
+
+namespace adamas::cuda {
+namespace {
+
+Status status_of(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return {};
+  const std::string sentence = std::string(what) + ": " + cudaGetErrorString(error);
+  if (error == cudaErrorMemoryAllocation) return out_of_memory(sentence);
+  return {ADAMAS_INTERNAL, sentence};
+}
+#define ADAMAS_CUDA(call, what)                                                \
+  do {                                                                         \
+    if (Status status_ = status_of(call, what); !status_.ok()) return status_; \
+  } while (false)
+
+constexpr int64_t aligned = 256;
+constexpr int64_t up(int64_t bytes) { return (bytes + aligned - 1) / aligned * aligned; }
+
+struct FreeOnDevice {
+  void operator()(void* p) const { cudaFree(p); }
+};
+using DeviceMemory = std::unique_ptr<void, FreeOnDevice>;
+
+Status allocate(int64_t bytes, DeviceMemory& memory) {
+  void* p = nullptr;
+  ADAMAS_CUDA(cudaMalloc(&p, size_t(bytes)), "the GPU's memory");
+  memory.reset(p);
+  return status_of(cudaMemset(p, 0, size_t(bytes)), "the GPU's memory");
+}
+
+bool is_rows_dtype(int32_t dtype) { return dtype == ADAMAS_F32 || dtype == ADAMAS_F16 || dtype == ADAMAS_BF16; }
+
+Status check_rows(const adamas_rows& rows, const char* name) {
+  if (!is_rows_dtype(rows.dtype)) return unsupported(std::string(name) + ": on a GPU rows are f32, f16 or bf16");
+  const auto bits = reinterpret_cast<uintptr_t>(rows.data) | uintptr_t(rows.stride_head) | uintptr_t(rows.stride_token) |
+                    (rows.pages != nullptr ? uintptr_t(rows.stride_page) : uintptr_t(rows.stride_sequence));
+  if (bits % 16 != 0) return unsupported(std::string(name) + ": on a GPU its address and strides are multiples of 16 bytes");
+  return {};
+}
+
+Table table_of(const adamas_rows& rows) {
+  Table t{};
+  t.data = static_cast<const char*>(rows.data);
+  t.stride_sequence = rows.stride_sequence;
+  t.stride_head = rows.stride_head;
+  t.stride_token = rows.stride_token;
+  t.stride_page = rows.stride_page;
+  if (rows.pages == nullptr) return t;
+  t.pages = rows.pages->table;
+  t.stride_table = rows.pages->stride;
+  t.page_count = int32_t(rows.pages->count);
+  while (1 << t.page_bits < rows.pages->page_tokens) t.page_bits++;
+  return t;
+}
+
+// The settings that a GPU serves so far.
+Status check_settings(const adamas_config& config) {
+  const auto no = [](const char* what) { return unsupported(std::string(what) + " is not served on a GPU yet"); };
+  if (config.policy == ADAMAS_POLICY_QUEST) return no("policy quest");
+  if (config.policy == ADAMAS_POLICY_ORACLE) return no("policy oracle");
+  if (config.policy != ADAMAS_POLICY_ADAMAS) return {};
+  if (config.preset == ADAMAS_PRESET_PAPER) return no("preset paper");
+  if (config.estimator != ADAMAS_ESTIMATOR_DOT) return no("estimator manhattan");
+  if (config.min_mass > 0) return no("min_mass");
+  return {};
+}
+
+__global__ void cut(Codes codes, int64_t first, int64_t sequences, int64_t length) {
+  for (int64_t sequence = first; sequence < first + sequences; sequence++) {
+    const int64_t kept = (length + block_tokens - 1) / block_tokens;
+    for (int64_t b = kept + threadIdx.x + int64_t(blockIdx.x) * blockDim.x; b < codes.blocks;
+         b += int64_t(gridDim.x) * blockDim.x)
+      codes.coded[sequence * codes.blocks + b] = 0;
+    if (blockIdx.x == 0 && threadIdx.x == 0 && codes.lengths[sequence] > length) codes.lengths[sequence] = length;
+  }
+}
+
+__global__ void set_length(Codes codes, int64_t sequence, int64_t length) { codes.lengths[sequence] = length; }
+
+class DeviceCache final : public Cache {
+ public:
+  DeviceCache(const adamas_config& config, const adamas_cache_params& params) : Cache(config, params) {}
+
+  Status make() {
+    const int64_t pool = params.by_page != 0 ? params.blocks : params.sequences * blocks_of(params.capacity);
+    codes_.blocks = blocks_of(params.capacity);
+    codes_.by_page = params.by_page != 0;
+    means_ = has_rest(config);
+    const int dims = params.head_dim;
+    struct {
+      Kind* kind;
+      adamas_code_array adamas_code_memory::*given;
+      int64_t bytes;
+    } const kinds[] = {{&codes_.words, &adamas_code_memory::codes, code_bytes(dims)},
+                       {&codes_.centre, &adamas_code_memory::centre, 2 * dims},
+                       {&codes_.centre_scale, &adamas_code_memory::centre_scale, 4},
+                       {&codes_.sigma, &adamas_code_memory::sigma, 4},
+                       {&codes_.mean, &adamas_code_memory::mean, means_ ? 2 * dims : 0},
+                       {&codes_.mean_scale, &adamas_code_memory::mean_scale, means_ ? 4 : 0}};
+    int64_t total = up(pool) + up(params.sequences * int64_t(sizeof(int64_t))) + up(params.sequences * int64_t(sizeof(int)));
+    for (const auto& k : kinds) total += params.memory != nullptr ? 0 : up(k.bytes * pool) * params.kv_heads;
+    if (Status status = allocate(total, memory_); !status.ok()) return status;
+    bytes_ = total;
+    char* next = static_cast<char*>(memory_.get());
+    const auto take = [&](int64_t bytes) { return std::exchange(next, next + up(bytes)); };
+    codes_.coded = reinterpret_cast<uint8_t*>(take(pool));
+    codes_.lengths = reinterpret_cast<int64_t*>(take(params.sequences * int64_t(sizeof(int64_t))));
+    tickets_ = reinterpret_cast<int*>(take(params.sequences * int64_t(sizeof(int))));
+    for (const auto& k : kinds) {
+      if (k.bytes == 0) continue;
+      if (params.memory == nullptr) {
+        *k.kind = {next, k.bytes, up(k.bytes * pool)};
+        next += up(k.bytes * pool) * params.kv_heads;
+        continue;
+      }
+      const adamas_code_array& given = params.memory->*k.given;
+      const int64_t multiple = k.bytes > 4 ? 16 : 4;
+      if ((reinterpret_cast<uintptr_t>(given.data) | uintptr_t(given.stride_block) | uintptr_t(given.stride_head)) %
+              multiple !=
+          0)
+        return unsupported("memory: on a GPU addresses and strides of codes, centres and means are multiples of 16 bytes");
+      *k.kind = {static_cast<char*>(given.data), given.stride_block, given.stride_head};
+    }
+    return status_of(cudaStreamSynchronize(nullptr), "the GPU's memory");
+  }
+
+  Status append(const adamas_append_params& p) override {
+    Appended a = appended(p.k, p.v);
+    if (Status status = check(p.k, p.v); !status.ok()) return status;
+    if (p.batch > params.sequences)
+      return out_of_range("batch " + std::to_string(p.batch) + " is above the cache's " + std::to_string(params.sequences) +
+                          " sequences");
+    if (p.lengths == nullptr) return invalid("lengths is NULL");
+    a.batch = int(p.batch);
+    a.rows = p.rows;
+    a.sequences = p.sequences;
+    a.lengths = p.lengths;
+    if (p.batch == 0 || p.rows == 0) return {};
+    return status_of(launch_append(codes_, a, static_cast<cudaStream_t>(p.stream)), "append");
+  }
+
+  Status append(int64_t sequence, int64_t first, int64_t count, const adamas_rows& k, const adamas_rows& v) override {
+    if (Status status = check(k, v); !status.ok()) return status;
+    Appended a = appended(k, v);
+    a.one = true;
+    a.batch = 1;
+    a.sequence = sequence;
+    a.first = first;
+    a.rows = count;
+    if (count == 0) return {};
+    return status_of(launch_append(codes_, a, nullptr), "append");
+  }
+
+  Status truncate(int64_t sequence, int64_t length) override {
+    if (codes_.by_page) return {};  // lengths are the engine's
+    cut<<<16, 256>>>(codes_, sequence, 1, length);
+    return status_of(cudaGetLastError(), "truncate");
+  }
+
+  Status clear(int64_t sequence) override {
+    if (codes_.by_page) return {};
+    cut<<<16, 256>>>(codes_, sequence < 0 ? 0 : sequence, sequence < 0 ? params.sequences : 1, 0);
+    return status_of(cudaGetLastError(), "clear");
+  }
+
+  // A thirteenth of K and V is copied.
+  Status share(int64_t from, int64_t to, int64_t length) override {
+    if (from == to) return truncate(to, length);
+    const int64_t blocks = blocks_of(length), source = from * codes_.blocks, target = to * codes_.blocks;
+    const int dims = params.head_dim;
+    const std::pair<Kind, int64_t> kinds[] = {{codes_.words, code_bytes(dims)}, {codes_.centre, 2 * dims},
+                                              {codes_.centre_scale, 4},         {codes_.sigma, 4},
+                                              {codes_.mean, 2 * dims},          {codes_.mean_scale, 4}};
+    for (const auto& [kind, bytes] : kinds)
+      for (int g = 0; g < params.kv_heads && kind.data != nullptr; g++)
+        ADAMAS_CUDA(
+            cudaMemcpy2DAsync(kind.data + target * kind.stride_block + g * kind.stride_head, size_t(kind.stride_block),
+                              kind.data + source * kind.stride_block + g * kind.stride_head, size_t(kind.stride_block),
+                              size_t(bytes), size_t(blocks), cudaMemcpyDeviceToDevice, nullptr),
+            "share");
+    cut<<<16, 256>>>(codes_, to, 1, length);
+    ADAMAS_CUDA(
+        cudaMemcpyAsync(codes_.coded + target, codes_.coded + source, size_t(blocks), cudaMemcpyDeviceToDevice, nullptr),
+        "share");
+    set_length<<<1, 1>>>(codes_, to, length);
+    return status_of(cudaGetLastError(), "share");
+  }
+
+  Status length(int64_t sequence, int64_t& tokens) const override {
+    return status_of(cudaMemcpy(&tokens, codes_.lengths + sequence, sizeof tokens, cudaMemcpyDeviceToHost), "the length");
+  }
+
+  Status copy_block(int64_t sequence, int32_t kv_head, int64_t block, std::byte* to) const override {
+    if (codes_.by_page) return unsupported("codes lie by page, where the engine can read them");
+    const int64_t place = sequence * codes_.blocks + block;
+    const int dims = params.head_dim;
+    const auto read = [&](const Kind& kind, void* host, int64_t bytes) {
+      return status_of(cudaMemcpy(host, kind.data + place * kind.stride_block + kv_head * kind.stride_head, size_t(bytes),
+                                  cudaMemcpyDeviceToHost),
+                       "the codes");
+    };
+    std::vector<uint32_t> words(size_t(code_bytes(dims)) / 4);
+    if (Status status = read(codes_.words, words.data(), code_bytes(dims)); !status.ok()) return status;
+    const BlockLayout layout{dims};
+    std::memset(to, 0, layout.code_bytes());
+    auto* high = reinterpret_cast<uint32_t*>(to);
+    uint32_t* low = high + layout.code_words() / 2;
+    for (int t = 0; t < block_tokens; t++)
+      for (int d = 0; d < dims; d++) {
+        const CodePlace at = code_place(dims, t, d);
+        const uint32_t code = words[size_t(at.word)] >> at.bit & 3;
+        const int word = d / chunk_dims * block_tokens + t;
+        high[word] |= (code >> 1) << d % chunk_dims;
+        low[word] |= (code & 1) << d % chunk_dims;
+      }
+    to += layout.code_bytes();
+    if (Status status = read(codes_.centre, to, 2 * dims); !status.ok()) return status;
+    to += 2 * dims;
+    std::memset(to, 0, block_tokens * sizeof(uint32_t));  // no hashes
+    to += block_tokens * sizeof(uint32_t);
+    if (Status status = read(codes_.centre_scale, to, 4); !status.ok()) return status;
+    if (Status status = read(codes_.sigma, to + 4, 4); !status.ok()) return status;
+    if (!means_) return {};
+    if (Status status = read(codes_.mean, to + 8, 2 * dims); !status.ok()) return status;
+    return read(codes_.mean_scale, to + 8 + 2 * dims, 4);
+  }
+
+  int64_t bytes() const override { return bytes_; }
+  const Codes& codes() const { return codes_; }
+
+ private:
+  Status check(const adamas_rows& k, const adamas_rows& v) const {
+    if (Status status = check_rows(k, "k"); !status.ok()) return status;
+    if (!means_) return {};
+    if (v.data == nullptr) return invalid("v is NULL: on a GPU keys and values are appended together");
+    if (Status status = check_rows(v, "v"); !status.ok()) return status;
+    if (k.dtype != v.dtype) return unsupported("on a GPU K and V have one dtype");
+    return {};
+  }
+  Appended appended(const adamas_rows& k, const adamas_rows& v) const {
+    Appended a{};
+    a.kv_heads = params.kv_heads;
+    a.head_dim = params.head_dim;
+    a.open_rows = open_rows(config);
+    a.dtype = k.dtype;
+    a.rotate = params.rotated == 0;
+    a.means = means_;
+    a.k = table_of(k);
+    a.v = table_of(v);
+    a.tickets = tickets_;
+    return a;
+  }
+
+  Codes codes_{};
+  int* tickets_ = nullptr;
+  bool means_ = false;
+  int64_t bytes_ = 0;
+  DeviceMemory memory_;
+};
+
+class DevicePlan final : public Plan {
+ public:
+  DevicePlan(const adamas_config& config, const adamas_plan_params& params) : Plan(config, params) {
+    const int group = params.q_heads / params.kv_heads;
+    Step& s = shape_;
+    s.q_heads = params.q_heads;
+    s.kv_heads = params.kv_heads;
+    s.head_dim = params.head_dim;
+    s.max_blocks = int(blocks_of(params.max_tokens));
+    s.policy = config.policy;
+    s.automatic = has_rest(config);
+    s.passes = (group + 7) / 8;
+    const bool own_lists = config.policy == ADAMAS_POLICY_ADAMAS && !s.automatic;
+    s.lists = own_lists ? params.q_heads : params.kv_heads * s.passes;
+    s.slices = slices_of(s.max_blocks, s.lists);
+    s.budget = int(budget_of(config));
+    s.sinks = int(config.sinks < params.max_tokens ? config.sinks : params.max_tokens);
+    s.recent = int(config.recent < params.max_tokens ? config.recent : params.max_tokens);
+    s.min_context = config.min_context;
+    s.share = config.share;
+    s.max_noise = config.max_noise;
+    workspace(nullptr, s);
+  }
+
+  size_t workspace_bytes() const override {
+    Step s = shape_;
+    return workspace(nullptr, s);
+  }
+
+  Status step(Cache& any, const adamas_step_params& p) override {
+    auto& cache = static_cast<DeviceCache&>(any);
+    const auto no = [](const char* what) { return unsupported(std::string(what) + " is not served on a GPU yet"); };
+    if (p.mask != nullptr) return no("mask");
+    if (p.verify != 0) return no("verify");
+    if (p.stats != nullptr) return no("stats");
+    if (p.times != nullptr) return no("times");
+    if (Status status = check_rows(p.k, "k"); !status.ok()) return status;
+    if (Status status = check_rows(p.v, "v"); !status.ok()) return status;
+    if (p.k.dtype != p.v.dtype) return unsupported("on a GPU K and V have one dtype");
+    if (p.batch * p.rows > max_rows())
+      return out_of_range(std::to_string(p.batch) + " x " + std::to_string(p.rows) + " query rows; the plan's max_rows is " +
+                          std::to_string(max_rows()));
+    if (p.workspace == nullptr || reinterpret_cast<uintptr_t>(p.workspace) % aligned != 0)
+      return invalid("workspace has to be memory of the GPU, at a multiple of 256 bytes");
+    if (p.workspace_bytes < workspace_bytes())
+      return out_of_range("workspace has " + std::to_string(p.workspace_bytes) + " bytes; the plan needs " +
+                          std::to_string(workspace_bytes()));
+    if (p.batch == 0 || p.rows == 0) return {};
+    Step s = shape_;
+    workspace(static_cast<char*>(p.workspace), s);
+    s.rows = int(p.rows);
+    s.query_rows = int(p.batch * p.rows);
+    s.all_dense = config.policy == ADAMAS_POLICY_FULL || cache.params.layer < config.dense_layers;
+    if (s.all_dense) s.policy = ADAMAS_POLICY_FULL;
+    s.causal = p.causal != 0;
+    s.rotated = cache.params.rotated == 0;
+    s.scale = p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(s.head_dim));
+    s.softcap = p.softcap;
+    s.sequences = p.sequences;
+    s.lengths = p.lengths;
+    s.q = static_cast<const char*>(p.q);
+    s.q_dtype = p.q_dtype;
+    s.k_dtype = p.k.dtype;
+    s.q_stride_batch = p.q_stride_batch;
+    s.q_stride_row = p.q_stride_row;
+    s.q_stride_head = p.q_stride_head;
+    s.k = table_of(p.k);
+    s.v = table_of(p.v);
+    s.out = reinterpret_cast<char*>(p.out);
+    s.out_stride_batch = p.out_stride_batch;
+    s.out_stride_row = p.out_stride_row;
+    s.out_stride_head = p.out_stride_head;
+    s.lse = p.lse;
+    s.mass = p.mass;
+    s.noise = p.noise;
+    s.slopes = p.slopes;
+    s.sink_logits = p.sink_logits;
+    s.codes = cache.codes();
+    // Parts of the scan: two blocks of threads for each multiprocessor of a large GPU, none below four blocks of codes.
+    const int units = s.query_rows * s.kv_heads * s.passes, wanted = (264 + units - 1) / units;
+    const int least = (s.max_blocks + slice_blocks - 1) / slice_blocks, most = (s.max_blocks + 3) / 4;
+    s.splits = std::max(least, std::min(wanted, most));
+    const auto stream = static_cast<cudaStream_t>(p.stream);
+    if (s.policy == ADAMAS_POLICY_ADAMAS) {
+      ADAMAS_CUDA(launch_scan(s, stream), "scan");
+      ADAMAS_CUDA(launch_choose(s, stream), "choose");
+    }
+    ADAMAS_CUDA(launch_attend(s, stream), "attend");
+    last_ = s;
+    stream_ = stream;
+    return {};
+  }
+
+  Status selection(int32_t q_head, std::vector<int64_t>& tokens) const override {
+    if (last_.query_rows == 0) return {};
+    ADAMAS_CUDA(cudaStreamSynchronize(stream_), "selection");
+    const Step& s = last_;
+    const int row = s.query_rows - 1;
+    const bool scored = s.policy == ADAMAS_POLICY_ADAMAS;
+    View view{};
+    std::vector<Head> heads(size_t(s.q_heads));
+    if (!scored) return unsupported("on a GPU a selection is known of the policy adamas alone");
+    ADAMAS_CUDA(cudaMemcpy(&view, s.views + row, sizeof view, cudaMemcpyDeviceToHost), "selection");
+    ADAMAS_CUDA(
+        cudaMemcpy(heads.data(), s.heads + int64_t(row) * s.q_heads, heads.size() * sizeof(Head), cudaMemcpyDeviceToHost),
+        "selection");
+    const int group = s.q_heads / s.kv_heads, g = q_head / group;
+    if (view.dense || heads[size_t(q_head)].reading != reads_list) {
+      for (int t = 0; t < view.tokens; t++) tokens.push_back(t);
+      return {};
+    }
+    std::vector<uint64_t> marks(size_t(s.max_blocks)), all(size_t(s.max_blocks));
+    const int first = s.automatic ? g * group : q_head, end = s.automatic ? first + group : q_head + 1;
+    for (int h = first; h < end; h++) {
+      if (heads[size_t(h)].reading != reads_list) continue;
+      ADAMAS_CUDA(cudaMemcpy(marks.data(), s.marks + (int64_t(row) * s.q_heads + h) * s.max_blocks, marks.size() * 8,
+                             cudaMemcpyDeviceToHost),
+                  "selection");
+      for (size_t b = 0; b < marks.size(); b++) all[b] |= marks[b];
+    }
+    for (int t = 0; t < view.tokens; t++)
+      if (t < s.sinks || t >= view.estimated || (all[size_t(t / block_tokens)] >> t % block_tokens & 1) != 0)
+        tokens.push_back(t);
+    return {};
+  }
+
+ private:
+  int64_t max_rows() const { return std::max<int64_t>(1, params.max_rows); }
+
+  // Points to its parts from `base` on; its bytes.
+  size_t workspace(char* base, Step& s) const {
+    const int64_t rows = max_rows(), heads = rows * s.q_heads, blocks = heads * s.max_blocks;
+    int64_t next = 0;
+    const auto take = [&](auto*& to, int64_t count) {
+      to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(base + next);
+      next += up(count * int64_t(sizeof *to));
+    };
+    take(s.views, rows);
+    take(s.heads, heads);
+    take(s.partials, heads * s.slices * (3 * s.head_dim + partial_sums));
+    if (config.policy != ADAMAS_POLICY_ADAMAS) return size_t(next);
+    take(s.sums, blocks);
+    take(s.centres, blocks);
+    take(s.offsets, blocks);
+    take(s.bases, blocks);
+    take(s.marks, blocks);
+    take(s.scores, blocks * block_tokens);
+    return size_t(next);
+  }
+
+  Step shape_{};
+  Step last_{};
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace
+
+std::vector<std::string> gpu_names() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return {};
+  }
+  std::vector<std::string> names;
+  for (int i = 0; i < count; i++) {
+    cudaDeviceProp properties{};
+    if (cudaGetDeviceProperties(&properties, i) == cudaSuccess) names.emplace_back(properties.name);
+  }
+  return names;
+}
+
+std::string why_none() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  return count == 0 ? "no GPU" : "";
+}
+
+Status make_cache(const adamas_config& config, const adamas_cache_params& params, std::unique_ptr<Cache>& cache) {
+  if (const std::string none = why_none(); !none.empty()) return unsupported("device cuda: " + none);
+  if (Status status = check_settings(config); !status.ok()) return status;
+  auto made = std::make_unique<DeviceCache>(config, params);
+  if (Status status = made->make(); !status.ok()) return status;
+  cache = std::move(made);
+  return {};
+}
+
+Status make_plan(const adamas_config& config, const adamas_plan_params& params, std::unique_ptr<Plan>& plan) {
+  if (Status status = check_settings(config); !status.ok()) return status;
+  plan = std::make_unique<DevicePlan>(config, params);
+  return {};
+}
+
+}  // namespace adamas::cuda

@@ -1,0 +1,405 @@
+// Stage 3: a score for every token, from its codes, for all query heads of a KV head at once; beside it each block's centre
+// score, and the sum of its estimated weights. estimate/estimate.h says what the numbers are.
+//
+// `dot` is a product on tensor cores: mma.m16n8k32 of unsigned codes (layout.h) and the signed 8-bit query. Rows are 16
+// tokens. The columns are up to eight query heads; with fewer, the other columns take other tiles of tokens, so that the
+// sums of one token stand in one thread whatever the number of heads. Even fields of a word are codes, odd ones four times
+// as much: the query's bytes for the even ones are multiplied by 4, and so all sums are 4 sum q8 code. With -6 sum q8 as the
+// start that is twice I.
+//
+// A block of threads scans a part of the context. Each warp has a ring of blocks in shared memory, filled ahead by
+// asynchronous copies; the queries are rotated and quantised while the first of them are on their way.
+#include "device/cuda/common.cuh"
+
+namespace adamas::cuda {
+namespace {
+
+constexpr int warps = 8, threads = 32 * warps;
+constexpr float level_sigmas = 0.498f;
+constexpr double distortion = 0.1188;
+
+__device__ void copy16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from));
+}
+__device__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
+template <int pending>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+#define ADAMAS_MMA(name, type_a, type_b)                                                                           \
+  __device__ void name(int(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) { \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." type_a "." type_b                                        \
+                 ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                      \
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                                  \
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                          \
+  }
+ADAMAS_MMA(mma_ss, "s8", "s8")
+ADAMAS_MMA(mma_su, "s8", "u8")
+ADAMAS_MMA(mma_us, "u8", "s8")
+ADAMAS_MMA(mma_uu, "u8", "u8")
+
+// What a block of threads needs of its queries.
+template <int W>
+struct Queries {
+  int8_t q8[8][64 * W];
+  int16_t q16[8][64 * W];
+  int q8_sum[8];
+  float largest[8], rms[8];
+};
+
+// Rotates and quantises the query heads [first, first + heads) of a row; a warp takes a head.
+template <int W>
+__device__ void prepare_queries(const Step& s, int row, int first, int heads, Queries<W>& to) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float y[2 * W];
+  if (warp >= heads) {
+    for (int d = lane; d < 64 * W; d += 32) to.q8[warp][d] = 0, to.q16[warp][d] = 0;
+    if (lane == 0) to.q8_sum[warp] = 0, to.largest[warp] = to.rms[warp] = 0;
+    return;
+  }
+  const char* from =
+      s.q + row / s.rows * s.q_stride_batch + row % s.rows * s.q_stride_row + (first + warp) * s.q_stride_head;
+  load_rotated(from, s.q_dtype, s.head_dim, s.rotated, y);
+  float m = 0;
+  double squares = 0;
+#pragma unroll
+  for (int i = 0; i < 2 * W; i++) m = fmaxf(m, fabsf(y[i])), squares += double(y[i]) * y[i];
+  m = max_of_warp(m);
+  squares = sum_of_warp(squares);
+  if (!(m > 1e-30f)) m = 0;
+  const float to_q8 = m > 0 ? __fdiv_rn(21.0f, m) : 0.0f, to_q16 = m > 0 ? __fdiv_rn(32767.0f, m) : 0.0f;
+  int sum = 0;
+#pragma unroll
+  for (int i = 0; i < 2 * W; i++) {
+    const int q8 = __float2int_rn(__fmul_rn(y[i], to_q8));
+    sum += q8;
+    to.q8[warp][32 * i + lane] = int8_t(q8);
+    to.q16[warp][32 * i + lane] = int16_t(__float2int_rn(__fmul_rn(y[i], to_q16)));
+  }
+  sum = sum_of_warp(sum);
+  if (lane == 0) {
+    to.q8_sum[warp] = sum;
+    to.largest[warp] = m;
+    to.rms[warp] = float(sqrt(squares / s.head_dim));
+  }
+}
+
+// The largest sigma, but at most 16 times the median to a power of two; over [0, blocks).
+template <class Sigma>
+__device__ float reference_sigma(int blocks, Sigma&& sigma_of) {
+  __shared__ int histogram[256];
+  __shared__ float largest[warps], reference;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  histogram[threadIdx.x] = 0;
+  __syncthreads();
+  float most = 0;
+  for (int base = 0; base < blocks; base += threads) {
+    const int b = base + threadIdx.x;
+    const float sigma = b < blocks ? sigma_of(b) : 0.0f;
+    most = fmaxf(most, sigma);
+    const int exponent = sigma > 0 ? int(__float_as_uint(sigma) >> 23) : -1;
+    const unsigned same = __match_any_sync(~0u, exponent);
+    if (exponent >= 0 && lane == __ffs(same) - 1) atomicAdd(&histogram[exponent], __popc(same));
+  }
+  most = max_of_warp(most);
+  if (lane == 0) largest[warp] = most;
+  __syncthreads();
+  if (warp == 0) {
+    int own = 0;
+    for (int i = 0; i < 8; i++) own += histogram[8 * lane + i];
+    int below = own;
+    for (int o = 1; o < 32; o *= 2) {
+      const int v = __shfl_up_sync(~0u, below, o);
+      if (lane >= o) below += v;
+    }
+    const int all = __shfl_sync(~0u, below, 31), wanted = (all + 1) / 2;
+    below -= own;
+    int median = -1;
+    if (below < wanted && below + own >= wanted)
+      for (median = 8 * lane; (below += histogram[median]) < wanted;) median++;
+    for (int o = 16; o > 0; o /= 2) median = max(median, __shfl_xor_sync(~0u, median, o));
+    for (int i = 0; i < warps; i++) most = fmaxf(most, largest[i]);
+    if (lane == 0) reference = all == 0 ? 0.0f : fminf(most, ldexpf(1.0f, min(median - 127 + 4, 127)));
+  }
+  __syncthreads();
+  return reference;
+}
+
+template <int W, int G>
+struct Shared {
+  static constexpr int stages = W == 4 ? 2 : W == 3 ? 3 : 4, block_words = 64 * W;  // of 16 bytes
+  uint4 ring[warps][stages][block_words];
+  Queries<W> queries;
+  float bases[G][slice_blocks];
+  int weights[slice_blocks];
+  int places[slice_blocks];
+};
+
+template <int W, int G>
+__global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step s) {
+  // G heads and `tiles` tiles in the columns of a product, in as many rounds as the block's four tiles take.
+  constexpr int tiles = G == 1 ? 4 : 8 / G, rounds = tiles >= 4 ? 1 : 4 / tiles, in_round = 4 / rounds;
+  using Memory = Shared<W, G>;
+  constexpr int stages = Memory::stages;
+  extern __shared__ __align__(128) unsigned char memory[];
+  Memory& m = *reinterpret_cast<Memory*>(memory);
+  launch_next();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4, r8 = lane / 4;
+  const int row = blockIdx.z, g = blockIdx.y / s.passes, pass = blockIdx.y % s.passes;
+  const int group = s.q_heads / s.kv_heads, first_head = g * group + pass * G, heads = min(G, group - pass * G);
+
+  const View view = look(s, row);
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
+  if (view.dense) return;
+  const int blocks = blocks_in(view.tokens), each = (blocks + gridDim.x - 1) / gridDim.x;
+  const int first = blockIdx.x * each, last = min(blocks, first + each);
+  if (first >= last) return;
+
+  for (int b = first + threadIdx.x; b < last; b += threads) m.places[b - first] = int(s.codes.place(s.k, view.sequence, b));
+  __syncthreads();
+  const auto copy = [&](int b, int stage) {
+    if (b < last) {
+      const uint4* from = s.codes.words.at<uint4>(m.places[b - first], g) + lane;
+      uint4* to = &m.ring[warp][stage][lane];
+#pragma unroll
+      for (int i = 0; i < 2 * W; i++) copy16(to + i * 32, from + i * 32);
+    }
+    commit_copies();
+  };
+  int b = first + warp;
+#pragma unroll
+  for (int i = 0; i < stages - 1; i++) copy(b + i * warps, i);
+
+  prepare_queries<W>(s, row, first_head, heads, m.queries);
+  const auto sigma_at = [&](int block) {
+    return block < view.coded_blocks ? __ldg(s.codes.sigma.at<float>(s.codes.place(s.k, view.sequence, block), g)) : 0.0f;
+  };
+  const float reference = reference_sigma(blocks, sigma_at);  // its barriers are the queries', too
+
+  if (blockIdx.x == 0) {  // for `choose`
+    __shared__ double squares[warps];
+    double sum = 0;
+    for (int i = threadIdx.x; i < blocks; i += threads) {
+      const double sigma = fminf(sigma_at(i), reference);
+      sum += sigma * sigma;
+    }
+    sum = sum_of_warp(sum);
+    if (lane == 0) squares[warp] = sum;
+    __syncthreads();
+    if (threadIdx.x < heads) {
+      sum = 0;
+      for (int i = 0; i < warps; i++) sum += squares[i];
+      const int h = threadIdx.x;
+      Head& head = s.heads[row * s.q_heads + first_head + h];
+      head.largest = m.queries.largest[h];
+      head.rms = m.queries.rms[h];
+      head.unit = double(head.largest) / 21 * double(level_sigmas) * double(reference);
+      const double rms = head.rms, scale = s.scale;
+      head.noise = float(distortion * (rms * rms * s.head_dim) * (sum / blocks) * scale * scale);
+    }
+  }
+
+  // Centres: products of 16-bit numbers as four of bytes, for 16 blocks of a warp at a time.
+  const bool plain = s.softcap == 0 && s.slopes == nullptr;
+  for (int base = first + 16 * warp; base < last; base += 16 * warps) {
+    int high[4] = {}, middle[4] = {}, low[4] = {};
+    const int16_t* centres[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      centres[i] = s.codes.centre.at<int16_t>(m.places[min(base + r8 + 8 * i, last - 1) - first], g);
+#pragma unroll
+    for (int k = 0; k < 2 * W; k++) {
+      const int d = 32 * k + 8 * t;
+      uint4 x[2] = {};
+      if (d < s.head_dim) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) x[i] = __ldcs(reinterpret_cast<const uint4*>(centres[i] + d));
+      }
+      uint32_t h[4], l[4], q_high[2], q_low[2];
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        h[i] = __byte_perm(x[i].x, x[i].y, 0x7531), l[i] = __byte_perm(x[i].x, x[i].y, 0x6420);
+        h[2 + i] = __byte_perm(x[i].z, x[i].w, 0x7531), l[2 + i] = __byte_perm(x[i].z, x[i].w, 0x6420);
+        const uint2 q = *reinterpret_cast<const uint2*>(&m.queries.q16[r8][d + 4 * i]);
+        q_high[i] = __byte_perm(q.x, q.y, 0x7531), q_low[i] = __byte_perm(q.x, q.y, 0x6420);
+      }
+      mma_ss(high, h[0], h[1], h[2], h[3], q_high[0], q_high[1]);
+      mma_su(middle, h[0], h[1], h[2], h[3], q_low[0], q_low[1]);
+      mma_us(middle, l[0], l[1], l[2], l[3], q_high[0], q_high[1]);
+      mma_uu(low, l[0], l[1], l[2], l[3], q_low[0], q_low[1]);
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const int h = 2 * t + k % 2, block = base + r8 + 8 * (k / 2);
+      if (h >= heads || block >= last) continue;
+      const int place = m.places[block - first];
+      const double unit = double(m.queries.largest[h]) / 32767.0 * double(__ldg(s.codes.centre_scale.at<float>(place, g)));
+      const bool coded = block < view.coded_blocks;
+      const double c = coded ? double(int64_t(high[k]) * 65536 + int64_t(middle[k]) * 256 + low[k]) * unit : 0;
+      s.centres[s.blocks_at(row, first_head + h) + block] = c;
+      m.bases[h][block - first] = plain ? float(c * s.scale * double(log2e)) : float(c * s.scale);
+      if (h != 0) continue;
+      const double sigma = __ldg(s.codes.sigma.at<float>(place, g));
+      m.weights[block - first] =
+          coded && reference > 0 ? __double2int_rn(fmin(32767.0, 32767.0 * (sigma / double(reference)))) : 0;
+    }
+  }
+
+  // This lane's column of the queries, and its columns of the products.
+  const int query = G == 1 ? 0 : r8 % G, tile_of_query = G == 1 ? (r8 % 2 == 0 ? r8 / 2 : -1) : r8 / G;
+  uint32_t q[in_round][4 * W];
+#pragma unroll
+  for (int i = 0; i < 4 * W; i++) {
+    const char4 bytes = *reinterpret_cast<const char4*>(&m.queries.q8[query][16 * i + 4 * t]);
+    const int by = i % 2 == 0 ? 4 : 1;
+    const uint32_t word = uint32_t(uint8_t(bytes.x * by)) | uint32_t(uint8_t(bytes.y * by)) << 8 |
+                          uint32_t(uint8_t(bytes.z * by)) << 16 | uint32_t(uint8_t(bytes.w * by)) << 24;
+#pragma unroll
+    for (int j = 0; j < in_round; j++) q[j][i] = in_round == 1 || tile_of_query == j ? word : 0;
+  }
+  constexpr int columns = G == 1 ? 1 : 2;
+  int start[columns], head[columns], tile[columns];
+  float unit[columns], top[columns];
+#pragma unroll
+  for (int k = 0; k < columns; k++) {
+    const int column = 2 * t + k;
+    head[k] = G == 1 ? 0 : column % G, tile[k] = G == 1 ? t : column / G;
+    start[k] = -6 * m.queries.q8_sum[head[k]];
+    const double u = double(m.queries.largest[head[k]]) / 21 * double(level_sigmas) * double(reference) * s.scale;
+    unit[k] = plain ? float(u * double(log2e)) : float(u);
+    top[k] = nothing;
+  }
+  __syncthreads();
+  for (int stage = 0; b < last; b += warps, stage = stage + 1 == stages ? 0 : stage + 1) {
+    wait_for_copies<stages - 2>();
+    __syncwarp();
+    uint32_t w[8][W];
+    const uint32_t* mine = reinterpret_cast<const uint32_t*>(m.ring[warp][stage]) + lane * W;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      if constexpr (W == 4) {
+        const uint4 x = *reinterpret_cast<const uint4*>(mine + i * 32 * W);
+        w[i][0] = x.x, w[i][1] = x.y, w[i][2] = x.z, w[i][3] = x.w;
+      } else if constexpr (W == 2) {
+        const uint2 x = *reinterpret_cast<const uint2*>(mine + i * 32 * W);
+        w[i][0] = x.x, w[i][1] = x.y;
+      } else {
+#pragma unroll
+        for (int j = 0; j < W; j++) w[i][j] = mine[i * 32 * W + j];
+      }
+    }
+    copy(b + (stages - 1) * warps, stage == 0 ? stages - 1 : stage - 1);
+    int c[rounds][4];
+#pragma unroll
+    for (int r = 0; r < rounds; r++) {
+      c[r][0] = c[r][2] = start[0], c[r][1] = c[r][3] = start[columns - 1];
+#pragma unroll
+      for (int j = 0; j < in_round; j++) {
+        const uint32_t *lo = w[2 * (r * in_round + j)], *hi = w[2 * (r * in_round + j) + 1];
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+          constexpr uint32_t even = 0x03030303, odd = even << 2;
+          const uint32_t lo4 = lo[i] >> 4, hi4 = hi[i] >> 4;
+          mma_us(c[r], lo[i] & even, hi[i] & even, lo[i] & odd, hi[i] & odd, q[j][4 * i], q[j][4 * i + 1]);
+          mma_us(c[r], lo4 & even, hi4 & even, lo4 & odd, hi4 & odd, q[j][4 * i + 2], q[j][4 * i + 3]);
+        }
+      }
+    }
+    const int weight = m.weights[b - first], b64 = b * block_tokens;
+    const bool whole = b64 >= s.sinks && b64 + block_tokens <= view.estimated;
+    float sum[columns];
+#pragma unroll
+    for (int k = 0; k < columns; k++) {
+      int v[2 * rounds], most = hidden;
+#pragma unroll
+      for (int r = 0; r < rounds; r++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          int score = (c[r][2 * half + k] * weight + (1 << 15)) >> 16;
+          if (!whole) {
+            const int token = b64 + (r * in_round + tile[k]) * 16 + 2 * r8 + half;
+            if (token < s.sinks || token >= view.estimated) score = hidden;
+          }
+          v[2 * r + half] = score;
+          most = max(most, score);
+        }
+      if (head[k] < heads) {
+        uint32_t* to = reinterpret_cast<uint32_t*>(s.scores + (s.blocks_at(row, first_head + head[k]) + b) * block_tokens) +
+                       tile[k] * 8 + r8;
+#pragma unroll
+        for (int r = 0; r < rounds; r++) __stcg(to + r * in_round * 8, __byte_perm(v[2 * r], v[2 * r + 1], 0x5410));
+      }
+      const float base = m.bases[head[k]][b - first];
+      sum[k] = 0;
+      const auto raise = [&](float reached) {  // rare: the first block, and one far above all before
+        if (!__any_sync(~0u, reached - top[k] > 60.0f)) return;
+        for (int o = 4; o < 32; o *= 2) reached = fmaxf(reached, __shfl_xor_sync(~0u, reached, o));
+        if (G <= 2) reached = fmaxf(reached, __shfl_xor_sync(~0u, reached, 1));
+        if (G <= 4) reached = fmaxf(reached, __shfl_xor_sync(~0u, reached, 2));
+        top[k] = fmaxf(top[k], reached);
+      };
+      if (plain) {
+        raise(most > hidden ? fmaf(float(most), unit[k], base) : nothing);
+        const float shift = base - top[k];
+#pragma unroll
+        for (int i = 0; i < 2 * rounds; i++) {
+          const float f = __int_as_float(0x4B400000 + v[i]) - 12582912.0f;  // the float of an int
+          const float e = exp2_fast(fmaf(f, unit[k], shift));
+          sum[k] += whole || v[i] != hidden ? e : 0.0f;
+        }
+      } else {
+        float logs[2 * rounds], reached = nothing;
+#pragma unroll
+        for (int i = 0; i < 2 * rounds; i++) {
+          const int token = b64 + (i / 2 * in_round + tile[k]) * 16 + 2 * r8 + i % 2;
+          float x = fmaf(float(v[i]), unit[k], base);
+          if (s.softcap > 0) x = s.softcap * tanhf(x / s.softcap);
+          if (s.slopes != nullptr && head[k] < heads)
+            x += __ldg(s.slopes + first_head + head[k]) * float(token - (view.tokens - 1));
+          logs[i] = v[i] == hidden ? nothing : x * log2e;
+          reached = fmaxf(reached, logs[i]);
+        }
+        raise(reached);
+#pragma unroll
+        for (int i = 0; i < 2 * rounds; i++) sum[k] += v[i] == hidden ? 0.0f : exp2_fast(logs[i] - top[k]);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < columns; k++) {
+      for (int o = 4; o < 32; o *= 2) sum[k] += __shfl_xor_sync(~0u, sum[k], o);
+      if (G <= 2) sum[k] += __shfl_xor_sync(~0u, sum[k], 1);
+      if (G <= 4) sum[k] += __shfl_xor_sync(~0u, sum[k], 2);
+      if (r8 == k && tile[k] == 0 && head[k] < heads)
+        s.sums[s.blocks_at(row, first_head + head[k]) + b] = make_float2(top[k], sum[k]);
+    }
+  }
+}
+
+template <int W, int G>
+cudaError_t launch(const Step& s, cudaStream_t stream) {
+  constexpr int shared = sizeof(Shared<W, G>);
+  static const cudaError_t error = cudaFuncSetAttribute(scan<W, G>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (error != cudaSuccess) return error;
+  const dim3 grid(unsigned(s.splits), unsigned(s.kv_heads * s.passes), unsigned(s.query_rows));
+  scan<W, G><<<grid, threads, shared, stream>>>(s);
+  return cudaGetLastError();
+}
+template <int W>
+cudaError_t launch(const Step& s, cudaStream_t stream) {
+  const int group = s.q_heads / s.kv_heads;
+  return group == 1 ? launch<W, 1>(s, stream) : group <= 4 ? launch<W, 4>(s, stream) : launch<W, 8>(s, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_scan(const Step& s, cudaStream_t stream) {
+  switch (words_of(s.head_dim)) {
+    case 1: return launch<1>(s, stream);
+    case 2: return launch<2>(s, stream);
+    case 3: return launch<3>(s, stream);
+    default: return launch<4>(s, stream);
+  }
+}
+
+}  // namespace adamas::cuda
