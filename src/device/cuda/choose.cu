@@ -1,6 +1,5 @@
 // Stage 4: which tokens a query head lists, from the scores of the scan. list/list.h and select/select.h say which; a block
 // of threads chooses for one query head.
-#include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
 
 #include "device/cuda/common.cuh"
@@ -10,44 +9,67 @@ namespace {
 
 constexpr int threads = 512, warps = threads / 32, groups = threads / 8;  // eight lanes have a block's 64 scores
 constexpr int fewest_listed = 64, enough_low = 16, lowest_centre = -16639, always_score = 32767;
-constexpr double flat_unit = 1e-9, hidden_rows_share = 0.125, lightest = 100;
-constexpr int bins = 2048;  // of the scores above a bound
+constexpr double flat_unit = 1e-9, lightest = 100;
+constexpr float log2_hidden_rows_share = -3;
+constexpr float smallest_sum = -119;   // log2 of what a block's weights may come to and yet be lost
+constexpr int bins = 2048;             // of the scores above a bound; the last has all that are farther
+constexpr int kept = 4;                // blocks of which a thread keeps what it read
+constexpr int chunk = kept * threads;  // blocks that are looked through at a time
 
-using Reduce = cub::BlockReduce<double, threads>;
 using Scan = cub::BlockScan<int, threads>;
 
 struct Shared {
-  union {
-    Reduce::TempStorage reduce;
-    Scan::TempStorage scan;
-  };
-  double result;
+  Scan::TempStorage scan;
   float query[256];
   float always_max[warps], always_sum[warps];
-  int histogram[warps][256];
-  int above[bins];
-  int digit, left, tie;
+  double highest[warps], lowest[warps], result[warps];
+  float top[warps], estimated[warps];
+  int counted[2][warps];
+  int histogram[warps][256], above[bins];
+  int digit, left, tie, found;
   int bound, lower;
+  uint16_t reaching[chunk];  // blocks, from the chunk's first on, that may have a score to mark
+  int reaching_count;
 };
 
-// Reduced over the block of threads, and known to all of them.
-template <class Operation>
-__device__ double all_of(Shared& m, double x, Operation operation) {
-  x = Reduce(m.reduce).Reduce(x, operation);
-  if (threadIdx.x == 0) m.result = x;
-  __syncthreads();
-  x = m.result;
-  __syncthreads();
+// What the threads of a warp have, in one; then what the warps have, once each has put it into `room` and all have met.
+template <class T, class Operation>
+__device__ T of_warp(T x, Operation operation) {
+  for (int o = 16; o > 0; o /= 2) x = operation(x, __shfl_xor_sync(~0u, x, o));
   return x;
 }
-__device__ double max_of(Shared& m, double x) {
-  return all_of(m, x, [](double a, double b) { return a > b ? a : b; });
+template <class T, class Operation>
+__device__ T of_warps(const T* room, Operation operation) {
+  T x = room[threadIdx.x % warps];
+  for (int o = warps / 2; o > 0; o /= 2) x = operation(x, __shfl_xor_sync(~0u, x, o));
+  return x;
 }
-__device__ double min_of(Shared& m, double x) {
-  return all_of(m, x, [](double a, double b) { return a < b ? a : b; });
-}
-__device__ double sum_of(Shared& m, double x) {
-  return all_of(m, x, [](double a, double b) { return a + b; });
+struct Max {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
+};
+struct Min {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a < b ? a : b;
+  }
+};
+struct Sum {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+// Both steps at once, for what is rare.
+template <class Operation>
+__device__ double of_all(Shared& m, double x, Operation operation) {
+  x = of_warp(x, operation);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) m.result[threadIdx.x / 32] = x;
+  __syncthreads();
+  return of_warps(m.result, operation);
 }
 
 __device__ double capped(double score, double softcap) { return softcap > 0 ? softcap * tanh(score / softcap) : score; }
@@ -63,7 +85,10 @@ struct Scores {
     return __ldcg(reinterpret_cast<const uint4*>(scores + int64_t(b) * block_tokens) + eighth);
   }
 };
-__device__ int score_of(const uint4& eight, int j) { return reinterpret_cast<const int16_t*>(&eight)[j]; }
+__device__ int score_of(const uint4& eight, int j) {
+  const unsigned two = j < 4 ? (j < 2 ? eight.x : eight.y) : (j < 6 ? eight.z : eight.w);
+  return int16_t(two >> 16 * (j % 2));
+}
 
 // Calls visit(b, eighth, eight scores) for all; the lanes of a warp together.
 template <class Visit>
@@ -71,36 +96,54 @@ __device__ void for_all(const Scores& x, Visit&& visit) {
   for (int b = threadIdx.x / 8; b < x.blocks; b += groups) visit(b, int(threadIdx.x % 8), x.load(b, threadIdx.x % 8));
 }
 
-// The exact scores of what is read in any case, as the log of the sum of their exponentials; -inf when there is none, or one
-// is no number.
-__device__ double log_of_always(Shared& m, const Step& s, const View& view, int row, int h) {
+// The exact scores of what is read in any case, as a maximum and a sum of exponentials for each warp; +inf when one is no
+// number.
+__device__ void score_always(Shared& m, const Step& s, const View& view, int h) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = h / (s.q_heads / s.kv_heads);
   const int sinks = min(s.sinks, view.tokens), from = max(view.estimated, sinks), count = sinks + view.tokens - from;
-  const char* q = s.q + row / s.rows * s.q_stride_batch + row % s.rows * s.q_stride_row + h * s.q_stride_head;
-  for (int d = threadIdx.x; d < s.head_dim; d += threads) m.query[d] = load_element(q, s.q_dtype, d);
-  __syncthreads();
   float most = -INFINITY, sum = 0;
-  for (int i = warp; i < count; i += warps) {
-    const int token = i < sinks ? i : from + i - sinks;
-    const char* k = s.k.row(view.sequence, g, token);
-    float x = 0;
-    for (int d = lane; d < s.head_dim; d += 32) x = fmaf(m.query[d], load_element(k, s.k_dtype, d), x);
-    x = sum_of_warp(x) * s.scale;
-    if (s.softcap > 0) x = s.softcap * tanhf(x / s.softcap);
-    if (s.slopes != nullptr) x += s.slope(h) * float(token - (view.tokens - 1));
-    if (!(x < INFINITY)) most = INFINITY;
-    if (x > most) sum *= expf(most - x), most = x;
-    if (x > -INFINITY && most < INFINITY) sum += expf(x - most);
-  }
+  const auto score = [&](auto zero) {
+    using T = decltype(zero);
+    const int chunk = 8 * lane < s.head_dim ? 8 * lane : 0;
+    for (int i = warp; i < count; i += warps) {
+      const int token = i < sinks ? i : from + i - sinks;
+      Eight<T> raw;
+      raw.load(s.k.row(view.sequence, g, token) + chunk * sizeof(T));
+      float k[8], x = 0;
+      to_f32(raw, k);
+#pragma unroll
+      for (int j = 0; j < 8; j++) x = fmaf(m.query[chunk + j], k[j], x);
+      x = sum_of_warp(8 * lane < s.head_dim ? x : 0.0f) * s.scale;
+      if (s.softcap > 0) x = s.softcap * tanhf(x / s.softcap);
+      if (s.slopes != nullptr) x += s.slope(h) * float(token - (view.tokens - 1));
+      if (!(x < INFINITY)) most = INFINITY;
+      if (x > most) sum *= expf(most - x), most = x;
+      if (x > -INFINITY && most < INFINITY) sum += expf(x - most);
+    }
+  };
+  if (s.k_dtype == ADAMAS_F32)
+    score(float{});
+  else if (s.k_dtype == ADAMAS_F16)
+    score(__half{});
+  else
+    score(__nv_bfloat16{});
   if (lane == 0) m.always_max[warp] = most, m.always_sum[warp] = sum;
-  __syncthreads();
-  float highest = -INFINITY;
-  for (int i = 0; i < warps; i++) highest = fmaxf(highest, m.always_max[i]);
+}
+
+// The log of the sum of all of these; -inf when there is none, or one is no number. A warp's.
+__device__ float log_of_always(const Shared& m) {
+  const float most = m.always_max[threadIdx.x % warps], highest = of_warps(m.always_max, Max());
   if (!isfinite(highest)) return -INFINITY;
-  double all = 0;
-  for (int i = 0; i < warps; i++)
-    if (m.always_sum[i] > 0) all += double(m.always_sum[i]) * exp(double(m.always_max[i]) - highest);
-  return highest + log(all);
+  float sum = most > -INFINITY ? m.always_sum[threadIdx.x % warps] * expf(most - highest) : 0.0f;
+  for (int o = warps / 2; o > 0; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+  return highest + logf(sum);
+}
+
+// C_b, as a division gives it: by a multiplication, unless that is close to a half.
+__device__ int offset_of(double above, double unit, double inverse) {
+  const double quotient = fmax(double(lowest_centre), above * inverse), rounded = rint(quotient);
+  if (fabs(fabs(quotient - rounded) - 0.5) > 1e-6) return int(rounded);
+  return int(rint(fmax(double(lowest_centre), above / unit)));
 }
 
 // The lowest score whose estimate reaches a logit.
@@ -126,7 +169,7 @@ __device__ void rescale(Shared& m, const Step& s, const View& view, int h, const
     for (int j = 0; j < 8; j++)
       if (const int v = score_of(eight, j); v != hidden) top = fmaxf(top, estimate(b, 8 * eighth + j, v));
   });
-  top = float(max_of(m, top));
+  top = float(of_all(m, double(top), Max()));
   const double unit = fmax(head.unit, lightest / always_score);
   for_all(x, [&](int b, int eighth, const uint4& eight) {
     uint4 anew = eight;
@@ -142,11 +185,8 @@ __device__ void rescale(Shared& m, const Step& s, const View& view, int h, const
   head.top = float(head.highest * double(log2e));
 }
 
-// The k highest scores: those above `bound`, and of those equal to it the positions from `tie` on.
-struct Rank {
-  int bound, tie;
-};
-__device__ Rank find_rank(Shared& m, const Scores& x, int k) {
+// The k-th highest score, of more than k: the slow way, through all of them, for scores that are far above each other.
+__device__ int find_score(Shared& m, const Scores& x, int k) {
   const auto count = [&](int prefix, bool low) {
     for (int i = threadIdx.x; i < warps * 256; i += threads) m.histogram[i / 256][i % 256] = 0;
     __syncthreads();
@@ -174,85 +214,160 @@ __device__ Rank find_rank(Shared& m, const Scores& x, int k) {
   };
   count(0, false);
   const int high = walk(k), left = m.left;
-  if (m.histogram[0][high] < left) return {hidden + 1, 0};  // there are not so many
   __syncthreads();
   count(high, true);
-  const int low = walk(left), ties = m.left, bound = (high << 8 | low) + hidden, all = m.histogram[0][low];
-  if (ties == all) return {bound, 0};
-  // The position of the ties-th tie from the end.
-  int found = 0;
-  for (int end = (x.blocks + groups - 1) / groups * groups; end > 0; end -= groups) {
-    const int b = end - 1 - int(threadIdx.x) / 8, eighth = 7 - int(threadIdx.x) % 8;
-    unsigned equal = 0;
-    if (b < x.blocks) {
-      const uint4 eight = x.load(b, eighth);
-      for (int j = 0; j < 8; j++)
-        equal |= unsigned(score_of(eight, j) != hidden && score_of(eight, j) + x.offsets[b] == bound) << j;
-    }
-    int before, here;
-    __syncthreads();
-    Scan(m.scan).ExclusiveSum(__popc(equal), before, here);
-    const int wanted = ties - found - before;  // from the end of these eight
-    if (wanted > 0 && wanted <= __popc(equal)) {
-      for (int i = __popc(equal); i > wanted; i--) equal &= equal - 1;
-      m.tie = b * block_tokens + 8 * eighth + __ffs(equal) - 1;
-    }
-    found += here;
-    if (found >= ties) break;
-  }
+  const int score = (high << 8 | walk(left)) + hidden;
   __syncthreads();
-  return {bound, m.tie};
+  return score;
 }
 
-// Marks the scores from a bound on; counts them, and finds the least of those from `own` on, and how many are how far above.
-struct Marked {
-  int count, least;
+// What a head knows of itself while it chooses.
+struct Chooser {
+  Shared& m;
+  const Step& s;
+  const Scores& x;
+  const Head& head;
+  uint64_t* marks;     // [blocks]
+  const float2* sums;  // [blocks]
+  bool skip;           // whether sums say which blocks have nothing to mark
 };
-__device__ Marked mark(Shared& m, const Step& s, const Scores& x, uint64_t* marks, const float2* sums, const Head& head,
-                       Rank from, int lower, bool skip) {
-  for (int i = threadIdx.x; i < bins; i += threads) m.above[i] = 0;
-  __syncthreads();
+
+// How many scores are marked, and the least of them; above which score m.above counts.
+struct Marked {
+  int count, least, base;
+};
+
+// Marks the scores from a bound on, `lower` in a block with hidden rows; m.above says how many are how far above it, of
+// those that reach it.
+__device__ Marked mark(const Chooser& c, int bound, int lower) {
+  Shared& m = c.m;
   // A block whose weights together are less than that of one token at the bound has none. Its sum is known within a
   // thousandth, and a centre was rounded to a unit.
-  const float reached = float(capped(head.unit * (from.bound - 1) + head.highest, head.softcap) * double(log2e)) - 0.05f;
+  const double at_bound = capped(c.head.unit * (bound - 1) + c.head.highest, c.head.softcap);
+  const float reached = float(at_bound * double(log2e)) - 0.05f;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, eighth = lane % 8;
   int count = 0, least = always_score;
-  for (int base = 0; base < x.blocks; base += groups) {
-    const int b = base + int(threadIdx.x) / 8, eighth = int(threadIdx.x) % 8;
-    if (b >= x.blocks) continue;
-    const bool lowered = b == x.hidden_block && lower < from.bound;
-    unsigned bits = 0;
-    const float2 sum = skip ? __ldcg(sums + b) : make_float2(0, 0);
-    if (!skip || lowered || (sum.y > 0 && sum.x + log2f(sum.y) >= reached)) {
-      const uint4 eight = x.load(b, eighth);
-      const int offset = x.offsets[b], bound = lowered ? lower : from.bound;
-      const int lowest = max(hidden + 1, min(always_score, bound - offset));
-      const unsigned both = unsigned(lowest) & 0xFFFF | unsigned(lowest) << 16;
+  for (int i = threadIdx.x; i < bins; i += threads) m.above[i] = 0;
+  for (int base = 0; base < c.x.blocks; base += chunk) {
+    if (threadIdx.x == 0) m.reaching_count = 0;
+    __syncthreads();
+    float2 sum[kept];
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const unsigned reaches = __vcmpges2(reinterpret_cast<const unsigned*>(&eight)[j], both) & 0x00020001u;
-        bits |= ((reaches | reaches >> 16) & 3) << 2 * j;
-      }
-      for (unsigned left = bits; left != 0; left &= left - 1) {
-        const int j = __ffs(left) - 1, score = score_of(eight, j) + offset;
-        if (score == from.bound && b * block_tokens + 8 * eighth + j < from.tie) {
-          bits &= ~(1u << j);
-          continue;
-        }
-        if (score < from.bound) continue;
-        least = min(least, score);
-        atomicAdd(&m.above[min(score - from.bound, bins - 1)], 1);
-      }
-      count += __popc(bits);
+    for (int i = 0; i < kept; i++)
+      if (const int b = base + i * threads + int(threadIdx.x); c.skip && b < c.x.blocks) sum[i] = __ldcg(c.sums + b);
+#pragma unroll
+    for (int i = 0; i < kept; i++) {
+      if (base + i * threads >= c.x.blocks) break;
+      const int b = base + i * threads + int(threadIdx.x);
+      const bool there = b < c.x.blocks;
+      const float weight = c.skip && there ? sum[i].x + fmaxf(log2f(sum[i].y), smallest_sum) : 0;
+      const bool may = there && (!c.skip || weight >= reached || (b == c.x.hidden_block && lower < bound));
+      if (there && !may) c.marks[b] = 0;
+      const unsigned all = __ballot_sync(~0u, may);
+      int at = 0;
+      if (lane == 0 && all != 0) at = atomicAdd(&m.reaching_count, __popc(all));
+      at = __shfl_sync(~0u, at, 0);
+      if (may) m.reaching[at + __popc(all & ((1u << lane) - 1))] = uint16_t(b - base);
     }
-    reinterpret_cast<uint8_t*>(marks + b)[eighth] = uint8_t(bits);
+    __syncthreads();
+    constexpr int ahead = 4;
+    const int reaching = m.reaching_count;
+    for (int first = int(threadIdx.x) / 8; first < reaching; first += ahead * groups) {
+      uint4 eight[ahead];
+      int offset[ahead], block[ahead];
+#pragma unroll
+      for (int i = 0; i < ahead; i++) {  // the last ones read what was read, and forget it
+        block[i] = base + m.reaching[min(first + i * groups, reaching - 1)];
+        eight[i] = c.x.load(block[i], eighth);
+        offset[i] = c.x.offsets[block[i]];
+      }
+#pragma unroll
+      for (int i = 0; i < ahead; i++) {
+        if (first + i * groups >= reaching) continue;
+        const int from = block[i] == c.x.hidden_block ? min(lower, bound) : bound;
+        const int lowest = max(hidden + 1, min(always_score, from - offset[i]));
+        const unsigned both = unsigned(lowest) & 0xFFFF | unsigned(lowest) << 16;
+        const auto reach = [&](unsigned two) {
+          const unsigned reaches = __vcmpges2(two, both) & 0x00020001u;
+          return (reaches | reaches >> 16) & 3;
+        };
+        unsigned bits = reach(eight[i].x) | reach(eight[i].y) << 2 | reach(eight[i].z) << 4 | reach(eight[i].w) << 6;
+        for (unsigned left = bits; left != 0; left &= left - 1) {
+          const int score = score_of(eight[i], __ffs(left) - 1) + offset[i];
+          if (score < bound) continue;
+          least = min(least, score);
+          atomicAdd(&m.above[min(score - bound, bins - 1)], 1);
+        }
+        count += __popc(bits);
+        reinterpret_cast<uint8_t*>(c.marks + block[i])[eighth] = uint8_t(bits);
+      }
+    }
   }
-  return {int(sum_of(m, count)), int(min_of(m, least))};
+  count = of_warp(count, Sum()), least = of_warp(least, Min());
+  if (lane == 0) m.counted[0][warp] = count, m.counted[1][warp] = least;
+  __syncthreads();
+  const Marked marked{of_warps(m.counted[0], Sum()), of_warps(m.counted[1], Min()), bound};
+  __syncthreads();
+  return marked;
+}
+
+// Marks the k highest scores, of equal ones the later. bound: where to look first; *bound: the lowest that is marked.
+__device__ Marked mark_top(const Chooser& c, int k, int* bound) {
+  Shared& m = c.m;
+  constexpr int per_thread = bins / threads;
+  const int octave = int(fmin(fmax(double(ln2) / c.head.unit, 1.0), 65536.0));
+  Marked marked;
+  for (int step = 2;; step *= 2) {
+    marked = mark(c, *bound, *bound);
+    if (marked.count >= k || *bound <= hidden + 1) break;
+    *bound = step * octave < *bound - hidden ? *bound - step * octave : hidden + 1;
+  }
+  if (marked.count > k) {
+    // The bin, from above, in which k is reached.
+    int own[per_thread], before, mine = 0;
+    for (int i = 0; i < per_thread; i++) mine += own[i] = m.above[bins - 1 - (int(threadIdx.x) * per_thread + i)];
+    Scan(m.scan).ExclusiveSum(mine, before);
+    if (before < k && before + mine >= k)
+      for (int i = 0; i < per_thread; i++) {
+        if (before < k && before + own[i] >= k) m.found = bins - 1 - (int(threadIdx.x) * per_thread + i);
+        before += own[i];
+      }
+    __syncthreads();
+    *bound = m.found < bins - 1 ? *bound + m.found : find_score(m, c.x, k);
+    marked = mark(c, *bound, *bound);
+    // Of those that are equal to it the first ones are too many.
+    int extra = marked.count - k;
+    for (int base = 0; base < c.x.blocks && extra > 0; base += threads) {
+      const int b = base + int(threadIdx.x), offset = b < c.x.blocks ? c.x.offsets[b] : 0;
+      uint64_t bits = b < c.x.blocks ? c.marks[b] : 0, equal = 0;
+      for (uint64_t left = bits; left != 0; left &= left - 1) {
+        const int t = __ffsll(left) - 1;
+        if (c.x.scores[int64_t(b) * block_tokens + t] + offset == *bound) equal |= uint64_t{1} << t;
+      }
+      int before_us, here;
+      Scan(m.scan).ExclusiveSum(__popcll(equal), before_us, here);
+      for (int drop = min(extra - before_us, __popcll(equal)); drop > 0; drop--, equal &= equal - 1)
+        bits &= ~(equal & (~equal + 1));
+      if (b < c.x.blocks) c.marks[b] = bits;
+      extra -= here;
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) m.above[0] -= marked.count - k;
+    marked.count = k;
+    __syncthreads();
+  }
+  *bound = marked.least;
+  return marked;
 }
 
 __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s) {
   __shared__ Shared m;
   launch_next();
   const int h = blockIdx.x, row = blockIdx.y, g = h / (s.q_heads / s.kv_heads);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const char* q = s.q + row / s.rows * s.q_stride_batch + row % s.rows * s.q_stride_row + h * s.q_stride_head;
+  for (int d = threadIdx.x; d < s.head_dim; d += threads) m.query[d] = load_element(q, s.q_dtype, d);
+  __syncthreads();
   wait_for_previous();
   const View view = s.views[row];
   Head& result = s.heads[row * s.q_heads + h];
@@ -266,52 +381,67 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   const double* centres = s.centres + at;
   const float2* sums = s.sums + at;
   int16_t* offsets = s.offsets + at;
-  uint64_t* marks = s.marks + at;
   Scores x{s.scores + at * block_tokens, offsets, blocks, view.hidden_block};
+  double c_kept[kept];
+  float2 sum_kept[kept];
+#pragma unroll
+  for (int i = 0; i < kept; i++)
+    if (const int b = int(threadIdx.x) + i * threads; b < blocks)
+      c_kept[i] = __ldcg(centres + b), sum_kept[i] = __ldcg(sums + b);
+  const auto for_blocks = [&](auto&& visit) {
+#pragma unroll
+    for (int i = 0; i < kept; i++)
+      if (const int b = int(threadIdx.x) + i * threads; b < blocks) visit(b, c_kept[i], sum_kept[i]);
+    for (int b = int(threadIdx.x) + chunk; b < blocks; b += threads) visit(b, __ldcg(centres + b), __ldcg(sums + b));
+  };
 
+  if (s.automatic) score_always(m, s, view, h);
   // A block before the last without all its codes was never appended: nobody knows what is in it.
   int uncoded = 0;
-  double highest = -INFINITY, lowest = INFINITY, top = nothing;
-  for (int b = threadIdx.x; b < blocks; b += threads) {
-    const double c = __ldcg(centres + b);
+  double highest = -INFINITY, lowest = INFINITY;
+  float top = nothing;
+  for_blocks([&](int b, double c, float2 sum) {
     highest = fmax(highest, c), lowest = fmin(lowest, c);
-    top = fmax(top, double(__ldcg(&sums[b].x)));
+    top = fmaxf(top, sum.x);
     uncoded |= b + 1 < blocks && s.codes.coded[s.codes.place(s.k, view.sequence, b)] != block_tokens;
-  }
+  });
+  highest = of_warp(highest, Max()), lowest = of_warp(lowest, Min()), top = of_warp(top, Max());
+  if (lane == 0) m.highest[warp] = highest, m.lowest[warp] = lowest, m.top[warp] = top;
   uncoded = __syncthreads_or(uncoded);
-  const bool noisy = s.max_noise > 0 && head.noise > s.max_noise;
-  if (uncoded != 0 || noisy) {
+  if (uncoded != 0 || (s.max_noise > 0 && head.noise > s.max_noise)) {
     if (threadIdx.x == 0) {
       result.reading = uncoded != 0 ? reads_short : reads_noisy;
       if (uncoded != 0) result.noise = 0;
     }
     return;
   }
-  highest = max_of(m, highest), lowest = min_of(m, lowest), top = max_of(m, top);
+  highest = of_warps(m.highest, Max()), lowest = of_warps(m.lowest, Min()), top = of_warps(m.top, Max());
   double unit = head.unit;
   if (!(unit > 0)) {
     double rounding = 0;
     for (int b = threadIdx.x; b < view.coded_blocks; b += threads)
       rounding = fmax(rounding, double(*s.codes.centre_scale.at<float>(s.codes.place(s.k, view.sequence, b), g)));
-    rounding = max_of(m, rounding);
+    rounding = of_all(m, rounding, Max());
     unit = fmax((highest - lowest) / 16384.0, double(head.rms) * sqrt(double(s.head_dim)) * rounding);
   }
   if (!(unit > 0)) unit = flat_unit;
   const double scale = s.scale;
   head.highest = scale * highest;
-  head.top = float(top);
+  head.top = top;
   head.softcap = s.softcap;
   const bool anew = s.slopes != nullptr || (lowest - highest) / unit < lowest_centre;
-  double estimated = 0;
-  for (int b = threadIdx.x; b < blocks; b += threads) {
-    const double c = __ldcg(centres + b);
-    const float2 sum = __ldcg(sums + b);
-    offsets[b] = int16_t(rint(fmax(double(lowest_centre), (c - highest) / unit)));
-    s.bases[at + b] = s.softcap > 0 ? float(c * scale) : float(c * scale * double(log2e) - top);
-    estimated += double(sum.y * exp2f(sum.x - head.top));
-  }
+  const double inverse = 1 / unit;
+  float estimated = 0;
+  for_blocks([&](int b, double c, float2 sum) {
+    offsets[b] = int16_t(offset_of(c - highest, unit, inverse));
+    s.bases[at + b] = s.softcap > 0 ? float(c * scale) : float(c * scale * double(log2e) - double(top));
+    estimated += sum.y * exp2f(sum.x - top);
+  });
+  estimated = of_warp(estimated, Sum());
+  if (lane == 0) m.estimated[warp] = estimated;
   head.unit = scale * unit;
   __syncthreads();
+  estimated = of_warps(m.estimated, Sum());
   if (anew) {
     rescale(m, s, view, h, centres, x, head);
     __syncthreads();
@@ -325,32 +455,37 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   head.reading = reads_list;
   head.low_top = always_score;
 
-  Rank from{};
-  if (!s.automatic) {
-    const int sinks = min(s.sinks, view.tokens), always = sinks + view.tokens - max(view.estimated, sinks);
-    from = s.budget > always ? find_rank(m, x, s.budget - always) : Rank{always_score, 0};
-    mark(m, s, x, marks, sums, head, from, from.bound, !anew);
-    head.bound = from.bound;
-  } else {
-    estimated = sum_of(m, estimated);
-    const double always = log_of_always(m, s, view, row, h);
-    if (threadIdx.x == 0) {
-      const double logs = estimated > 0 ? (top + log2(estimated)) / double(log2e) : -INFINITY;
-      double total = fmax(logs, always);
-      if (logs > -INFINITY && always > -INFINITY) total += log1p(exp(-fabs(logs - always)));
-      const double least = log(s.share) + total - sqrt(double(head.noise));
+  const Chooser chooser{m, s, x, head, s.marks + at, sums, !anew};
+  const int sinks = min(s.sinks, view.tokens), always = sinks + view.tokens - max(view.estimated, sinks);
+  const float log_estimated = (top + log2f(estimated)) * ln2;
+  if (warp == 0) {
+    if (s.automatic) {
+      const float of_always = log_of_always(m);
+      float total = fmaxf(log_estimated, of_always);
+      if (estimated > 0 && of_always > -INFINITY) total += log1pf(expf(-fabsf(log_estimated - of_always)));
+      const float least = logf(float(s.share)) + total - sqrtf(head.noise);
       m.bound = score_reaching(head, least);
-      m.lower = score_reaching(head, least + log(hidden_rows_share));
+      m.lower = score_reaching(head, least + log2_hidden_rows_share * ln2);
+    } else {
+      // No more than 2 k tokens weigh as much as that part of all.
+      m.bound =
+          estimated > 0 ? score_reaching(head, log_estimated - logf(2.0f * float(max(1, s.budget - always)))) : hidden + 1;
     }
-    __syncthreads();
-    from = {m.bound, 0};
-    Marked marked = mark(m, s, x, marks, sums, head, from, m.lower, !anew);
+  }
+  __syncthreads();
+  int bound = m.bound;
+  if (!s.automatic) {
+    if (s.budget > always)
+      mark_top(chooser, s.budget - always, &bound);
+    else
+      mark(chooser, always_score, always_score);
+    head.bound = bound;
+  } else {
+    Marked marked = mark(chooser, bound, m.lower);
     const int most = max(2048, view.tokens / 16);
-    if (marked.count < fewest_listed || marked.count > most) {
-      from = find_rank(m, x, marked.count > most ? most : fewest_listed);
-      marked = mark(m, s, x, marks, sums, head, from, from.bound, !anew);
-    }
-    head.bound = from.bound;
+    if (marked.count < fewest_listed || marked.count > most)
+      marked = mark_top(chooser, marked.count > most ? most : fewest_listed, &bound);
+    head.bound = bound;
     // The low ones weigh at most twice the least; when these are few, all are low.
     if (marked.count > 0 && marked.least < always_score) {
       const double limit = capped(head.unit * marked.least + head.highest, head.softcap) + double(ln2), cap = head.softcap;
@@ -362,8 +497,11 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
       const int low_top = int(fmin(floor(units + 1e-6), double(always_score)));
       int low = 0;
       for (int i = threadIdx.x; i < bins; i += threads)
-        if (i == bins - 1 ? low_top - from.bound >= i : i <= low_top - from.bound) low += m.above[i];
-      if (int(sum_of(m, low)) >= enough_low) head.low_top = low_top;
+        if (i == bins - 1 ? low_top - marked.base >= i : i <= low_top - marked.base) low += m.above[i];
+      low = of_warp(low, Sum());
+      if (lane == 0) m.counted[0][warp] = low;
+      __syncthreads();
+      if (of_warps(m.counted[0], Sum()) >= enough_low) head.low_top = low_top;
     }
   }
   if (threadIdx.x == 0) result = head;

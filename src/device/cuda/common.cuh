@@ -139,7 +139,8 @@ __host__ __device__ inline int slices_of(int blocks, int lists) {
   return slices < 1 ? 1 : slices;
 }
 
-__device__ inline View look(const Step& s, int row) {
+// How far a row sees, and whether it is so short that all of it is read.
+__device__ inline View see(const Step& s, int row) {
   const int b = row / s.rows, r = row % s.rows;
   View view{};
   view.sequence = s.sequences != nullptr ? s.sequences[b] : b;
@@ -150,16 +151,17 @@ __device__ inline View look(const Step& s, int row) {
   view.tokens = int(tokens < most ? tokens : most);
   view.hidden_block = -1;
   view.dense = s.all_dense || view.tokens <= s.budget || view.tokens < s.min_context;
-  if (view.dense) return view;
   if (s.policy == ADAMAS_POLICY_STREAMING) view.estimated = view.tokens - (s.budget - s.sinks);
-  if (s.policy != ADAMAS_POLICY_ADAMAS) return view;
+  return view;
+}
+// What codes say of it.
+__device__ inline void find_estimated(const Step& s, View& view) {
   const int last = blocks_in(view.tokens) - 1;
   const int coded = s.codes.coded[s.codes.place(s.k, view.sequence, last)], in_block = view.tokens - last * block_tokens;
   if (coded > in_block) view.hidden_block = last;
   view.coded_blocks = coded > 0 ? last + 1 : last;
   const int end = last * block_tokens + (coded < in_block ? coded : in_block), old = view.tokens - s.recent;
   view.estimated = end < old ? end : old;
-  return view;
 }
 
 // A kernel whose predecessor in the stream may still run waits for its results here, and lets its successor start.
@@ -183,6 +185,37 @@ __device__ inline float load_element(const char* row, int dtype, int d) {
   return to_f32(__ldg(reinterpret_cast<const __nv_bfloat16*>(row) + d));
 }
 
+// Eight elements of a row as they lie, and as numbers: so that many can be on their way before the first is looked at.
+template <class T>
+struct Eight {
+  uint4 raw[sizeof(T) / 2];
+  __device__ void load(const void* from) {
+    for (int i = 0; i < int(sizeof(T)) / 2; i++) raw[i] = __ldg(static_cast<const uint4*>(from) + i);
+  }
+};
+__device__ inline void to_f32(const Eight<float>& from, float (&x)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) x[i] = reinterpret_cast<const float*>(from.raw)[i];
+}
+__device__ inline void to_f32(const Eight<__half>& from, float (&x)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 two = __half22float2(reinterpret_cast<const __half2*>(from.raw)[i]);
+    x[2 * i] = two.x, x[2 * i + 1] = two.y;
+  }
+}
+__device__ inline void to_f32(const Eight<__nv_bfloat16>& from, float (&x)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 two = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(from.raw)[i]);
+    x[2 * i] = two.x, x[2 * i + 1] = two.y;
+  }
+}
+__device__ inline void to_f32(const Eight<int16_t>& from, float (&x)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) x[i] = float(reinterpret_cast<const int16_t*>(from.raw)[i]);
+}
+
 __device__ inline float exp2_fast(float x) {
   float e;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x));
@@ -198,18 +231,32 @@ __device__ T sum_of_warp(T x) {
   return x;
 }
 
-// A warp's row, as codes are made of it: no NaN, nothing beyond 1e15, rotated. Lane l has dimension 32 i + l in x[i]. The
-// butterfly's order is hadamard.h's, so the bits are.
+// A warp's row as codes are made of it: no NaN, nothing beyond 1e15. Lane l has dimension 32 i + l in x[i].
 template <int parts>
-__device__ void load_rotated(const char* row, int dtype, int head_dim, bool rotate, float (&x)[parts]) {
-  const int lane = threadIdx.x % 32, n = head_dim & -head_dim;
+__device__ void load_tame(const char* row, int dtype, int head_dim, float (&x)[parts]) {
+  const int lane = threadIdx.x % 32;
+  const auto load = [&](auto zero) {
+    using T = decltype(zero);
+    T raw[parts];
 #pragma unroll
-  for (int i = 0; i < parts; i++) {
-    const int d = 32 * i + lane;
-    const float value = d < head_dim ? load_element(row, dtype, d) : 0.0f;
-    x[i] = isnan(value) ? 0.0f : fminf(fmaxf(value, -1e15f), 1e15f);
-  }
-  if (!rotate) return;
+    for (int i = 0; i < parts; i++) raw[i] = __ldg(reinterpret_cast<const T*>(row) + min(32 * i + lane, head_dim - 1));
+#pragma unroll
+    for (int i = 0; i < parts; i++) x[i] = 32 * i + lane < head_dim ? to_f32(raw[i]) : 0.0f;
+  };
+  if (dtype == ADAMAS_F32)
+    load(float{});
+  else if (dtype == ADAMAS_F16)
+    load(__half{});
+  else
+    load(__nv_bfloat16{});
+#pragma unroll
+  for (int i = 0; i < parts; i++) x[i] = isnan(x[i]) ? 0.0f : fminf(fmaxf(x[i], -1e15f), 1e15f);
+}
+
+// Rotates it. The butterfly's order is hadamard.h's, so the bits are.
+template <int parts>
+__device__ void rotate(int head_dim, float (&x)[parts]) {
+  const int lane = threadIdx.x % 32, n = head_dim & -head_dim;
 #pragma unroll
   for (int span = 1; span < 32; span *= 2) {
     if (span >= n) break;

@@ -76,11 +76,12 @@ __device__ float store_mean(const float* x, int head_dim, int skipped, int count
 
 template <int parts>
 __device__ void load_rows(const Table& rows, const Appended& a, const Change& c, int head, int64_t block, int count,
-                          bool rotate, float* x) {
+                          bool rotated, float* x) {
   const int lane = threadIdx.x % 32;
   for (int t = threadIdx.x / 32; t < count; t += warps) {
     float row[parts];
-    load_rotated(rows.row(c.sequence, head, block * block_tokens + t), a.dtype, a.head_dim, rotate, row);
+    load_tame(rows.row(c.sequence, head, block * block_tokens + t), a.dtype, a.head_dim, row);
+    if (rotated) rotate(a.head_dim, row);
 #pragma unroll
     for (int i = 0; i < parts; i++)
       if (32 * i + lane < a.head_dim) x[t * a.head_dim + 32 * i + lane] = row[i];

@@ -347,7 +347,7 @@ class DevicePlan final : public Plan {
     s.sink_logits = p.sink_logits;
     s.codes = cache.codes();
     // Parts of the scan: two blocks of threads for each multiprocessor of a large GPU, none below four blocks of codes.
-    const int units = s.query_rows * s.kv_heads * s.passes, wanted = (264 + units - 1) / units;
+    const int units = s.query_rows * s.kv_heads * s.passes, wanted = std::max(1, 264 / units);
     const int least = (s.max_blocks + slice_blocks - 1) / slice_blocks, most = (s.max_blocks + 3) / 4;
     s.splits = std::max(least, std::min(wanted, most));
     const auto stream = static_cast<cudaStream_t>(p.stream);

@@ -48,19 +48,11 @@ struct Queries {
   float largest[8], rms[8];
 };
 
-// Rotates and quantises the query heads [first, first + heads) of a row; a warp takes a head.
+// Rotates and quantises the query heads of a row; each warp has one in y, the others zeros.
 template <int W>
-__device__ void prepare_queries(const Step& s, int row, int first, int heads, Queries<W>& to) {
+__device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W>& to) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float y[2 * W];
-  if (warp >= heads) {
-    for (int d = lane; d < 64 * W; d += 32) to.q8[warp][d] = 0, to.q16[warp][d] = 0;
-    if (lane == 0) to.q8_sum[warp] = 0, to.largest[warp] = to.rms[warp] = 0;
-    return;
-  }
-  const char* from =
-      s.q + row / s.rows * s.q_stride_batch + row % s.rows * s.q_stride_row + (first + warp) * s.q_stride_head;
-  load_rotated(from, s.q_dtype, s.head_dim, s.rotated, y);
+  if (s.rotated) rotate(s.head_dim, y);
   float m = 0;
   double squares = 0;
 #pragma unroll
@@ -86,22 +78,26 @@ __device__ void prepare_queries(const Step& s, int row, int first, int heads, Qu
 }
 
 // The largest sigma, but at most 16 times the median to a power of two; over [0, blocks).
+constexpr int kept = 4;  // of which a thread keeps what it read
 template <class Sigma>
-__device__ float reference_sigma(int blocks, Sigma&& sigma_of) {
+__device__ float reference_sigma(int blocks, const float (&sigmas)[kept], Sigma&& sigma_of) {
   __shared__ int histogram[256];
   __shared__ float largest[warps], reference;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   histogram[threadIdx.x] = 0;
   __syncthreads();
   float most = 0;
-  for (int base = 0; base < blocks; base += threads) {
-    const int b = base + threadIdx.x;
-    const float sigma = b < blocks ? sigma_of(b) : 0.0f;
+  const auto count = [&](float sigma) {
     most = fmaxf(most, sigma);
     const int exponent = sigma > 0 ? int(__float_as_uint(sigma) >> 23) : -1;
     const unsigned same = __match_any_sync(~0u, exponent);
     if (exponent >= 0 && lane == __ffs(same) - 1) atomicAdd(&histogram[exponent], __popc(same));
-  }
+  };
+#pragma unroll
+  for (int i = 0; i < kept; i++)
+    if (i * threads < blocks) count(sigmas[i]);
+  for (int base = kept * threads; base < blocks; base += threads)
+    count(base + int(threadIdx.x) < blocks ? sigma_of(base + threadIdx.x) : 0.0f);
   most = max_of_warp(most);
   if (lane == 0) largest[warp] = most;
   __syncthreads();
@@ -136,6 +132,27 @@ struct Shared {
   int places[slice_blocks];
 };
 
+// The centres of the 16 blocks from `base` on: a lane's part of two of them, which have its products, too.
+template <int W>
+struct Centres {
+  uint4 x[2 * W][2];
+  float scale[2], sigma[2];
+  template <class Place>
+  __device__ void load(const Step& s, int g, int base, int last, Place&& place) {
+    const int row = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int64_t here = place(min(base + row + 8 * i, last - 1));
+      const int16_t* from = s.codes.centre.at<int16_t>(here, g);
+#pragma unroll
+      for (int k = 0; k < 2 * W; k++)
+        x[k][i] = __ldcs(reinterpret_cast<const uint4*>(from + min(32 * k + 8 * t, s.head_dim - 8)));
+      scale[i] = __ldg(s.codes.centre_scale.at<float>(here, g));
+      sigma[i] = __ldg(s.codes.sigma.at<float>(here, g));
+    }
+  }
+};
+
 template <int W, int G>
 __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step s) {
   // G heads and `tiles` tiles in the columns of a product, in as many rounds as the block's four tiles take.
@@ -149,18 +166,37 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   const int row = blockIdx.z, g = blockIdx.y / s.passes, pass = blockIdx.y % s.passes;
   const int group = s.q_heads / s.kv_heads, first_head = g * group + pass * G, heads = min(G, group - pass * G);
 
-  const View view = look(s, row);
-  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
-  if (view.dense) return;
+  // What is small is asked for first: behind the copies it would wait for all of them.
+  float y[2 * W] = {};
+  if (warp < heads)
+    load_tame(s.q + row / s.rows * s.q_stride_batch + row % s.rows * s.q_stride_row + (first_head + warp) * s.q_stride_head,
+              s.q_dtype, s.head_dim, y);
+  View view = see(s, row);
   const int blocks = blocks_in(view.tokens), each = (blocks + gridDim.x - 1) / gridDim.x;
   const int first = blockIdx.x * each, last = min(blocks, first + each);
-  if (first >= last) return;
-
-  for (int b = first + threadIdx.x; b < last; b += threads) m.places[b - first] = int(s.codes.place(s.k, view.sequence, b));
-  __syncthreads();
+  if (view.dense || first >= last) {
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
+    return;
+  }
+  const int64_t in_line = view.sequence * s.codes.blocks;
+  if (s.codes.by_page) {
+    for (int b = first + threadIdx.x; b < last; b += threads)
+      m.places[b - first] = int(s.codes.place(s.k, view.sequence, b));
+    __syncthreads();
+  }
+  const auto place = [&](int b) { return s.codes.by_page ? m.places[b - first] : in_line + b; };
+  const auto sigma_at = [&](int block) {
+    return __ldg(s.codes.sigma.at<float>(s.codes.place(s.k, view.sequence, block), g));
+  };
+  float sigmas[kept];
+#pragma unroll
+  for (int i = 0; i < kept; i++) sigmas[i] = sigma_at(min(blocks - 1, i * threads + int(threadIdx.x)));
+  find_estimated(s, view);
+  Centres<W> centres;
+  centres.load(s, g, first + 16 * warp, last, place);
   const auto copy = [&](int b, int stage) {
     if (b < last) {
-      const uint4* from = s.codes.words.at<uint4>(m.places[b - first], g) + lane;
+      const uint4* from = s.codes.words.at<uint4>(place(b), g) + lane;
       uint4* to = &m.ring[warp][stage][lane];
 #pragma unroll
       for (int i = 0; i < 2 * W; i++) copy16(to + i * 32, from + i * 32);
@@ -171,19 +207,21 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
 #pragma unroll
   for (int i = 0; i < stages - 1; i++) copy(b + i * warps, i);
 
-  prepare_queries<W>(s, row, first_head, heads, m.queries);
-  const auto sigma_at = [&](int block) {
-    return block < view.coded_blocks ? __ldg(s.codes.sigma.at<float>(s.codes.place(s.k, view.sequence, block), g)) : 0.0f;
-  };
-  const float reference = reference_sigma(blocks, sigma_at);  // its barriers are the queries', too
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
+  prepare_queries<W>(s, y, m.queries);
+#pragma unroll
+  for (int i = 0; i < kept; i++)
+    if (i * threads + int(threadIdx.x) >= view.coded_blocks) sigmas[i] = 0;
+  const auto coded_sigma_at = [&](int block) { return block < view.coded_blocks ? sigma_at(block) : 0.0f; };
+  const float reference = reference_sigma(blocks, sigmas, coded_sigma_at);  // its barriers are the queries', too
 
   if (blockIdx.x == 0) {  // for `choose`
     __shared__ double squares[warps];
     double sum = 0;
-    for (int i = threadIdx.x; i < blocks; i += threads) {
-      const double sigma = fminf(sigma_at(i), reference);
-      sum += sigma * sigma;
-    }
+    const auto add = [&](float sigma) { sum += double(fminf(sigma, reference)) * fminf(sigma, reference); };
+#pragma unroll
+    for (int i = 0; i < kept; i++) add(sigmas[i]);
+    for (int i = kept * threads + threadIdx.x; i < blocks; i += threads) add(coded_sigma_at(i));
     sum = sum_of_warp(sum);
     if (lane == 0) squares[warp] = sum;
     __syncthreads();
@@ -203,24 +241,17 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   // Centres: products of 16-bit numbers as four of bytes, for 16 blocks of a warp at a time.
   const bool plain = s.softcap == 0 && s.slopes == nullptr;
   for (int base = first + 16 * warp; base < last; base += 16 * warps) {
+    if (base != first + 16 * warp) centres.load(s, g, base, last, place);
     int high[4] = {}, middle[4] = {}, low[4] = {};
-    const int16_t* centres[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-      centres[i] = s.codes.centre.at<int16_t>(m.places[min(base + r8 + 8 * i, last - 1) - first], g);
 #pragma unroll
     for (int k = 0; k < 2 * W; k++) {
       const int d = 32 * k + 8 * t;
-      uint4 x[2] = {};
-      if (d < s.head_dim) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) x[i] = __ldcs(reinterpret_cast<const uint4*>(centres[i] + d));
-      }
       uint32_t h[4], l[4], q_high[2], q_low[2];
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        h[i] = __byte_perm(x[i].x, x[i].y, 0x7531), l[i] = __byte_perm(x[i].x, x[i].y, 0x6420);
-        h[2 + i] = __byte_perm(x[i].z, x[i].w, 0x7531), l[2 + i] = __byte_perm(x[i].z, x[i].w, 0x6420);
+        const uint4 x = d < s.head_dim ? centres.x[k][i] : uint4{};
+        h[i] = __byte_perm(x.x, x.y, 0x7531), l[i] = __byte_perm(x.x, x.y, 0x6420);
+        h[2 + i] = __byte_perm(x.z, x.w, 0x7531), l[2 + i] = __byte_perm(x.z, x.w, 0x6420);
         const uint2 q = *reinterpret_cast<const uint2*>(&m.queries.q16[r8][d + 4 * i]);
         q_high[i] = __byte_perm(q.x, q.y, 0x7531), q_low[i] = __byte_perm(q.x, q.y, 0x6420);
       }
@@ -233,14 +264,13 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     for (int k = 0; k < 4; k++) {
       const int h = 2 * t + k % 2, block = base + r8 + 8 * (k / 2);
       if (h >= heads || block >= last) continue;
-      const int place = m.places[block - first];
-      const double unit = double(m.queries.largest[h]) / 32767.0 * double(__ldg(s.codes.centre_scale.at<float>(place, g)));
+      const double unit = double(m.queries.largest[h]) / 32767.0 * double(centres.scale[k / 2]);
       const bool coded = block < view.coded_blocks;
       const double c = coded ? double(int64_t(high[k]) * 65536 + int64_t(middle[k]) * 256 + low[k]) * unit : 0;
       s.centres[s.blocks_at(row, first_head + h) + block] = c;
       m.bases[h][block - first] = plain ? float(c * s.scale * double(log2e)) : float(c * s.scale);
       if (h != 0) continue;
-      const double sigma = __ldg(s.codes.sigma.at<float>(place, g));
+      const double sigma = centres.sigma[k / 2];
       m.weights[block - first] =
           coded && reference > 0 ? __double2int_rn(fmin(32767.0, 32767.0 * (sigma / double(reference)))) : 0;
     }
