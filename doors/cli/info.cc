@@ -18,6 +18,9 @@ void print_text(const std::vector<ShownSetting>& settings) {
   fmt::print("instruction sets  {}\n", fmt::join(names, ", "));
   fmt::print("head_dims         {}\n", fmt::join(adamas::head_dims(), ", "));
   fmt::print("K and V           {}\n", fmt::join(adamas::dtypes(), ", "));
+  const std::vector<std::string> gpus = adamas::gpus();
+  fmt::print("GPUs              {}\n",
+             gpus.empty() ? "none: " + adamas::why_no_gpu() : fmt::format("{}", fmt::join(gpus, ", ")));
   fmt::print("llama.cpp         {}\n\n", back_end ? back_end->string() : "the back end libggml-adamas.so is not there");
 
   constexpr auto line = "{:<13} {:<10} {:<12} {:<33} {}\n";
@@ -33,6 +36,7 @@ void print_document(const std::vector<ShownSetting>& settings) {
                 {"head_dims", adamas::head_dims()},
                 {"dtypes", adamas::dtypes()},
                 {"block_tokens", ADAMAS_BLOCK_TOKENS},
+                {"gpus", adamas::gpus()},
                 {"back_end", back_end ? Json(back_end->string()) : Json(nullptr)},
                 {"settings", Json::array()}};
   for (const ShownSetting& s : settings)

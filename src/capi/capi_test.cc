@@ -366,6 +366,51 @@ TEST(BadInput, QuantisedRowsNeedWholeBlocks) {
   EXPECT_STREQ(adamas_dtype_name(adamas_dtype_count()), "");
 }
 
+// The newest rows of a batch: as rows that are appended, and cut, one sequence after the other.
+TEST(Append, RowsOfABatchAreAppendedAndEndTheirSequences) {
+  Objects batch, single;
+  for (size_t i = 0; i < batch.memory.size(); i++) batch.memory[i] = float((i * 7919) % 101) - 50;
+  single.memory = batch.memory;
+  const auto bytes_of = [](const adamas_cache* cache, int64_t sequence, int64_t block) {
+    size_t size = 0;
+    EXPECT_EQ(adamas_block_bytes(cache, sequence, 1, block, nullptr, 0, &size), ADAMAS_OK);
+    std::vector<char> bytes(size);
+    EXPECT_EQ(adamas_block_bytes(cache, sequence, 1, block, bytes.data(), size, nullptr), ADAMAS_OK);
+    return bytes;
+  };
+  const auto append = [&](std::vector<int64_t> lengths, int64_t rows) {
+    adamas_append_params p{sizeof p, 2, rows, nullptr, lengths.data(), batch.rows, batch.rows, nullptr};
+    p.k.data = p.v.data = batch.memory.data();
+    return adamas_append_rows(batch.cache, &p);
+  };
+  single.rows.data = single.memory.data();
+  ASSERT_EQ(append({100, 70}, 128), ADAMAS_OK);  // as many as there are
+  ASSERT_EQ(append({103, 72}, 3), ADAMAS_OK);
+  ASSERT_EQ(append({101, 72}, 1), ADAMAS_OK);  // two of the first sequence's are taken back
+  for (const auto& [sequence, length] : {std::pair{0, 101}, {1, 72}}) {
+    ASSERT_EQ(adamas_append(single.cache, sequence, 0, length, &single.rows, &single.rows), ADAMAS_OK);
+    for (const int64_t block : {0, 1})
+      EXPECT_EQ(bytes_of(batch.cache, sequence, block), bytes_of(single.cache, sequence, block));
+  }
+  expect_sentence(append({101, 257}, 1), ADAMAS_INVALID_ARGUMENT, "length");
+  expect_sentence(append({101, -1}, 1), ADAMAS_INVALID_ARGUMENT, "length");
+  expect_sentence(adamas_append_rows(batch.cache, nullptr), ADAMAS_INVALID_ARGUMENT, "adamas_append_params");
+}
+
+TEST(Gpu, IsThereOrSaysWhyNot) {
+  Objects o;
+  size_t bytes = 1;
+  EXPECT_EQ(adamas_plan_workspace(o.plan, &bytes), ADAMAS_OK);
+  EXPECT_EQ(bytes, 0u);
+  EXPECT_STREQ(adamas_gpu_name(adamas_gpu_count()), "");
+  if (adamas_gpu_count() > 0) return;
+  EXPECT_STRNE(adamas_gpu_reason(), "");
+  adamas_cache* cache = nullptr;
+  o.cache_params.device = ADAMAS_DEVICE_CUDA;
+  expect_sentence(adamas_cache_create(&o.config, &o.cache_params, &cache), ADAMAS_UNSUPPORTED, "cuda");
+  EXPECT_EQ(cache, nullptr);
+}
+
 TEST(BadInput, MoreMemoryThanThereIsIsAStatus) {
   Objects o;
   adamas_cache_params c = o.cache_params;

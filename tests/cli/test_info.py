@@ -26,6 +26,7 @@ class Info(CommandTest):
         self.assertEqual(document["dtypes"], ["f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl"])
         self.assertIn("\nK and V           f32, f16", call("info").stdout)
         self.assertRegex(document["version"], r"^\d+\.\d+\.\d+$")
+        self.assertIn("\nGPUs              " + (", ".join(document["gpus"]) or "none: "), call("info").stdout)
 
     def test_text_names_every_setting(self):
         text = call("info").stdout

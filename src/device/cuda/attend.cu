@@ -321,6 +321,7 @@ __device__ void Slice<T, D, G>::weigh(int count) {
     }
     sum = sum_of_warp(sum);
     if (rest) low = sum_of_warp(low), estimated = sum_of_warp(estimated), with_mean = sum_of_warp(with_mean);
+    __syncwarp();  // all have read the old maximum
     if (lane() == 0) {
       m.max[h] = top, m.scale[h] = scale;
       m.sums[h][0] = fmaf(m.sums[h][0], scale, sum);

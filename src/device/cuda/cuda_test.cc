@@ -2,8 +2,11 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -287,12 +290,14 @@ class Pair {
     EXPECT_LE(worst, bound) << s.text();
     worst_out = std::max(worst_out, worst);
     for (size_t i = 0; i < lse[0].size(); i++) {
-      if (lse[0][i] == lse[1][i]) continue;
+      if (lse[0][i] == lse[1][i] || (std::isnan(lse[0][i]) && std::isnan(lse[1][i]))) continue;
       EXPECT_NEAR(lse[0][i], lse[1][i], automatic() ? 1e-2 : 2e-4) << s.text() << " head " << i;
       worst_lse = std::max(worst_lse, std::abs(double(lse[0][i]) - double(lse[1][i])));
     }
-    for (size_t i = 0; i < mass[0].size() && automatic(); i++)
+    for (size_t i = 0; i < mass[0].size() && automatic(); i++) {
+      if (std::isnan(mass[0][i]) && std::isnan(mass[1][i])) continue;
       EXPECT_NEAR(mass[0][i], mass[1][i], 1e-2) << s.text() << " head " << i;
+    }
     for (size_t i = 0; i < noise[0].size(); i++)
       EXPECT_NEAR(noise[0][i], noise[1][i], 1e-5 * std::abs(noise[0][i])) << s.text() << " head " << i;
   }
@@ -402,6 +407,191 @@ TEST_F(Cuda, RandomStepsAreTheReferences) {
     if (HasFailure()) std::printf("  %s\n", pair.s.text().c_str());
   }
   std::printf("farthest from the reference: lists %.2e, others %.2e, log-sum-exps %.2e\n", worst_list, worst, worst_lse);
+}
+
+// Rows that come one by one, in drafts of which some are taken back, and all at once: the same codes.
+TEST_F(Cuda, CodesDoNotDependOnHowRowsCame) {
+  Shape s;
+  s.sequences = 2, s.capacity = 400;
+  Pair pair(s);
+  std::vector<int64_t> lengths{37, 130};
+  for (int64_t b = 0; b < 2; b++) pair.append(b, 0, lengths[size_t(b)]);
+  for (int i = 0; i < 150; i++) {
+    const int64_t rows = 1 + i % 5, back = i % 3 == 0 ? 2 : 0;
+    for (int64_t& length : lengths) length = std::min(s.capacity, length + rows - back);
+    pair.append_rows(lengths, rows);
+    if (i % 10 == 0) pair.compare_codes(lengths);
+  }
+  pair.compare_codes(lengths);
+  pair.new_queries();
+  pair.compare(lengths);
+}
+
+TEST_F(Cuda, CutAndSharedSequences) {
+  Shape s;
+  s.sequences = 3, s.capacity = 600;
+  Pair pair(s);
+  const int64_t row = row_bytes(s.dtype, s.head_dim);
+  for (std::vector<char>* rows : {&pair.k, &pair.v})  // sequence 2 has the rows of 0, as who shares them says
+    std::memcpy(rows->data() + 2 * s.kv_heads * s.capacity * row, rows->data(), size_t(s.kv_heads * s.capacity * row));
+  pair.gpu_k->put(pair.k), pair.gpu_v->put(pair.v);
+  std::vector<int64_t> lengths{590, 300, 450};
+  pair.append(0, 0, 590), pair.append(1, 0, 500);
+  for (const int device : {0, 1}) {
+    expect_ok(adamas_truncate(pair.caches[device], 1, 300));
+    expect_ok(adamas_share(pair.caches[device], 0, 2, 450));
+  }
+  pair.new_queries();
+  pair.compare(lengths);
+  lengths = {590, 301, 451};
+  pair.append_rows(lengths, 1);
+  pair.compare_codes(lengths);
+  pair.compare(lengths);
+  expect_ok(adamas_clear(pair.caches[1], -1));
+  EXPECT_EQ(adamas_block_bytes(pair.caches[1], 0, 0, 0, nullptr, 0, nullptr), ADAMAS_INVALID_ARGUMENT);
+}
+
+// Rows that nobody told of are read densely.
+TEST_F(Cuda, RowsWithoutCodesAreReadDensely) {
+  Shape s;
+  s.capacity = 1000;
+  Pair sparse(s);
+  s.settings = {{"policy", "full"}};
+  Pair full(s);
+  const std::vector<int64_t> lengths{1000};
+  sparse.append(0, 0, 300);
+  sparse.new_queries();
+  full.q = sparse.q, full.gpu_q = on_gpu(full.q);
+  for (Pair* pair : {&sparse, &full}) pair->step_gpu(lengths), pair->fetch();
+  EXPECT_EQ(sparse.out[1], full.out[1]);
+}
+
+// A graph is captured once and replayed while the context grows; its steps are those of calls.
+TEST_F(Cuda, AGraphServesAGrowingContext) {
+  Shape s;
+  s.sequences = 2, s.capacity = 700;
+  Pair pair(s);
+  std::vector<int64_t> lengths{100, 500};
+  for (int64_t b = 0; b < 2; b++) pair.append(b, 0, lengths[size_t(b)]);
+  pair.new_queries();
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  adamas_append_params append{
+      sizeof append, 2, 1, nullptr, pair.gpu_lengths->get<int64_t>(), pair.rows(true, false), pair.rows(true, true), stream};
+  adamas_step_params step = pair.params(true, lengths);
+  step.stream = stream;
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  expect_ok(adamas_append_rows(pair.caches[1], &append));
+  expect_ok(adamas_step(pair.plans[1], pair.caches[1], &step));
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  for (int i = 0; i < 150; i++) {
+    for (int64_t& length : lengths) length++;
+    pair.gpu_lengths->put(lengths);
+    ASSERT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
+    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+    append.lengths = lengths.data();
+    adamas_append_params host{sizeof host, 2, 1, nullptr, lengths.data(), pair.rows(false, false), pair.rows(false, true),
+                              nullptr};
+    expect_ok(adamas_append_rows(pair.caches[0], &host));
+    if (i % 30 != 0) continue;
+    pair.fetch();
+    const std::vector<float> replayed = pair.out[1];
+    pair.compare(lengths);
+    EXPECT_EQ(replayed, pair.out[1]) << "at " << lengths[0];
+  }
+  cudaGraphExecDestroy(exec), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
+}
+
+// The same step a thousand times, and with other sequences beside it: the same bits.
+TEST_F(Cuda, NothingDependsOnTheRunOrTheBatch) {
+  for (const char* budget : {"auto", "128"}) {
+    Shape s;
+    s.sequences = 4, s.capacity = 3000;
+    s.settings = {{"budget", budget}};
+    Pair many(s);
+    std::vector<int64_t> lengths{2900, 200, 1700, 3000};
+    for (int64_t b = 0; b < 4; b++) many.append(b, 0, lengths[size_t(b)]);
+    many.new_queries();
+    many.step_gpu(lengths);
+    many.fetch();
+    const std::vector<float> first = many.out[1];
+    for (int i = 0; i < 1000; i++) {
+      many.step_gpu(lengths);
+      if (i % 100 != 0 && i < 990) continue;
+      many.fetch();
+      ASSERT_EQ(many.out[1], first) << budget << ", run " << i;
+    }
+    Memory one_sequence(8), one_length(8);
+    for (int64_t b = 0; b < 4; b++) {
+      one_sequence.put(&b, 8), one_length.put(&lengths[size_t(b)], 8);
+      adamas_step_params p = many.params(true, lengths);
+      p.batch = 1;
+      p.sequences = one_sequence.get<int64_t>();
+      p.lengths = one_length.get<int64_t>();
+      p.q = static_cast<const char*>(p.q) + b * p.q_stride_batch;
+      expect_ok(adamas_step(many.plans[1], many.caches[1], &p));
+      many.fetch();
+      const size_t count = size_t(s.q_heads * s.head_dim);
+      EXPECT_TRUE(
+          std::equal(first.begin() + b * int64_t(count), first.begin() + (b + 1) * int64_t(count), many.out[1].begin()))
+          << budget << ", sequence " << b;
+    }
+  }
+}
+
+// What no row of the step may see is not looked at, and a bad row spoils only who attends to it.
+TEST_F(Cuda, RowsThatAreNoNumbers) {
+  Shape s;
+  s.sequences = 2, s.capacity = 900;
+  Pair pair(s);
+  const float bad = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> row(size_t(s.head_dim), bad);
+  for (int64_t t = 800; t < 900; t++)
+    for (int g = 0; g < s.kv_heads; g++)
+      for (std::vector<char>* rows : {&pair.k, &pair.v})
+        store_row(reinterpret_cast<std::byte*>(rows->data()) + pair.offset(0, g, t), s.dtype, row.data(), s.head_dim);
+  pair.gpu_k->put(pair.k), pair.gpu_v->put(pair.v);
+  pair.append(0, 0, 800), pair.append(1, 0, 900);
+  pair.new_queries();
+  pair.compare({800, 900});
+  for (const float x : pair.out[1]) ASSERT_FALSE(std::isnan(x));
+  pair.append_rows({801, 900}, 1);  // now the newest row is one, and is read in any case
+  pair.compare({801, 900});
+  const size_t count = size_t(s.q_heads * s.head_dim);
+  for (size_t i = 0; i < count; i++) ASSERT_TRUE(std::isnan(pair.out[1][i]));
+  for (size_t i = count; i < 2 * count; i++) ASSERT_FALSE(std::isnan(pair.out[1][i]));
+}
+
+TEST_F(Cuda, WhatIsNotServedIsSaid) {
+  Pair pair(Shape{});
+  const std::vector<int64_t> lengths{10};
+  pair.new_queries();
+  const auto refused = [&](auto&& change, adamas_status status, const char* part) {
+    adamas_step_params p = pair.params(true, lengths);
+    change(p);
+    EXPECT_EQ(adamas_step(pair.plans[1], pair.caches[1], &p), status);
+    EXPECT_NE(std::string(adamas_last_error()).find(part), std::string::npos) << adamas_last_error();
+  };
+  refused([](auto& p) { p.verify = 1; }, ADAMAS_UNSUPPORTED, "verify");
+  refused([](auto& p) { p.mask = p.q; }, ADAMAS_UNSUPPORTED, "mask");
+  refused([](auto& p) { p.workspace = nullptr; }, ADAMAS_INVALID_ARGUMENT, "workspace");
+  refused([](auto& p) { p.workspace_bytes--; }, ADAMAS_OUT_OF_RANGE, "workspace");
+  refused([](auto& p) { p.rows = 2; }, ADAMAS_OUT_OF_RANGE, "max_rows");
+  refused([](auto& p) { p.k.dtype = p.v.dtype = ADAMAS_Q8_0; }, ADAMAS_UNSUPPORTED, "f16");
+  refused([](auto& p) { p.k.stride_token += 2; }, ADAMAS_UNSUPPORTED, "16 bytes");
+  adamas_config config;
+  for (auto [name, value] :
+       {std::pair{"policy", "quest"}, {"estimator", "manhattan"}, {"min_mass", "0.9"}, {"preset", "paper"}}) {
+    expect_ok(adamas_config_init(&config));
+    expect_ok(adamas_config_set(&config, name, value));
+    const adamas_plan_params plan{sizeof plan, 4, 2, 64, 100, 1, ADAMAS_DEVICE_CUDA, 1};
+    adamas_plan* made = nullptr;
+    EXPECT_EQ(adamas_plan_create(&config, &plan, &made), ADAMAS_UNSUPPORTED) << name;
+    EXPECT_EQ(made, nullptr);
+  }
 }
 
 }  // namespace
