@@ -443,6 +443,7 @@ std::string why_none() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   cudaGetLastError();
+  if (error == cudaErrorInsufficientDriver) return "no NVIDIA driver, or an older one than this library's CUDA needs";
   if (error != cudaSuccess) return cudaGetErrorString(error);
   return count == 0 ? "no GPU" : "";
 }
