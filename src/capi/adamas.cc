@@ -253,6 +253,13 @@ Status check_batch(const Plan& plan, const Cache& cache, const adamas_step_param
   return {};
 }
 
+// Tokens of a sequence, wherever they are known.
+Status find_length(const adamas_cache& cache, int64_t sequence, int64_t& tokens) {
+  if (cache.gpu) return cache.gpu->length(sequence, tokens);
+  tokens = cache.host->length(sequence);
+  return {};
+}
+
 Status check_append(const adamas_cache_params& cache, const adamas_rows* k, const adamas_rows* v) {
   if (k != nullptr) ADAMAS_TRY(check_rows(*k, cache, "k"));
   if (v != nullptr) ADAMAS_TRY(check_rows(*v, cache, "v"));
@@ -590,10 +597,7 @@ adamas_status adamas_share(adamas_cache* cache, int64_t from, int64_t to, int64_
     ADAMAS_TRY(check_sequence(cache->params(), to));
     if (cache->params().by_page != 0) return unsupported("codes lie by page: the engine's own table says what is shared");
     int64_t most = 0;
-    if (cache->gpu)
-      ADAMAS_TRY(cache->gpu->length(from, most));
-    else
-      most = cache->host->length(from);
+    ADAMAS_TRY(find_length(*cache, from, most));
     ADAMAS_TRY(check_range(length, 0, most, "length"));
     if (cache->gpu) return cache->gpu->share(from, to, length);
     cache->host->share(from, to, length);
@@ -618,10 +622,7 @@ adamas_status adamas_block_bytes(const adamas_cache* cache, int64_t sequence, in
     ADAMAS_TRY(check_sequence(shape, sequence));
     ADAMAS_TRY(check_range(kv_head, 0, shape.kv_heads - 1, "kv_head"));
     int64_t length = 0;
-    if (cache->gpu)
-      ADAMAS_TRY(cache->gpu->length(sequence, length));
-    else
-      length = cache->host->length(sequence);
+    ADAMAS_TRY(find_length(*cache, sequence, length));
     ADAMAS_TRY(check_range(block, 0, blocks_of(length) - 1, "block"));
     int64_t total = 0;
     for (const Kind& kind : kinds_of(cache->config(), shape.head_dim)) total += kind.bytes;

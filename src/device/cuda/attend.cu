@@ -10,7 +10,6 @@ namespace adamas::cuda {
 namespace {
 
 constexpr int list_warps = 8, list_threads = 32 * list_warps, mean_warps = 4, threads = list_threads + 32 * mean_warps;
-constexpr float lean = 0.5f, highest_factor = 5, highest_weight = 30 * log2e;  // rest/rest.h
 constexpr int from_other_list = 1 << 30;  // of a token that only the heads that read all attend to
 
 // What a slice has of a head, besides its vectors A, E, M.
@@ -21,11 +20,6 @@ __device__ float weight_of(const Head& head, float base, int score) {
   if (head.softcap == 0) return fmaf(float(score), head.unit2, base);
   const float x = fmaf(float(score), float(head.unit), base);
   return fmaf(head.softcap * tanhf(x / head.softcap), log2e, -head.top);
-}
-
-__device__ uint64_t bits_between(int first, int last) {
-  first = max(first, 0), last = min(last, block_tokens);
-  return first >= last ? 0 : (~uint64_t{0} >> (block_tokens - (last - first))) << first;
 }
 
 __device__ void sync_list() { asm volatile("bar.sync 1, %0;" ::"n"(list_threads) : "memory"); }
@@ -130,7 +124,7 @@ __device__ void Slice<T, D, G>::weigh_rest() {
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         const int v = reinterpret_cast<const int16_t*>(&eight[i])[j];
-        rest += v != hidden && (listed >> j & 1) == 0 ? exp2_fast(weight_of(head, bases[i], v)) : 0.0f;
+        rest += v != hidden_score && (listed >> j & 1) == 0 ? exp2_fast(weight_of(head, bases[i], v)) : 0.0f;
       }
       for (int o = 1; o < 8; o *= 2) rest += __shfl_xor_sync(~0u, rest, o);
       if (m.group[b[i]] == 0) rest = sum[i].y * exp2f(sum[i].x - head.top);
@@ -285,15 +279,12 @@ __device__ void Slice<T, D, G>::score(int count) {
       for (int h = 1; h < G; h++) own = part == h ? sum[h] : own;
       if (part >= heads || at >= count) continue;
       const Head& head = m.heads[part];
-      float x = own * s.scale;
-      if (s.softcap > 0) x = s.softcap * tanhf(x / s.softcap);
-      if (s.slopes != nullptr)
-        x += __ldg(s.slopes + first_head + part) * float((token[i] & ~from_other_list) - (view.tokens - 1));
+      const float x = s.score_of(own, first_head + part, view.tokens - 1 - (token[i] & ~from_other_list));
       const bool not_ours = mixed && (token[i] & from_other_list) != 0 && lists(part);
       m.weights[part][at] = not_ours ? -INFINITY : x * log2e;
       if (!rest) continue;
       const int score = v[i] + offset[i];
-      const bool low = v[i] != hidden && score >= head.bound && score <= head.low_top && lists(part) && !not_ours;
+      const bool low = v[i] != hidden_score && score >= head.bound && score <= head.low_top && lists(part) && !not_ours;
       m.low[part][at] = low ? exp2_fast(weight_of(head, bases[i], v[i])) : -1.0f;
     }
   }
@@ -418,10 +409,9 @@ __global__ void __launch_bounds__(threads, 2) attend(const __grid_constant__ Ste
   const int g = blockIdx.y / lists_of_kv_head, most = (group + lists_of_kv_head - 1) / lists_of_kv_head;
   const int first_head = g * group + blockIdx.y % lists_of_kv_head * most, heads = min(most, (g + 1) * group - first_head);
 
-  const char* q = s.q + row / s.rows * s.q_stride_batch + row % s.rows * s.q_stride_row;
   for (int i = threadIdx.x; i < G * D; i += threads) {
     const int h = i / D, d = i % D;
-    m.q[h][d] = h < heads && d < s.head_dim ? load_element(q + (first_head + h) * s.q_stride_head, s.q_dtype, d) : 0.0f;
+    m.q[h][d] = h < heads && d < s.head_dim ? load_element(s.query(row, first_head + h), s.q_dtype, d) : 0.0f;
   }
   for (int i = threadIdx.x; i < 2 * G * D; i += threads) (&m.outs[0][0][0])[i] = 0;
   wait_for_previous();
@@ -543,7 +533,7 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
   };
   float factor = 0, leaning = 0;
   if (rest) {
-    const float expected = exp2f(fminf(head.top - reference, highest_weight)), measured = low / low_estimated;
+    const float expected = exp2f(fminf(head.top - reference, highest_weight * log2e)), measured = low / low_estimated;
     factor = isfinite(measured) ? fminf(measured, highest_factor * expected) : expected;
     others = others > 0 ? others * factor : 0.0f;
     beside = beside > 0 ? beside * factor : 0.0f;
@@ -610,9 +600,7 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_attend(const Step& s, cudaStream_t stream) {
-  const cudaError_t error = s.k_dtype == ADAMAS_F32   ? launch<float>(s, stream)
-                            : s.k_dtype == ADAMAS_F16 ? launch<__half>(s, stream)
-                                                      : launch<__nv_bfloat16>(s, stream);
+  const cudaError_t error = with_element(s.k_dtype, [&](auto zero) { return launch<decltype(zero)>(s, stream); });
   if (error != cudaSuccess) return error;
   return launch_behind(combine, dim3(unsigned(s.q_heads), unsigned(s.query_rows)), combine_threads, 0, stream, s);
 }

@@ -8,9 +8,6 @@ namespace adamas::cuda {
 namespace {
 
 constexpr int threads = 512, warps = threads / 32, groups = threads / 8;  // eight lanes have a block's 64 scores
-constexpr int fewest_listed = 64, enough_low = 16, lowest_centre = -16639, always_score = 32767;
-constexpr double flat_unit = 1e-9, lightest = 100;
-constexpr float log2_hidden_rows_share = -3;
 constexpr float smallest_sum = -119;   // log2 of what a block's weights may come to and yet be lost
 constexpr int bins = 2048;             // of the scores above a bound; the last has all that are farther
 constexpr int kept = 4;                // blocks of which a thread keeps what it read
@@ -26,7 +23,7 @@ struct Shared {
   float top[warps], estimated[warps];
   int counted[2][warps];
   int histogram[warps][256], above[bins];
-  int digit, left, tie, found;
+  int digit, left, found;
   int bound, lower;
   uint16_t reaching[chunk];  // blocks, from the chunk's first on, that may have a score to mark
   int reaching_count;
@@ -113,20 +110,13 @@ __device__ void score_always(Shared& m, const Step& s, const View& view, int h) 
       to_f32(raw, k);
 #pragma unroll
       for (int j = 0; j < 8; j++) x = fmaf(m.query[chunk + j], k[j], x);
-      x = sum_of_warp(8 * lane < s.head_dim ? x : 0.0f) * s.scale;
-      if (s.softcap > 0) x = s.softcap * tanhf(x / s.softcap);
-      if (s.slopes != nullptr) x += s.slope(h) * float(token - (view.tokens - 1));
+      x = s.score_of(sum_of_warp(8 * lane < s.head_dim ? x : 0.0f), h, view.tokens - 1 - token);
       if (!(x < INFINITY)) most = INFINITY;
       if (x > most) sum *= expf(most - x), most = x;
       if (x > -INFINITY && most < INFINITY) sum += expf(x - most);
     }
   };
-  if (s.k_dtype == ADAMAS_F32)
-    score(float{});
-  else if (s.k_dtype == ADAMAS_F16)
-    score(__half{});
-  else
-    score(__nv_bfloat16{});
+  with_element(s.k_dtype, score);
   if (lane == 0) m.always_max[warp] = most, m.always_sum[warp] = sum;
 }
 
@@ -151,7 +141,7 @@ __device__ int score_reaching(const Head& e, double logit) {
   const double cap = e.softcap;
   if (cap > 0) logit = logit > -cap ? cap * atanh(fmin(logit / cap, 1 - 1e-9)) : -INFINITY;
   const double units = ceil((logit - e.highest) / e.unit);
-  return units > hidden + 1 ? int(fmin(units, always_score - 1.0)) : hidden + 1;
+  return units > hidden_score + 1 ? int(fmin(units, always_score - 1.0)) : hidden_score + 1;
 }
 
 // Scores anew, relative to the highest estimate: list/rescale.h.
@@ -167,14 +157,14 @@ __device__ void rescale(Shared& m, const Step& s, const View& view, int h, const
   float top = -INFINITY;
   for_all(x, [&](int b, int eighth, const uint4& eight) {
     for (int j = 0; j < 8; j++)
-      if (const int v = score_of(eight, j); v != hidden) top = fmaxf(top, estimate(b, 8 * eighth + j, v));
+      if (const int v = score_of(eight, j); v != hidden_score) top = fmaxf(top, estimate(b, 8 * eighth + j, v));
   });
   top = float(of_all(m, double(top), Max()));
   const double unit = fmax(head.unit, lightest / always_score);
   for_all(x, [&](int b, int eighth, const uint4& eight) {
     uint4 anew = eight;
     for (int j = 0; j < 8; j++)
-      if (const int v = score_of(eight, j); v != hidden)
+      if (const int v = score_of(eight, j); v != hidden_score)
         reinterpret_cast<int16_t*>(&anew)[j] =
             int16_t(rint(fmax((double(estimate(b, 8 * eighth + j, v)) - double(top)) / unit, -32767.0)));
     __stcg(reinterpret_cast<uint4*>(x.scores + int64_t(b) * block_tokens) + eighth, anew);
@@ -192,8 +182,8 @@ __device__ int find_score(Shared& m, const Scores& x, int k) {
     __syncthreads();
     for_all(x, [&](int b, int, const uint4& eight) {
       for (int j = 0; j < 8; j++) {
-        const int v = score_of(eight, j), key = v + x.offsets[b] - hidden;
-        if (v != hidden && (!low || key >> 8 == prefix))
+        const int v = score_of(eight, j), key = v + x.offsets[b] - hidden_score;
+        if (v != hidden_score && (!low || key >> 8 == prefix))
           atomicAdd(&m.histogram[threadIdx.x / 32][low ? key & 255 : key >> 8], 1);
       }
     });
@@ -216,7 +206,7 @@ __device__ int find_score(Shared& m, const Scores& x, int k) {
   const int high = walk(k), left = m.left;
   __syncthreads();
   count(high, true);
-  const int score = (high << 8 | walk(left)) + hidden;
+  const int score = (high << 8 | walk(left)) + hidden_score;
   __syncthreads();
   return score;
 }
@@ -285,7 +275,7 @@ __device__ Marked mark(const Chooser& c, int bound, int lower) {
       for (int i = 0; i < ahead; i++) {
         if (first + i * groups >= reaching) continue;
         const int from = block[i] == c.x.hidden_block ? min(lower, bound) : bound;
-        const int lowest = max(hidden + 1, min(always_score, from - offset[i]));
+        const int lowest = max(hidden_score + 1, min(always_score, from - offset[i]));
         const unsigned both = unsigned(lowest) & 0xFFFF | unsigned(lowest) << 16;
         const auto reach = [&](unsigned two) {
           const unsigned reaches = __vcmpges2(two, both) & 0x00020001u;
@@ -311,16 +301,14 @@ __device__ Marked mark(const Chooser& c, int bound, int lower) {
   return marked;
 }
 
-// Marks the k highest scores, of equal ones the later. bound: where to look first; *bound: the lowest that is marked.
-__device__ Marked mark_top(const Chooser& c, int k, int* bound) {
+// Marks the k highest scores, of equal ones the later. *bound, marked: a first look; then the lowest that is marked.
+__device__ Marked mark_top(const Chooser& c, int k, int* bound, Marked marked) {
   Shared& m = c.m;
   constexpr int per_thread = bins / threads;
   const int octave = int(fmin(fmax(double(ln2) / c.head.unit, 1.0), 65536.0));
-  Marked marked;
-  for (int step = 2;; step *= 2) {
+  for (int step = 2; marked.count<k&& * bound> hidden_score + 1; step *= 2) {
+    *bound = step * octave < *bound - hidden_score ? *bound - step * octave : hidden_score + 1;
     marked = mark(c, *bound, *bound);
-    if (marked.count >= k || *bound <= hidden + 1) break;
-    *bound = step * octave < *bound - hidden ? *bound - step * octave : hidden + 1;
   }
   if (marked.count > k) {
     // The bin, from above, in which k is reached.
@@ -365,7 +353,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   launch_next();
   const int h = blockIdx.x, row = blockIdx.y, g = h / (s.q_heads / s.kv_heads);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const char* q = s.q + row / s.rows * s.q_stride_batch + row % s.rows * s.q_stride_row + h * s.q_stride_head;
+  const char* q = s.query(row, h);
   for (int d = threadIdx.x; d < s.head_dim; d += threads) m.query[d] = load_element(q, s.q_dtype, d);
   __syncthreads();
   wait_for_previous();
@@ -465,26 +453,28 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
       if (estimated > 0 && of_always > -INFINITY) total += log1pf(expf(-fabsf(log_estimated - of_always)));
       const float least = logf(float(s.share)) + total - sqrtf(head.noise);
       m.bound = score_reaching(head, least);
-      m.lower = score_reaching(head, least + log2_hidden_rows_share * ln2);
+      m.lower = score_reaching(head, least + logf(float(hidden_rows_share)));
     } else {
       // No more than 2 k tokens weigh as much as that part of all.
-      m.bound =
-          estimated > 0 ? score_reaching(head, log_estimated - logf(2.0f * float(max(1, s.budget - always)))) : hidden + 1;
+      m.bound = estimated > 0 ? score_reaching(head, log_estimated - logf(2.0f * float(max(1, s.budget - always))))
+                              : hidden_score + 1;
     }
   }
   __syncthreads();
   int bound = m.bound;
   if (!s.automatic) {
     if (s.budget > always)
-      mark_top(chooser, s.budget - always, &bound);
+      mark_top(chooser, s.budget - always, &bound, mark(chooser, bound, bound));
     else
       mark(chooser, always_score, always_score);
     head.bound = bound;
   } else {
     Marked marked = mark(chooser, bound, m.lower);
-    const int most = max(2048, view.tokens / 16);
-    if (marked.count < fewest_listed || marked.count > most)
-      marked = mark_top(chooser, marked.count > most ? most : fewest_listed, &bound);
+    const int most = int(most_listed(view.tokens));
+    if (marked.count < fewest_listed)
+      marked = mark_top(chooser, fewest_listed, &bound, marked);
+    else if (marked.count > most)  // by one bound for all
+      marked = mark_top(chooser, most, &bound, mark(chooser, bound, bound));
     head.bound = bound;
     // The low ones weigh at most twice the least; when these are few, all are low.
     if (marked.count > 0 && marked.least < always_score) {

@@ -8,15 +8,21 @@
 #include <cstdint>
 
 #include "adamas/adamas.h"
+#include "codes/codes.h"
 #include "core/shape.h"
 #include "device/cuda/layout.h"
+#include "estimate/estimate.h"
+#include "hadamard/hadamard.h"
+#include "list/list.h"
+#include "list/rescale.h"
+#include "rest/rest.h"
+#include "select/select.h"
 
 namespace adamas::cuda {
 
 inline constexpr int slice_blocks = 256;  // of a part that a block of threads scans or attends to, at most
 inline constexpr float log2e = 1.4426950408889634f;
 inline constexpr float ln2 = 0.6931471805599453f;
-inline constexpr int hidden = -32768;     // a score that is none (select/select.h)
 inline constexpr float nothing = -1e30f;  // a logarithm of nothing, without the NaNs of infinities
 
 // Rows of K or V.
@@ -88,7 +94,6 @@ struct Head {
   float largest, rms;  // of the rotated query
   int bound, low_top;  // the head lists tokens from this score on; of these the low ones are up to that
   int reading;
-  int flat;  // no block deviates: centres alone decide
 };
 
 struct Step {
@@ -125,10 +130,20 @@ struct Step {
 
   __device__ int64_t blocks_at(int row, int head) const { return (int64_t(row) * q_heads + head) * max_blocks; }
   __device__ float slope(int head) const { return slopes != nullptr ? __ldg(slopes + head) : 1.0f; }
+  __device__ const char* query(int row, int head) const {
+    return q + row / rows * q_stride_batch + row % rows * q_stride_row + head * q_stride_head;
+  }
+  // The score of a product q . k, of a token so many before the last one in view.
+  __device__ float score_of(float product, int head, int distance) const {
+    float x = product * scale;
+    if (softcap > 0) x = softcap * tanhf(x / softcap);
+    if (slopes != nullptr) x += slope(head) * float(-distance);
+    return x;
+  }
 };
 inline constexpr int partial_sums = 8;
 
-__device__ inline int blocks_in(int tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+__device__ inline int blocks_in(int tokens) { return int(blocks_of(tokens)); }
 
 // Parts that a list is split into: of its length alone, so that no result depends on the rest of a batch.
 __host__ __device__ inline int slices_of(int blocks, int lists) {
@@ -179,10 +194,15 @@ __device__ inline void launch_next() {
 __device__ inline float to_f32(float x) { return x; }
 __device__ inline float to_f32(__half x) { return __half2float(x); }
 __device__ inline float to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }
+// Calls visit with a zero of the type that elements of a dtype have here.
+template <class Visit>
+__host__ __device__ auto with_element(int dtype, Visit&& visit) {
+  if (dtype == ADAMAS_F32) return visit(float{});
+  if (dtype == ADAMAS_F16) return visit(__half{});
+  return visit(__nv_bfloat16{});
+}
 __device__ inline float load_element(const char* row, int dtype, int d) {
-  if (dtype == ADAMAS_F32) return __ldg(reinterpret_cast<const float*>(row) + d);
-  if (dtype == ADAMAS_F16) return to_f32(__ldg(reinterpret_cast<const __half*>(row) + d));
-  return to_f32(__ldg(reinterpret_cast<const __nv_bfloat16*>(row) + d));
+  return with_element(dtype, [&](auto zero) { return to_f32(__ldg(reinterpret_cast<const decltype(zero)*>(row) + d)); });
 }
 
 // Eight elements of a row as they lie, and as numbers: so that many can be on their way before the first is looked at.
@@ -243,20 +263,15 @@ __device__ void load_tame(const char* row, int dtype, int head_dim, float (&x)[p
 #pragma unroll
     for (int i = 0; i < parts; i++) x[i] = 32 * i + lane < head_dim ? to_f32(raw[i]) : 0.0f;
   };
-  if (dtype == ADAMAS_F32)
-    load(float{});
-  else if (dtype == ADAMAS_F16)
-    load(__half{});
-  else
-    load(__nv_bfloat16{});
+  with_element(dtype, load);
 #pragma unroll
-  for (int i = 0; i < parts; i++) x[i] = isnan(x[i]) ? 0.0f : fminf(fmaxf(x[i], -1e15f), 1e15f);
+  for (int i = 0; i < parts; i++) x[i] = isnan(x[i]) ? 0.0f : fminf(fmaxf(x[i], -largest_key), largest_key);
 }
 
 // Rotates it. The butterfly's order is hadamard.h's, so the bits are.
 template <int parts>
 __device__ void rotate(int head_dim, float (&x)[parts]) {
-  const int lane = threadIdx.x % 32, n = head_dim & -head_dim;
+  const int lane = threadIdx.x % 32, n = rotation_block(head_dim);
 #pragma unroll
   for (int span = 1; span < 32; span *= 2) {
     if (span >= n) break;
@@ -282,22 +297,21 @@ __device__ void rotate(int head_dim, float (&x)[parts]) {
   for (int i = 0; i < parts; i++) x[i] = __fmul_rn(x[i], scale);
 }
 
-// What a launch that cannot be made says.
-cudaError_t launch_append(const Codes& codes, const struct Appended& a, cudaStream_t stream);
-cudaError_t launch_scan(const Step& s, cudaStream_t stream);
-cudaError_t launch_choose(const Step& s, cudaStream_t stream);
-cudaError_t launch_attend(const Step& s, cudaStream_t stream);
-
 // Rows that were written. Either the newest `rows` of each entry of a batch, whose lengths lie on the device, or rows
 // [first, first + rows) of one sequence.
 struct Appended {
   int kv_heads, head_dim, batch, open_rows, dtype;
-  bool one, rotate, means, paper;
+  bool one, rotate, means;
   int64_t rows, first, sequence;
   const int64_t *sequences, *lengths;
   Table k, v;
   int* tickets;  // [batch] blocks of threads that are through; 0 between launches
 };
+
+cudaError_t launch_append(const Codes& codes, const Appended& a, cudaStream_t stream);
+cudaError_t launch_scan(const Step& s, cudaStream_t stream);
+cudaError_t launch_choose(const Step& s, cudaStream_t stream);
+cudaError_t launch_attend(const Step& s, cudaStream_t stream);
 
 // Launches a kernel that may start before the one ahead of it in the stream has ended.
 template <class... Parameters, class... Arguments>

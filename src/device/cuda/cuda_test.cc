@@ -195,6 +195,10 @@ class Pair {
       expect_ok(adamas_append(caches[gpu], b, first, count, &keys, &values));
     }
   }
+  // Every sequence, from its first row on.
+  void append_all(const std::vector<int64_t>& lengths) {
+    for (size_t b = 0; b < lengths.size(); b++) append(int64_t(b), 0, lengths[b]);
+  }
   void append_rows(const std::vector<int64_t>& lengths, int64_t count, cudaStream_t stream = nullptr) {
     adamas_append_params p{sizeof p,           s.sequences,       count,  nullptr, lengths.data(),
                            rows(false, false), rows(false, true), nullptr};
@@ -392,10 +396,8 @@ TEST_F(Cuda, RandomStepsAreTheReferences) {
   for (uint64_t seed = 1; seed <= 120 && !HasFatalFailure(); seed++) {
     Pair pair(random_shape(seed));
     std::vector<int64_t> lengths;
-    for (int64_t b = 0; b < pair.s.sequences; b++) {
-      lengths.push_back(1 + int64_t(pair.random() % uint64_t(pair.s.capacity)));
-      pair.append(b, 0, lengths.back());
-    }
+    for (int64_t b = 0; b < pair.s.sequences; b++) lengths.push_back(1 + int64_t(pair.random() % uint64_t(pair.s.capacity)));
+    pair.append_all(lengths);
     if (!pair.s.by_page) pair.compare_codes(lengths);
     for (int i = 0; i < 2; i++) {
       pair.new_queries(i == 0 ? 1.0f : 0.4f);
@@ -415,7 +417,7 @@ TEST_F(Cuda, CodesDoNotDependOnHowRowsCame) {
   s.sequences = 2, s.capacity = 400;
   Pair pair(s);
   std::vector<int64_t> lengths{37, 130};
-  for (int64_t b = 0; b < 2; b++) pair.append(b, 0, lengths[size_t(b)]);
+  pair.append_all(lengths);
   for (int i = 0; i < 150; i++) {
     const int64_t rows = 1 + i % 5, back = i % 3 == 0 ? 2 : 0;
     for (int64_t& length : lengths) length = std::min(s.capacity, length + rows - back);
@@ -472,7 +474,7 @@ TEST_F(Cuda, AGraphServesAGrowingContext) {
   s.sequences = 2, s.capacity = 700;
   Pair pair(s);
   std::vector<int64_t> lengths{100, 500};
-  for (int64_t b = 0; b < 2; b++) pair.append(b, 0, lengths[size_t(b)]);
+  pair.append_all(lengths);
   pair.new_queries();
   cudaStream_t stream = nullptr;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
@@ -513,7 +515,7 @@ TEST_F(Cuda, NothingDependsOnTheRunOrTheBatch) {
     s.settings = {{"budget", budget}};
     Pair many(s);
     std::vector<int64_t> lengths{2900, 200, 1700, 3000};
-    for (int64_t b = 0; b < 4; b++) many.append(b, 0, lengths[size_t(b)]);
+    many.append_all(lengths);
     many.new_queries();
     many.step_gpu(lengths);
     many.fetch();

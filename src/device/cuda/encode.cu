@@ -6,7 +6,6 @@ namespace adamas::cuda {
 namespace {
 
 constexpr int threads = 128, warps = threads / 32;
-constexpr float threshold_sigmas = 0.98f, paper_threshold = 10.0f;  // codes/codes.h
 
 // What became of one sequence.
 struct Change {
@@ -113,37 +112,25 @@ __global__ void __launch_bounds__(threads) encode(Codes codes, Appended a) {
     }
     load_rows<parts>(a.k, a, c, head, block, count, a.rotate, x);
     __syncthreads();
-    if (a.paper) {
-      for (int d = threadIdx.x; d < a.head_dim; d += threads) {
-        codes.centre.at<int16_t>(place, head)[d] = 0;
-        centre[d] = 0;
+    const float unit = store_mean(x, a.head_dim, skipped, count, codes.centre.at<int16_t>(place, head),
+                                  codes.centre_scale.at<float>(place, head), centre);
+    for (int d = threadIdx.x; d < a.head_dim; d += threads) {
+      float sum = 0;
+      for (int t = 0; t < count; t++) {
+        const float r = __fsub_rn(x[t * a.head_dim + d], centre[d]);
+        x[t * a.head_dim + d] = r;
+        if (t >= skipped) sum = __fadd_rn(sum, __fmul_rn(r, r));
       }
-      if (threadIdx.x == 0) {
-        *codes.centre_scale.at<float>(place, head) = 0;
-        *codes.sigma.at<float>(place, head) = __fdiv_rn(paper_threshold, threshold_sigmas);
-        threshold = paper_threshold;
-      }
-    } else {
-      const float unit = store_mean(x, a.head_dim, skipped, count, codes.centre.at<int16_t>(place, head),
-                                    codes.centre_scale.at<float>(place, head), centre);
-      for (int d = threadIdx.x; d < a.head_dim; d += threads) {
-        float sum = 0;
-        for (int t = 0; t < count; t++) {
-          const float r = __fsub_rn(x[t * a.head_dim + d], centre[d]);
-          x[t * a.head_dim + d] = r;
-          if (t >= skipped) sum = __fadd_rn(sum, __fmul_rn(r, r));
-        }
-        squares[d] = sum;
-      }
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        double sum = 0;
-        for (int d = 0; d < a.head_dim; d++) sum += double(squares[d]);
-        float sigma = count > skipped ? float(sqrt(sum / (double(count - skipped) * a.head_dim))) : 0.0f;
-        if (!(sigma > unit)) sigma = 0;
-        *codes.sigma.at<float>(place, head) = sigma;
-        threshold = __fmul_rn(threshold_sigmas, sigma);
-      }
+      squares[d] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      double sum = 0;
+      for (int d = 0; d < a.head_dim; d++) sum += double(squares[d]);
+      float sigma = count > skipped ? float(sqrt(sum / (double(count - skipped) * a.head_dim))) : 0.0f;
+      if (!(sigma > unit)) sigma = 0;
+      *codes.sigma.at<float>(place, head) = sigma;
+      threshold = __fmul_rn(threshold_sigmas, sigma);
     }
     __syncthreads();
     const int words = words_of(a.head_dim);

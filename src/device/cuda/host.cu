@@ -1,5 +1,6 @@
 // Caches and plans of the device `cuda`: memory, checks of what can be served, launches.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -63,9 +64,17 @@ Table table_of(const adamas_rows& rows) {
   return t;
 }
 
+// K and V, which kernels read as one type.
+Status check_rows(const adamas_rows& k, const adamas_rows& v) {
+  if (Status status = check_rows(k, "k"); !status.ok()) return status;
+  if (Status status = check_rows(v, "v"); !status.ok()) return status;
+  return k.dtype == v.dtype ? Status{} : unsupported("on a GPU K and V have one dtype");
+}
+
+Status no(const char* what) { return unsupported(std::string(what) + " is not served on a GPU yet"); }
+
 // The settings that a GPU serves so far.
 Status check_settings(const adamas_config& config) {
-  const auto no = [](const char* what) { return unsupported(std::string(what) + " is not served on a GPU yet"); };
   if (config.policy == ADAMAS_POLICY_QUEST) return no("policy quest");
   if (config.policy == ADAMAS_POLICY_ORACLE) return no("policy oracle");
   if (config.policy != ADAMAS_POLICY_ADAMAS) return {};
@@ -96,17 +105,7 @@ class DeviceCache final : public Cache {
     codes_.blocks = blocks_of(params.capacity);
     codes_.by_page = params.by_page != 0;
     means_ = has_rest(config);
-    const int dims = params.head_dim;
-    struct {
-      Kind* kind;
-      adamas_code_array adamas_code_memory::*given;
-      int64_t bytes;
-    } const kinds[] = {{&codes_.words, &adamas_code_memory::codes, code_bytes(dims)},
-                       {&codes_.centre, &adamas_code_memory::centre, 2 * dims},
-                       {&codes_.centre_scale, &adamas_code_memory::centre_scale, 4},
-                       {&codes_.sigma, &adamas_code_memory::sigma, 4},
-                       {&codes_.mean, &adamas_code_memory::mean, means_ ? 2 * dims : 0},
-                       {&codes_.mean_scale, &adamas_code_memory::mean_scale, means_ ? 4 : 0}};
+    const auto kinds = kept_kinds();
     int64_t total = up(pool) + up(params.sequences * int64_t(sizeof(int64_t))) + up(params.sequences * int64_t(sizeof(int)));
     for (const auto& k : kinds) total += params.memory != nullptr ? 0 : up(k.bytes * pool) * params.kv_heads;
     if (Status status = allocate(total, memory_); !status.ok()) return status;
@@ -118,8 +117,9 @@ class DeviceCache final : public Cache {
     tickets_ = reinterpret_cast<int*>(take(params.sequences * int64_t(sizeof(int))));
     for (const auto& k : kinds) {
       if (k.bytes == 0) continue;
+      Kind& kind = codes_.*k.kind;
       if (params.memory == nullptr) {
-        *k.kind = {next, k.bytes, up(k.bytes * pool)};
+        kind = {next, k.bytes, up(k.bytes * pool)};
         next += up(k.bytes * pool) * params.kv_heads;
         continue;
       }
@@ -129,7 +129,7 @@ class DeviceCache final : public Cache {
               multiple !=
           0)
         return unsupported("memory: on a GPU addresses and strides of codes, centres and means are multiples of 16 bytes");
-      *k.kind = {static_cast<char*>(given.data), given.stride_block, given.stride_head};
+      kind = {static_cast<char*>(given.data), given.stride_block, given.stride_head};
     }
     return status_of(cudaStreamSynchronize(nullptr), "the GPU's memory");
   }
@@ -140,12 +140,10 @@ class DeviceCache final : public Cache {
     if (p.batch > params.sequences)
       return out_of_range("batch " + std::to_string(p.batch) + " is above the cache's " + std::to_string(params.sequences) +
                           " sequences");
-    if (p.lengths == nullptr) return invalid("lengths is NULL");
     a.batch = int(p.batch);
     a.rows = p.rows;
     a.sequences = p.sequences;
     a.lengths = p.lengths;
-    if (p.batch == 0 || p.rows == 0) return {};
     return status_of(launch_append(codes_, a, static_cast<cudaStream_t>(p.stream)), "append");
   }
 
@@ -177,17 +175,16 @@ class DeviceCache final : public Cache {
   Status share(int64_t from, int64_t to, int64_t length) override {
     if (from == to) return truncate(to, length);
     const int64_t blocks = blocks_of(length), source = from * codes_.blocks, target = to * codes_.blocks;
-    const int dims = params.head_dim;
-    const std::pair<Kind, int64_t> kinds[] = {{codes_.words, code_bytes(dims)}, {codes_.centre, 2 * dims},
-                                              {codes_.centre_scale, 4},         {codes_.sigma, 4},
-                                              {codes_.mean, 2 * dims},          {codes_.mean_scale, 4}};
-    for (const auto& [kind, bytes] : kinds)
-      for (int g = 0; g < params.kv_heads && kind.data != nullptr; g++)
-        ADAMAS_CUDA(
-            cudaMemcpy2DAsync(kind.data + target * kind.stride_block + g * kind.stride_head, size_t(kind.stride_block),
-                              kind.data + source * kind.stride_block + g * kind.stride_head, size_t(kind.stride_block),
-                              size_t(bytes), size_t(blocks), cudaMemcpyDeviceToDevice, nullptr),
-            "share");
+    for (const auto& k : kept_kinds()) {
+      const Kind& kind = codes_.*k.kind;
+      for (int g = 0; g < params.kv_heads && k.bytes != 0; g++) {
+        char* head = kind.data + g * kind.stride_head;
+        const auto stride = size_t(kind.stride_block);
+        ADAMAS_CUDA(cudaMemcpy2DAsync(head + target * kind.stride_block, stride, head + source * kind.stride_block, stride,
+                                      size_t(k.bytes), size_t(blocks), cudaMemcpyDeviceToDevice, nullptr),
+                    "share");
+      }
+    }
     cut<<<16, 256>>>(codes_, to, 1, length);
     ADAMAS_CUDA(
         cudaMemcpyAsync(codes_.coded + target, codes_.coded + source, size_t(blocks), cudaMemcpyDeviceToDevice, nullptr),
@@ -239,14 +236,22 @@ class DeviceCache final : public Cache {
   const Codes& codes() const { return codes_; }
 
  private:
-  Status check(const adamas_rows& k, const adamas_rows& v) const {
-    if (Status status = check_rows(k, "k"); !status.ok()) return status;
-    if (!means_) return {};
-    if (v.data == nullptr) return invalid("v is NULL: on a GPU keys and values are appended together");
-    if (Status status = check_rows(v, "v"); !status.ok()) return status;
-    if (k.dtype != v.dtype) return unsupported("on a GPU K and V have one dtype");
-    return {};
+  // What is kept of blocks: where, where a caller may want it, and its bytes; 0: not kept.
+  struct KeptKind {
+    Kind Codes::*kind;
+    adamas_code_array adamas_code_memory::*given;
+    int64_t bytes;
+  };
+  std::array<KeptKind, 6> kept_kinds() const {
+    const int dims = params.head_dim;
+    return {{{&Codes::words, &adamas_code_memory::codes, code_bytes(dims)},
+             {&Codes::centre, &adamas_code_memory::centre, 2 * dims},
+             {&Codes::centre_scale, &adamas_code_memory::centre_scale, 4},
+             {&Codes::sigma, &adamas_code_memory::sigma, 4},
+             {&Codes::mean, &adamas_code_memory::mean, means_ ? 2 * dims : 0},
+             {&Codes::mean_scale, &adamas_code_memory::mean_scale, means_ ? 4 : 0}}};
   }
+  Status check(const adamas_rows& k, const adamas_rows& v) const { return means_ ? check_rows(k, v) : check_rows(k, "k"); }
   Appended appended(const adamas_rows& k, const adamas_rows& v) const {
     Appended a{};
     a.kv_heads = params.kv_heads;
@@ -289,7 +294,6 @@ class DevicePlan final : public Plan {
     s.min_context = config.min_context;
     s.share = config.share;
     s.max_noise = config.max_noise;
-    workspace(nullptr, s);
   }
 
   size_t workspace_bytes() const override {
@@ -299,22 +303,19 @@ class DevicePlan final : public Plan {
 
   Status step(Cache& any, const adamas_step_params& p) override {
     auto& cache = static_cast<DeviceCache&>(any);
-    const auto no = [](const char* what) { return unsupported(std::string(what) + " is not served on a GPU yet"); };
     if (p.mask != nullptr) return no("mask");
     if (p.verify != 0) return no("verify");
     if (p.stats != nullptr) return no("stats");
     if (p.times != nullptr) return no("times");
-    if (Status status = check_rows(p.k, "k"); !status.ok()) return status;
-    if (Status status = check_rows(p.v, "v"); !status.ok()) return status;
-    if (p.k.dtype != p.v.dtype) return unsupported("on a GPU K and V have one dtype");
+    if (Status status = check_rows(p.k, p.v); !status.ok()) return status;
     if (p.batch * p.rows > max_rows())
       return out_of_range(std::to_string(p.batch) + " x " + std::to_string(p.rows) + " query rows; the plan's max_rows is " +
                           std::to_string(max_rows()));
     if (p.workspace == nullptr || reinterpret_cast<uintptr_t>(p.workspace) % aligned != 0)
       return invalid("workspace has to be memory of the GPU, at a multiple of 256 bytes");
-    if (p.workspace_bytes < workspace_bytes())
+    if (const size_t needed = workspace_bytes(); p.workspace_bytes < needed)
       return out_of_range("workspace has " + std::to_string(p.workspace_bytes) + " bytes; the plan needs " +
-                          std::to_string(workspace_bytes()));
+                          std::to_string(needed));
     if (p.batch == 0 || p.rows == 0) return {};
     Step s = shape_;
     workspace(static_cast<char*>(p.workspace), s);

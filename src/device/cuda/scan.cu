@@ -15,8 +15,6 @@ namespace adamas::cuda {
 namespace {
 
 constexpr int warps = 8, threads = 32 * warps;
-constexpr float level_sigmas = 0.498f;
-constexpr double distortion = 0.1188;
 
 __device__ void copy16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from));
@@ -59,8 +57,8 @@ __device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W>& to
   for (int i = 0; i < 2 * W; i++) m = fmaxf(m, fabsf(y[i])), squares += double(y[i]) * y[i];
   m = max_of_warp(m);
   squares = sum_of_warp(squares);
-  if (!(m > 1e-30f)) m = 0;
-  const float to_q8 = m > 0 ? __fdiv_rn(21.0f, m) : 0.0f, to_q16 = m > 0 ? __fdiv_rn(32767.0f, m) : 0.0f;
+  if (!(m > smallest_query)) m = 0;
+  const float to_q8 = m > 0 ? __fdiv_rn(float(query_levels), m) : 0.0f, to_q16 = m > 0 ? __fdiv_rn(32767.0f, m) : 0.0f;
   int sum = 0;
 #pragma unroll
   for (int i = 0; i < 2 * W; i++) {
@@ -168,9 +166,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
 
   // What is small is asked for first: behind the copies it would wait for all of them.
   float y[2 * W] = {};
-  if (warp < heads)
-    load_tame(s.q + row / s.rows * s.q_stride_batch + row % s.rows * s.q_stride_row + (first_head + warp) * s.q_stride_head,
-              s.q_dtype, s.head_dim, y);
+  if (warp < heads) load_tame(s.query(row, first_head + warp), s.q_dtype, s.head_dim, y);
   View view = see(s, row);
   const int blocks = blocks_in(view.tokens), each = (blocks + gridDim.x - 1) / gridDim.x;
   const int first = blockIdx.x * each, last = min(blocks, first + each);
@@ -232,7 +228,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
       Head& head = s.heads[row * s.q_heads + first_head + h];
       head.largest = m.queries.largest[h];
       head.rms = m.queries.rms[h];
-      head.unit = double(head.largest) / 21 * double(level_sigmas) * double(reference);
+      head.unit = double(head.largest) / query_levels * double(level_sigmas) * double(reference);
       const double rms = head.rms, scale = s.scale;
       head.noise = float(distortion * (rms * rms * s.head_dim) * (sum / blocks) * scale * scale);
     }
@@ -296,7 +292,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     const int column = 2 * t + k;
     head[k] = G == 1 ? 0 : column % G, tile[k] = G == 1 ? t : column / G;
     start[k] = -6 * m.queries.q8_sum[head[k]];
-    const double u = double(m.queries.largest[head[k]]) / 21 * double(level_sigmas) * double(reference) * s.scale;
+    const double u = double(m.queries.largest[head[k]]) / query_levels * double(level_sigmas) * double(reference) * s.scale;
     unit[k] = plain ? float(u * double(log2e)) : float(u);
     top[k] = nothing;
   }
@@ -341,7 +337,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     float sum[columns];
 #pragma unroll
     for (int k = 0; k < columns; k++) {
-      int v[2 * rounds], most = hidden;
+      int v[2 * rounds], most = hidden_score;
 #pragma unroll
       for (int r = 0; r < rounds; r++)
 #pragma unroll
@@ -349,7 +345,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
           int score = (c[r][2 * half + k] * weight + (1 << 15)) >> 16;
           if (!whole) {
             const int token = b64 + (r * in_round + tile[k]) * 16 + 2 * r8 + half;
-            if (token < s.sinks || token >= view.estimated) score = hidden;
+            if (token < s.sinks || token >= view.estimated) score = hidden_score;
           }
           v[2 * r + half] = score;
           most = max(most, score);
@@ -370,13 +366,13 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
         top[k] = fmaxf(top[k], reached);
       };
       if (plain) {
-        raise(most > hidden ? fmaf(float(most), unit[k], base) : nothing);
+        raise(most > hidden_score ? fmaf(float(most), unit[k], base) : nothing);
         const float shift = base - top[k];
 #pragma unroll
         for (int i = 0; i < 2 * rounds; i++) {
           const float f = __int_as_float(0x4B400000 + v[i]) - 12582912.0f;  // the float of an int
           const float e = exp2_fast(fmaf(f, unit[k], shift));
-          sum[k] += whole || v[i] != hidden ? e : 0.0f;
+          sum[k] += whole || v[i] != hidden_score ? e : 0.0f;
         }
       } else {
         float logs[2 * rounds], reached = nothing;
@@ -387,12 +383,12 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
           if (s.softcap > 0) x = s.softcap * tanhf(x / s.softcap);
           if (s.slopes != nullptr && head[k] < heads)
             x += __ldg(s.slopes + first_head + head[k]) * float(token - (view.tokens - 1));
-          logs[i] = v[i] == hidden ? nothing : x * log2e;
+          logs[i] = v[i] == hidden_score ? nothing : x * log2e;
           reached = fmaxf(reached, logs[i]);
         }
         raise(reached);
 #pragma unroll
-        for (int i = 0; i < 2 * rounds; i++) sum[k] += v[i] == hidden ? 0.0f : exp2_fast(logs[i] - top[k]);
+        for (int i = 0; i < 2 * rounds; i++) sum[k] += v[i] == hidden_score ? 0.0f : exp2_fast(logs[i] - top[k]);
       }
     }
 #pragma unroll
