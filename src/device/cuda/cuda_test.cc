@@ -584,6 +584,13 @@ TEST_F(Cuda, WhatIsNotServedIsSaid) {
   refused([](auto& p) { p.rows = 2; }, ADAMAS_OUT_OF_RANGE, "max_rows");
   refused([](auto& p) { p.k.dtype = p.v.dtype = ADAMAS_Q8_0; }, ADAMAS_UNSUPPORTED, "f16");
   refused([](auto& p) { p.k.stride_token += 2; }, ADAMAS_UNSUPPORTED, "16 bytes");
+  adamas_cache_params few{sizeof few, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CUDA, 0, 7, nullptr};
+  adamas_cache* cache = nullptr;
+  EXPECT_EQ(adamas_cache_create(&pair.config, &few, &cache), ADAMAS_UNSUPPORTED);
+  EXPECT_NE(std::string(adamas_last_error()).find("blocks 7"), std::string::npos) << adamas_last_error();
+  few.blocks = 8;
+  expect_ok(adamas_cache_create(&pair.config, &few, &cache));
+  adamas_cache_destroy(cache);
   adamas_config config;
   for (auto [name, value] :
        {std::pair{"policy", "quest"}, {"estimator", "manhattan"}, {"min_mass", "0.9"}, {"preset", "paper"}}) {

@@ -101,8 +101,11 @@ class DeviceCache final : public Cache {
   DeviceCache(const adamas_config& config, const adamas_cache_params& params) : Cache(config, params) {}
 
   Status make() {
-    const int64_t pool = params.by_page != 0 ? params.blocks : params.sequences * blocks_of(params.capacity);
+    const int64_t pool = pool_of(params);
     codes_.blocks = blocks_of(params.capacity);
+    if (const int64_t all = product(params.sequences, codes_.blocks); params.by_page == 0 && pool < all)
+      return unsupported("blocks " + std::to_string(pool) + "; on a GPU every sequence has places of its own, " +
+                         std::to_string(all) + " in all, unless codes lie by page");
     codes_.by_page = params.by_page != 0;
     means_ = has_rest(config);
     const auto kinds = kept_kinds();
