@@ -3,14 +3,24 @@
 // the sums are. All of it is linear in the values once three vectors are kept apart: the listed values by their weights
 // (A), the low ones less their blocks' means (E), and the means by the weights of what is not listed (M).
 //
+// Products are those of tensor cores, mma.m16n8k16. Rows are query heads: the upper eight have what the lower eight lose when
+// a query or a weight is rounded to 16 bits, so that the sums are those of f32. With a rest, row 4 + h has head h's low
+// tokens. A warp has 16 tokens at a time, and reads their rows straight into operands: what a lane needs of a row is 16 bytes
+// in line, since dimensions and tokens may come in any order. No warp waits for another before its sums are added up.
+//
 // Dense rows and heads are lists of all tokens, the policy `streaming` one of its first and last.
+#include <climits>
+
 #include "device/cuda/common.cuh"
 
 namespace adamas::cuda {
 namespace {
 
-constexpr int list_warps = 8, list_threads = 32 * list_warps, mean_warps = 4, threads = list_threads + 32 * mean_warps;
-constexpr int from_other_list = 1 << 30;  // of a token that only the heads that read all attend to
+constexpr int warps = 6, threads = 32 * warps;
+constexpr int tile_tokens = 16;
+constexpr float low_one = 16777216.0f;  // of a sum of low weights, which is a whole number: the weight at the bound
+constexpr float most_low = 1e11f;       // of these, a token's at most
+constexpr float may_exceed = 8;         // log2 by which a weight may exceed the reference of its sums
 
 // What a slice has of a head, besides its vectors A, E, M.
 enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, sum_rest, sum_beside_hidden };
@@ -22,487 +32,574 @@ __device__ float weight_of(const Head& head, float base, int score) {
   return fmaf(head.softcap * tanhf(x / head.softcap), log2e, -head.top);
 }
 
-__device__ void sync_list() { asm volatile("bar.sync 1, %0;" ::"n"(list_threads) : "memory"); }
-__device__ void sync_means() { asm volatile("bar.sync 2, %0;" ::"n"(32 * mean_warps) : "memory"); }
+#define ADAMAS_MMA(type, name)                                                                                      \
+  __device__ void mma(type, float(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) { \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                                      \
+        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                                \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                            \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                    \
+  }
+ADAMAS_MMA(__half, "f16")
+ADAMAS_MMA(__nv_bfloat16, "bf16")
 
-template <int D, int G>  // D: head_dim at most
+__device__ uint32_t bits_of(__half2 x) { return *reinterpret_cast<uint32_t*>(&x); }
+__device__ uint32_t bits_of(__nv_bfloat162 x) { return *reinterpret_cast<uint32_t*>(&x); }
+__device__ __half2 round_two(__half, float x, float y) { return __floats2half2_rn(x, y); }
+__device__ __nv_bfloat162 round_two(__nv_bfloat16, float x, float y) { return __floats2bfloat162_rn(x, y); }
+__device__ float2 widen(__half2 x) { return __half22float2(x); }
+__device__ float2 widen(__nv_bfloat162 x) { return __bfloat1622float2(x); }
+
+// Two numbers in 16 bits each, and what that leaves.
+template <class E>
+__device__ void split(float x, float y, uint32_t& high, uint32_t& low) {
+  const auto rounded = round_two(E{}, x, y);
+  const float2 back = widen(rounded);
+  high = bits_of(rounded);
+  low = bits_of(round_two(E{}, x - back.x, y - back.y));
+}
+
+// How eight elements of a row are operands: as they are, or f32 as three bf16.
+template <class T>
+struct Operand {
+  using Element = T;
+  static constexpr int parts = 1;
+  static __device__ void get(const Eight<T>& from, uint32_t (&to)[1][4]) {
+    to[0][0] = from.raw[0].x, to[0][1] = from.raw[0].y, to[0][2] = from.raw[0].z, to[0][3] = from.raw[0].w;
+  }
+};
+template <>
+struct Operand<float> {
+  using Element = __nv_bfloat16;
+  static constexpr int parts = 3;
+  static __device__ void get(const Eight<float>& from, uint32_t (&to)[3][4]) {
+    float x[8];
+    to_f32(from, x);
+#pragma unroll
+    for (int p = 0; p < 3; p++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const __nv_bfloat162 rounded = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+        const float2 back = __bfloat1622float2(rounded);
+        to[p][i] = bits_of(rounded);
+        x[2 * i] -= back.x, x[2 * i + 1] -= back.y;
+      }
+  }
+};
+
+// D: head_dim at most. H: heads with a rest; 0: none has, and heads are at most 8.
+template <int D, int H>
 struct Shared {
-  static constexpr int at_once = G == 8 ? 128 : 256, together = G < 4 ? G : 4;  // tokens; heads whose sums are in registers
-  Head heads[G];
-  float q[G][D];
-  uint64_t marks[slice_blocks], group[slice_blocks];  // of all heads; of those with a list
-  int begin[slice_blocks + 1];
-  float rest[G][slice_blocks];  // estimated weights of what is not listed
-  int tokens[at_once];
-  float weights[G][at_once];  // exact scores, then weights
-  float low[G][at_once];      // estimated weights of the low tokens, -1 of others; then weights of low tokens with a mean
-  float max[G], scale[G], sums[G][4];
-  float outs[2][G][D];  // A and E
-  float parts[4][together][D], mean_parts[mean_warps][together][D];
+  static constexpr int marked = H == 0 ? 1 : H, rows = H == 0 ? 8 : 2 * H;  // rows: of sums that are kept
+  static constexpr int pitch = D + 32;                                      // of a query, so that two of them meet in no bank
+  Head heads[8];
+  uint16_t q[2][8][pitch];  // of row r: rounded; what that leaves
+  float q_scale[8];
+  union {
+    uint16_t list[slice_blocks * block_tokens];  // from the slice's first token on
+    float values[warps][rows][D];
+  };
+  uint64_t group[slice_blocks];                  // tokens that the heads with a list attend to
+  unsigned long long low[marked][slice_blocks];  // exact weights of the low tokens
+  float rest[marked][slice_blocks];              // estimated weights of what is not listed
+  float bases[marked][slice_blocks];
+  int16_t offsets[marked][slice_blocks];
+  float means[H == 0 ? 1 : warps][H == 0 ? 1 : 2 * H][H == 0 ? 1 : D];
+  int counts[2][warps];
+  float sums[warps][8][4];
+  float total[8][4];
 };
 
 // A block of threads: a slice of a row, for the heads [first_head, first_head + heads) of a KV head.
-template <class T, int D, int G>
+template <class T, int D, int H>
 struct Slice {
-  using Memory = Shared<D, G>;
-  static constexpr int at_once = Memory::at_once, together = Memory::together;
-  static constexpr int lanes = D / 8, rows_of_warp = 32 / lanes;  // lanes that share a row, eight dimensions each
+  using Memory = Shared<D, H>;
+  using Element = typename Operand<T>::Element;
+  static constexpr int marked = Memory::marked, parts = Operand<T>::parts, chunks = D / 32, pairs = D / 64;
 
   const Step& s;
   Memory& m;
   View view;
   int row, g, first_head, heads, first, n;  // n blocks from `first` on
-  bool rest, mixed;
+  bool scored, any_all, mixed, rest;
 
   __device__ int lane() const { return threadIdx.x % 32; }
   __device__ int warp() const { return threadIdx.x / 32; }
-  // This lane's place in a row, at its beginning where the row is shorter, and which of the warp's rows it is in.
-  __device__ int dimension() const { return lane() % lanes * 8 < s.head_dim ? lane() % lanes * 8 : 0; }
-  __device__ int row_of_warp() const { return lane() / lanes; }
-  __device__ int64_t block_at(int h, int b) const { return s.blocks_at(row, first_head + h) + first + b; }
+  // The head of a row of products; which of its tokens it has.
+  __device__ int head_of(int r) const { return H == 0 ? r : r % 4; }
+  __device__ bool is_low(int r) const { return H != 0 && r >= 4; }
   __device__ bool lists(int h) const { return m.heads[h].reading == reads_list; }
+  __device__ int64_t block_at(int h, int b) const { return s.blocks_at(row, first_head + h) + first + b; }
 
-  __device__ void mark_tokens(bool any_all, bool scored);
-  __device__ void weigh_rest();
-  __device__ void add_means(float* partials, int64_t head_stride);
-  __device__ int list();
-  __device__ void fill(int done, int count);
-  __device__ void score(int count);
-  __device__ void weigh(int count);
-  template <bool low>
-  __device__ void add_values(int count);
+  __device__ void store_queries();
+  __device__ int find_tokens();
+  __device__ void attend_to(int listed);
+  __device__ void add_means(const float* tops);
+  __device__ void store(float* partials, int64_t head_stride);
 };
 
-// Which tokens are read.
-template <class T, int D, int G>
-__device__ void Slice<T, D, G>::mark_tokens(bool any_all, bool scored) {
-  for (int b = threadIdx.x; b < n; b += threads) {
-    const int token = (first + b) * block_tokens;
-    const uint64_t visible = bits_between(0, view.tokens - token);
-    uint64_t listed = bits_between(0, s.sinks - token) | bits_between(view.estimated - token, block_tokens);
-    if (scored) {
-      uint64_t marks[G];
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::store_queries() {
+  for (int r = warp(); r < 8; r += warps) {
+    const int h = head_of(r);
+    const char* q = s.query(row, first_head + min(h, heads - 1));
+    float x[D / 32], most = 0;
 #pragma unroll
-      for (int h = 0; h < G; h++) marks[h] = __ldcg(s.marks + block_at(min(h, heads - 1), b));
-#pragma unroll
-      for (int h = 0; h < G; h++) listed |= lists(min(h, heads - 1)) ? marks[h] : 0;
-      // A list is of all query heads of its KV head, more than are attended to here when there are more than eight.
-      const int group = s.q_heads / s.kv_heads;
-      for (int h = g * group; h < (g + 1) * group && s.automatic && heads < group; h++)
-        if (s.heads[row * s.q_heads + h].reading == reads_list) listed |= __ldcg(s.marks + s.blocks_at(row, h) + first + b);
+    for (int i = 0; i < D / 32; i++) {
+      const int d = 32 * i + lane();
+      x[i] = h < heads && d < s.head_dim ? load_element(q, s.q_dtype, d) : 0.0f;
+      most = fmaxf(most, fabsf(x[i]));
     }
-    m.group[b] = listed & visible;
-    m.marks[b] = any_all ? visible : listed & visible;
+    // By a power of two, so that nothing is lost where nothing has to be.
+    most = max_of_warp(most);
+    const int exponent = most > 0 && most < INFINITY ? ilogbf(most) : 0;
+#pragma unroll
+    for (int i = 0; i < D / 32; i++) {
+      uint32_t high, low;
+      split<Element>(ldexpf(x[i], -exponent), 0.0f, high, low);
+      m.q[0][r][32 * i + lane()] = uint16_t(high), m.q[1][r][32 * i + lane()] = uint16_t(low);
+    }
+    if (lane() == 0) m.q_scale[r] = ldexpf(1.0f, exponent);
   }
 }
 
-// What of a block is not listed weighs as the scan found; where something is, it is added up anew.
-template <class T, int D, int G>
-__device__ void Slice<T, D, G>::weigh_rest() {
-  constexpr int ahead = 2, step = threads / 8;
-  const int eighth = threadIdx.x % 8, all = heads * n;
-  for (int base = int(threadIdx.x) / 8; base - lane() / 8 < all; base += ahead * step) {
-    uint4 eight[ahead];
-    float2 sum[ahead];
-    float bases[ahead];
-    int h[ahead], b[ahead];
+// Which tokens are read; what of a block is not. Eight lanes have a block. Returns how many are read.
+template <class T, int D, int H>
+__device__ int Slice<T, D, H>::find_tokens() {
+  constexpr int ahead = H == 1 ? 4 : 1;
+  const int items = 8 * n, group = s.q_heads / s.kv_heads;
+  int listed = 0;
+  for (int base = 0, turn = 0; base < items; base += ahead * threads, turn++) {
+    unsigned own[ahead];
+    float2 sums[ahead][marked];
+    float bases[ahead][marked];
+    int offsets[ahead][marked];
+    uint4 scores[ahead][marked];
+    unsigned marks[ahead];
+    const int eighth = threadIdx.x % 8;
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      const int at = min(base + i * step, all - 1);
-      h[i] = at / n, b[i] = at % n;
-      const int64_t of = block_at(h[i], b[i]);
-      sum[i] = __ldcg(s.sums + of);
-      bases[i] = __ldcg(s.bases + of);
-      eight[i] =
-          m.group[b[i]] != 0 ? __ldcg(reinterpret_cast<const uint4*>(s.scores + of * block_tokens) + eighth) : uint4{};
+      const int item = base + i * threads + int(threadIdx.x), b = min(item, items - 1) / 8;
+      marks[i] = 0;
+      if (!scored) continue;
+#pragma unroll
+      for (int h = 0; h < marked; h++) {
+        const int64_t of = block_at(min(h, heads - 1), b);
+        const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of) + eighth);
+        if (lists(min(h, heads - 1))) marks[i] |= here;
+        if (H == 0) continue;
+        sums[i][h] = __ldcg(s.sums + of);
+        bases[i][h] = __ldcg(s.bases + of);
+        offsets[i][h] = __ldcg(s.offsets + of);
+        scores[i][h] = __ldcg(reinterpret_cast<const uint4*>(s.scores + of * block_tokens) + eighth);
+      }
+      // A list is of all query heads of its KV head, more than are attended to here when there are more than four.
+      for (int h = g * group; H != 0 && h < (g + 1) * group && heads < group; h++)
+        if (s.heads[row * s.q_heads + h].reading == reads_list)
+          marks[i] |= __ldcg(reinterpret_cast<const uint8_t*>(s.marks + s.blocks_at(row, h) + first + b) + eighth);
     }
+    int count = 0;
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      const Head& head = m.heads[h[i]];
-      const unsigned listed = unsigned(m.group[b[i]] >> 8 * eighth) & 0xFF;
-      float rest = 0;
+      const int item = base + i * threads + int(threadIdx.x), b = item / 8, token = (first + b) * block_tokens + 8 * eighth;
+      const auto between = [&](int from, int end) { return unsigned(bits_between(from - token, end - token)) & 0xFF; };
+      const unsigned visible = item < items ? between(0, view.tokens) : 0;
+      const unsigned listed_here = (marks[i] | between(0, s.sinks) | between(view.estimated, INT_MAX)) & visible;
+      own[i] = any_all ? visible : listed_here;
+      count += __popc(own[i]);
+      if (mixed && item < items) reinterpret_cast<uint8_t*>(m.group)[item] = uint8_t(listed_here);
+      if (H == 0) continue;
+      const bool whole = (__ballot_sync(~0u, listed_here != 0) >> (lane() & 24) & 0xFF) == 0;
 #pragma unroll
-      for (int j = 0; j < 8; j++) {
-        const int v = reinterpret_cast<const int16_t*>(&eight[i])[j];
-        rest += v != hidden_score && (listed >> j & 1) == 0 ? exp2_fast(weight_of(head, bases[i], v)) : 0.0f;
-      }
-      for (int o = 1; o < 8; o *= 2) rest += __shfl_xor_sync(~0u, rest, o);
-      if (m.group[b[i]] == 0) rest = sum[i].y * exp2f(sum[i].x - head.top);
-      if (eighth == 0 && base + i * step < all) m.rest[h[i]][b[i]] = lists(h[i]) ? rest : 0.0f;
-    }
-  }
-}
-
-// The means by what is not listed, and its sums: by warps of their own, while the others read the list.
-template <class T, int D, int G>
-__device__ void Slice<T, D, G>::add_means(float* partials, int64_t head_stride) {
-  const int own = warp() - list_warps;
-  for (int h = own; h < heads; h += mean_warps) {
-    float sum = 0;
-    for (int b = lane(); b < n; b += 32) sum += first + b == view.hidden_block ? 0.0f : m.rest[h][b];
-    sum = sum_of_warp(sum);
-    if (lane() != 0) continue;
-    const int at = view.hidden_block - first;
-    partials[h * head_stride + 3 * s.head_dim + sum_rest] = sum;
-    partials[h * head_stride + 3 * s.head_dim + sum_beside_hidden] = at >= 0 && at < n ? m.rest[h][at] : 0.0f;
-  }
-  for (int h0 = 0; h0 < heads; h0 += together) {
-    float sums[together][8] = {};
-    constexpr int ahead = together == 1 ? 8 : 4, step = mean_warps * rows_of_warp;
-    for (int base = own * rows_of_warp + row_of_warp(); base < n; base += ahead * step) {
-      Eight<int16_t> raw[ahead];
-      float scales[ahead];
-#pragma unroll
-      for (int i = 0; i < ahead; i++) {
-        const int64_t place = s.codes.place(s.k, view.sequence, first + min(base + i * step, n - 1));
-        raw[i].load(s.codes.mean.at<int16_t>(place, g) + dimension());
-        scales[i] = __ldg(s.codes.mean_scale.at<float>(place, g));
-      }
-#pragma unroll
-      for (int i = 0; i < ahead; i++) {
-        const int b = min(base + i * step, n - 1);
-        const bool counts = base + i * step < n && first + b != view.hidden_block;
-        float x[8];
-        to_f32(raw[i], x);
-#pragma unroll
-        for (int h = 0; h < together; h++) {
-          const float weight = counts ? m.rest[min(h0 + h, heads - 1)][b] : 0.0f,
-                      scaled = weight != 0 ? weight * scales[i] : 0.0f;
-#pragma unroll
-          for (int j = 0; j < 8; j++) sums[h][j] = fmaf(scaled, x[j], sums[h][j]);
-        }
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < together; h++)
-#pragma unroll
-      for (int j = 0; j < 8; j++) {
-        for (int o = lanes; o < 32; o *= 2) sums[h][j] += __shfl_xor_sync(~0u, sums[h][j], o);
-        if (row_of_warp() == 0) m.mean_parts[own][h][8 * (lane() % lanes) + j] = sums[h][j];
-      }
-    sync_means();
-    for (int i = threadIdx.x - list_threads; i < together * D; i += 32 * mean_warps) {
-      const int h = i / D, d = i % D;
-      if (h0 + h >= heads || d >= s.head_dim) continue;
-      float sum = 0;
-      for (int w = 0; w < mean_warps; w++) sum += m.mean_parts[w][h][d];
-      partials[(h0 + h) * head_stride + 2 * s.head_dim + d] = sum;
-    }
-    sync_means();
-  }
-}
-
-// Where each block's tokens begin in the list; how many there are.
-template <class T, int D, int G>
-__device__ int Slice<T, D, G>::list() {
-  if (warp() == 0) {
-    int before = 0;
-    for (int base = 0; base < n; base += 32) {
-      const int b = base + lane(), own = b < n ? __popcll(m.marks[b]) : 0;
-      int sum = own;
-      for (int o = 1; o < 32; o *= 2) {
-        const int v = __shfl_up_sync(~0u, sum, o);
-        if (lane() >= o) sum += v;
-      }
-      if (b < n) m.begin[b] = before + sum - own;
-      before += __shfl_sync(~0u, sum, 31);
-    }
-    if (lane() == 0) m.begin[n] = before;
-  }
-  sync_list();
-  return m.begin[n];
-}
-
-// The list's tokens [done, done + count).
-template <class T, int D, int G>
-__device__ void Slice<T, D, G>::fill(int done, int count) {
-  for (int b = threadIdx.x; b < n; b += list_threads) {
-    int at = m.begin[b] - done;
-    const uint64_t others = ~m.group[b];
-    for (uint64_t left = m.marks[b]; left != 0 && at < count; left &= left - 1, at++) {
-      if (at < 0) continue;
-      const int t = __ffsll(left) - 1;
-      m.tokens[at] = ((first + b) * block_tokens + t) | (others >> t & 1 ? from_other_list : 0);
-    }
-  }
-  sync_list();
-}
-
-// Exact scores, eight lanes a token; and beside them, which tokens are low, and what was estimated of these.
-template <class T, int D, int G>
-__device__ void Slice<T, D, G>::score(int count) {
-  constexpr int chunks = D / 64, ahead = 2, step = 4 * list_warps;
-  const int part = lane() % 8;
-  for (int base = 4 * warp(); base < count; base += ahead * step) {
-    Eight<T> raw[ahead][chunks];
-    int token[ahead], v[ahead], offset[ahead];
-    float bases[ahead];
-    const int mine = min(part, heads - 1);  // the head whose score this lane finishes
-#pragma unroll
-    for (int i = 0; i < ahead; i++) {
-      token[i] = m.tokens[min(base + i * step + lane() / 8, count - 1)];
-      const int t = token[i] & ~from_other_list;
-      const char* k = s.k.row(view.sequence, g, t);
-#pragma unroll
-      for (int c = 0; c < chunks; c++) {
-        const int at = 8 * (part + 8 * c);
-        raw[i][c].load(k + (at < s.head_dim ? at : 0) * int(sizeof(T)));
-      }
-      if (rest) {
-        const int64_t of = s.blocks_at(row, first_head + mine) + t / block_tokens;
-        v[i] = __ldcg(s.scores + of * block_tokens + t % block_tokens);
-        offset[i] = __ldcg(s.offsets + of);
-        bases[i] = __ldcg(s.bases + of);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < ahead; i++) {
-      float sum[G] = {};
-#pragma unroll
-      for (int c = 0; c < chunks; c++) {
-        const int at = 8 * (part + 8 * c);  // past head_dim the query is 0
-        float x[8];
-        to_f32(raw[i][c], x);
-        if (at >= s.head_dim)
-          for (int j = 0; j < 8; j++) x[j] = 0;
-#pragma unroll
-        for (int h = 0; h < G; h++)
-#pragma unroll
-          for (int j = 0; j < 8; j++) sum[h] = fmaf(x[j], m.q[h][at + j], sum[h]);
-      }
-#pragma unroll
-      for (int h = 0; h < G; h++)
-        for (int o = 1; o < 8; o *= 2) sum[h] += __shfl_xor_sync(~0u, sum[h], o);
-      const int at = base + i * step + lane() / 8;
-      float own = sum[0];
-#pragma unroll
-      for (int h = 1; h < G; h++) own = part == h ? sum[h] : own;
-      if (part >= heads || at >= count) continue;
-      const Head& head = m.heads[part];
-      const float x = s.score_of(own, first_head + part, view.tokens - 1 - (token[i] & ~from_other_list));
-      const bool not_ours = mixed && (token[i] & from_other_list) != 0 && lists(part);
-      m.weights[part][at] = not_ours ? -INFINITY : x * log2e;
-      if (!rest) continue;
-      const int score = v[i] + offset[i];
-      const bool low = v[i] != hidden_score && score >= head.bound && score <= head.low_top && lists(part) && !not_ours;
-      m.low[part][at] = low ? exp2_fast(weight_of(head, bases[i], v[i])) : -1.0f;
-    }
-  }
-  sync_list();
-}
-
-// Weights, relative to the largest score so far.
-template <class T, int D, int G>
-__device__ void Slice<T, D, G>::weigh(int count) {
-  for (int h = warp(); h < heads; h += list_warps) {
-    float most = -INFINITY;
-    for (int i = lane(); i < count; i += 32) most = fmaxf(most, m.weights[h][i]);
-    const float before = m.max[h], top = fmaxf(before, max_of_warp(most));
-    const float scale = before == top ? 1.0f : exp2f(before - top), reference = top == -INFINITY ? 0.0f : top;
-    float sum = 0, low = 0, estimated = 0, with_mean = 0;
-    for (int i = lane(); i < count; i += 32) {
-      const float weight = exp2f(m.weights[h][i] - reference);
-      m.weights[h][i] = weight;
-      sum += weight;
-      if (!rest) continue;
-      const float of = m.low[h][i];
-      const bool has_mean = m.tokens[i] / block_tokens != view.hidden_block;
-      if (of >= 0) low += weight, estimated += of, with_mean += has_mean ? weight : 0.0f;
-      m.low[h][i] = of >= 0 && has_mean ? weight : 0.0f;
-    }
-    sum = sum_of_warp(sum);
-    if (rest) low = sum_of_warp(low), estimated = sum_of_warp(estimated), with_mean = sum_of_warp(with_mean);
-    __syncwarp();  // all have read the old maximum
-    if (lane() == 0) {
-      m.max[h] = top, m.scale[h] = scale;
-      m.sums[h][0] = fmaf(m.sums[h][0], scale, sum);
-      m.sums[h][1] = fmaf(m.sums[h][1], scale, low);
-      m.sums[h][2] += estimated;
-      m.sums[h][3] = fmaf(m.sums[h][3], scale, with_mean);
-    }
-  }
-  sync_list();
-}
-
-// The values by their weights; or those of the low tokens, less their blocks' means, by theirs.
-template <class T, int D, int G>
-template <bool low>
-__device__ void Slice<T, D, G>::add_values(int count) {
-  constexpr int ahead = low ? 2 : 4, step = list_warps * rows_of_warp;
-  for (int h0 = 0; h0 < heads; h0 += together) {
-    const float(*weights)[at_once] = low ? m.low : m.weights;
-    float sums[together][8] = {};
-    for (int base = warp() * rows_of_warp + row_of_warp(); base < count; base += ahead * step) {
-      Eight<T> raw[ahead];
-      Eight<int16_t> means[ahead];
-      float scales[ahead];
-      int at[ahead];
-      bool any = !low;
-#pragma unroll
-      for (int i = 0; i < ahead; i++) {
-        at[i] = min(base + i * step, count - 1);
-        for (int h = 0; h < together && low; h++) any |= weights[min(h0 + h, heads - 1)][at[i]] != 0;
-      }
-      if (!any) continue;
-#pragma unroll
-      for (int i = 0; i < ahead; i++) {
-        const int token = m.tokens[at[i]] & ~from_other_list;
-        raw[i].load(s.v.row(view.sequence, g, token) + dimension() * int(sizeof(T)));
-        if (!low) continue;
-        const int64_t place = s.codes.place(s.k, view.sequence, token / block_tokens);
-        means[i].load(s.codes.mean.at<int16_t>(place, g) + dimension());
-        scales[i] = __ldg(s.codes.mean_scale.at<float>(place, g));
-      }
-#pragma unroll
-      for (int i = 0; i < ahead; i++) {
-        if (base + i * step >= count) continue;
-        float x[8];
-        to_f32(raw[i], x);
-        if (low) {
-          float mean[8];
-          to_f32(means[i], mean);
-#pragma unroll
-          for (int j = 0; j < 8; j++) x[j] = fmaf(-scales[i], mean[j], x[j]);
-        }
-#pragma unroll
-        for (int h = 0; h < together; h++) {
-          const float weight = weights[min(h0 + h, heads - 1)][at[i]];
-          if ((mixed || low) && weight == 0) continue;  // not this head's, whatever it is
-#pragma unroll
-          for (int j = 0; j < 8; j++) sums[h][j] = fmaf(weight, x[j], sums[h][j]);
-        }
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < together; h++)
-#pragma unroll
-      for (int j = 0; j < 8; j++)
-        for (int o = lanes; o < 32; o *= 2) sums[h][j] += __shfl_xor_sync(~0u, sums[h][j], o);
-    for (int half = 0; half < 2; half++) {
-      if (warp() / 4 == half && row_of_warp() == 0)
-#pragma unroll
-        for (int h = 0; h < together; h++)
+      for (int h = 0; h < marked; h++) {
+        if (h >= heads) break;
+        const Head& head = m.heads[h];
+        float sum = sums[i][h].y * exp2f(sums[i][h].x - head.top);
+        if (!whole) {
+          sum = 0;
 #pragma unroll
           for (int j = 0; j < 8; j++) {
-            float& to = m.parts[warp() % 4][h][8 * (lane() % lanes) + j];
-            to = half == 0 ? sums[h][j] : to + sums[h][j];
+            const int v = reinterpret_cast<const int16_t*>(&scores[i][h])[j];
+            sum += v != hidden_score && (listed_here >> j & 1) == 0 ? exp2_fast(weight_of(head, bases[i][h], v)) : 0.0f;
           }
-      sync_list();
+          for (int o = 1; o < 8; o *= 2) sum += __shfl_xor_sync(0xFFu << (lane() & 24), sum, o);
+        }
+        if (eighth != 0 || item >= items) continue;
+        m.rest[h][b] = lists(h) ? sum : 0.0f;
+        m.low[h][b] = 0;
+        m.bases[h][b] = bases[i][h];
+        m.offsets[h][b] = int16_t(offsets[i][h]);
+      }
     }
-    for (int i = threadIdx.x; i < together * D; i += list_threads) {
-      const int h = i / D, d = i % D;
-      if (h0 + h >= heads) break;
-      float& out = m.outs[low][h0 + h][d];
-      out = fmaf(out, m.scale[h0 + h], m.parts[0][h][d] + m.parts[1][h][d] + m.parts[2][h][d] + m.parts[3][h][d]);
+    if (any_all) continue;
+    int before = count;
+    for (int o = 1; o < 32; o *= 2) {
+      const int v = __shfl_up_sync(~0u, before, o);
+      if (lane() >= o) before += v;
     }
-    sync_list();
+    if (lane() == 31) m.counts[turn % 2][warp()] = before;
+    __syncthreads();
+    int at = listed + before - count;
+#pragma unroll
+    for (int w = 0; w < warps; w++) {
+      const int of_warp = m.counts[turn % 2][w];
+      if (w < warp()) at += of_warp;
+      listed += of_warp;
+    }
+#pragma unroll
+    for (int i = 0; i < ahead; i++)
+      for (unsigned left = own[i]; left != 0; left &= left - 1)
+        m.list[at++] = uint16_t(8 * (base + i * threads + int(threadIdx.x)) + __ffs(left) - 1);
+  }
+  __syncthreads();
+  return any_all ? max(0, min(view.tokens - first * block_tokens, n * block_tokens)) : listed;
+}
+
+// A warp's tiles: exact scores, weights, values. Leaves the sums of values in m.values, relative to the slice's maximum.
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::attend_to(int listed) {
+  constexpr bool early = D * int(sizeof(T)) <= 256;  // whether there are registers for values beside keys
+  const int r = lane() / 4, t = lane() % 4, h = min(head_of(r), heads - 1);
+  const Head& head = m.heads[h];
+  const bool ours = head_of(r) < heads, low_row = is_low(r), lists_only = mixed && lists(h), has_low = low_row && ours && rest && lists(h);
+  const float to_score = m.q_scale[r];
+  float sums[pairs][8][4] = {};
+  float top = nothing, sum = 0, low = 0, low_estimated = 0;
+  for (int tile = warp(); tile * tile_tokens < listed; tile += warps) {
+    const int begin = tile * tile_tokens;
+    const auto token_at = [&](int i) {
+      const int at = min(begin + i, listed - 1);
+      return any_all ? at : int(m.list[at]);
+    };
+    Eight<T> k[2][chunks], v[4][pairs];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const char* from = s.k.row(view.sequence, g, first * block_tokens + token_at(8 * i + r));
+#pragma unroll
+      for (int c = 0; c < chunks; c++) {
+        const int d = 32 * c + 8 * t;  // past head_dim the query is 0
+        k[i][c].load(from + (d < s.head_dim ? d : 0) * int(sizeof(T)));
+      }
+    }
+    int tokens[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) tokens[i / 2][i % 2] = token_at(8 * (i / 2) + 2 * t + i % 2);
+    const auto load_values = [&] {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const char* from = s.v.row(view.sequence, g, first * block_tokens + tokens[i / 2][i % 2]);
+#pragma unroll
+        for (int c = 0; c < pairs; c++) {
+          const int d = 64 * c + 8 * r;
+          v[i][c].load(from + (d < s.head_dim ? d : 0) * int(sizeof(T)));
+        }
+      }
+    };
+    if (early) load_values();
+    int scores[2][2] = {};
+    if (has_low)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        scores[i / 2][i % 2] =
+            __ldcg(s.scores + s.blocks_at(row, first_head + h) * block_tokens + first * block_tokens + tokens[i / 2][i % 2]);
+
+    float x[2][4] = {};
+#pragma unroll
+    for (int c = 0; c < chunks; c++) {
+      const uint4 high = *reinterpret_cast<const uint4*>(&m.q[0][r][32 * c + 8 * t]);
+      const uint4 rest_of = *reinterpret_cast<const uint4*>(&m.q[1][r][32 * c + 8 * t]);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        uint32_t b[parts][4];
+        Operand<T>::get(k[i][c], b);
+#pragma unroll
+        for (int p = 0; p < parts; p++) {
+          mma(Element{}, x[i], high.x, rest_of.x, high.y, rest_of.y, b[p][0], b[p][1]);
+          mma(Element{}, x[i], high.z, rest_of.z, high.w, rest_of.w, b[p][2], b[p][3]);
+        }
+      }
+    }
+    if (!early) load_values();
+    float most = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int token = tokens[i][j];
+        float score = s.score_of((x[i][j] + x[i][2 + j]) * to_score, first_head + h,
+                                 view.tokens - 1 - (first * block_tokens + token)) *
+                      log2e;
+        const bool there = ours && begin + 8 * i + 2 * t + j < listed &&
+                           !(lists_only && (m.group[token / block_tokens] >> token % block_tokens & 1) == 0);
+        x[i][j] = there ? score : -INFINITY;
+        most = fmaxf(most, x[i][j]);
+      }
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+    if (__any_sync(~0u, most > top + may_exceed)) {  // rare: the first tile, and one far above those before
+      const float before = top;
+      top = fmaxf(top, most);
+      const float by = exp2f(before - top);
+      sum *= by, low *= by;
+#pragma unroll
+      for (int c = 0; c < pairs; c++)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) sums[c][j][e] *= by;
+    }
+    float weights[2][2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        float weight = exp2f(x[i][j] - top);
+        if (low_row) {
+          const int token = tokens[i][j], b = token / block_tokens, v = scores[i][j];
+          const int score = has_low ? v + m.offsets[h][b] : 0;
+          const bool is = has_low && x[i][j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
+          if (is) {
+            low += weight;
+            low_estimated += exp2_fast(weight_of(head, m.bases[h][b], v));
+            if (first + b != view.hidden_block)
+              atomicAdd(&m.low[h][b], (unsigned long long)(fminf(exp2f(x[i][j] - head.low_log2), most_low) * low_one));
+          }
+          if (!is || first + b == view.hidden_block) weight = 0;
+        }
+        weights[i][j] = weight;
+        sum += weight;
+      }
+    uint32_t high[2], left[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) split<Element>(weights[i][0], weights[i][1], high[i], left[i]);
+#pragma unroll
+    for (int c = 0; c < pairs; c++) {
+      uint32_t b[4][parts][4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) Operand<T>::get(v[i][c], b[i]);
+#pragma unroll
+      for (int p = 0; p < parts; p++)
+#pragma unroll
+        for (int w = 0; w < 4; w++)
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            const int which = half == 0 ? 0x5410 : 0x7632;
+            mma(Element{}, sums[c][2 * w + half], high[0], left[0], high[1], left[1],
+                __byte_perm(b[0][p][w], b[1][p][w], which), __byte_perm(b[2][p][w], b[3][p][w], which));
+          }
+    }
+  }
+
+  sum += __shfl_xor_sync(~0u, sum, 1), sum += __shfl_xor_sync(~0u, sum, 2);
+  if (H != 0) {
+    low += __shfl_xor_sync(~0u, low, 1), low += __shfl_xor_sync(~0u, low, 2);
+    low_estimated += __shfl_xor_sync(~0u, low_estimated, 1), low_estimated += __shfl_xor_sync(~0u, low_estimated, 2);
+  }
+  if (t == 0) m.sums[warp()][r][0] = top, m.sums[warp()][r][1] = sum, m.sums[warp()][r][2] = low, m.sums[warp()][r][3] = low_estimated;
+  __syncthreads();
+  float highest = nothing;
+#pragma unroll
+  for (int w = 0; w < warps; w++) highest = fmaxf(highest, m.sums[w][r][0]);
+  const float by = exp2f(top - highest);
+  const int kept = H == 0 ? r : H == 1 ? r / 4 : r;
+  if (H != 1 || r % 4 == 0)
+#pragma unroll
+    for (int c = 0; c < pairs; c++)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j += 4)
+          *reinterpret_cast<float4*>(&m.values[warp()][kept][64 * c + 8 * (2 * t + i) + j]) =
+              make_float4((sums[c][j][i] + sums[c][j][2 + i]) * by, (sums[c][j + 1][i] + sums[c][j + 1][2 + i]) * by,
+                          (sums[c][j + 2][i] + sums[c][j + 2][2 + i]) * by, (sums[c][j + 3][i] + sums[c][j + 3][2 + i]) * by);
+}
+
+// The means by what is not listed, and by what the low tokens weigh.
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::add_means(const float* tops) {
+  constexpr int lanes = D / 8, rows_of_warp = 32 / lanes, ahead = 4, step = warps * rows_of_warp;
+  const int mine = lane() % lanes * 8 < s.head_dim ? lane() % lanes * 8 : 0, own = warp() * rows_of_warp + lane() / lanes;
+  float sums[2 * marked][8] = {}, to_low[marked];
+#pragma unroll
+  for (int h = 0; h < marked; h++) to_low[h] = exp2f(m.heads[min(h, heads - 1)].low_log2 - tops[h]) / low_one;
+  for (int base = own; base - lane() / lanes < n; base += ahead * step) {
+    Eight<int16_t> raw[ahead];
+    float scales[ahead];
+#pragma unroll
+    for (int i = 0; i < ahead; i++) {
+      const int64_t place = s.codes.place(s.k, view.sequence, first + min(base + i * step, n - 1));
+      raw[i].load(s.codes.mean.at<int16_t>(place, g) + mine);
+      scales[i] = __ldg(s.codes.mean_scale.at<float>(place, g));
+    }
+#pragma unroll
+    for (int i = 0; i < ahead; i++) {
+      const int b = min(base + i * step, n - 1);
+      const bool counts = base + i * step < n && first + b != view.hidden_block;
+      float x[8];
+      to_f32(raw[i], x);
+#pragma unroll
+      for (int h = 0; h < marked; h++) {
+        if (h >= heads) break;
+        const float rest_of = counts ? m.rest[h][b] * scales[i] : 0.0f, low = counts ? float(m.low[h][b]) * to_low[h] * scales[i] : 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          sums[2 * h][j] = fmaf(rest_of, x[j], sums[2 * h][j]);
+          sums[2 * h + 1][j] = fmaf(low, x[j], sums[2 * h + 1][j]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * marked; i++)
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      for (int o = lanes; o < 32; o *= 2) sums[i][j] += __shfl_xor_sync(~0u, sums[i][j], o);
+      if (lane() < lanes) m.means[warp()][i][8 * lane() + j] = sums[i][j];
+    }
+}
+
+// The slice's vectors and sums.
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
+  const auto values = [&](int r, int d) {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < warps; w++) sum += m.values[w][r][d];
+    return sum;
+  };
+  const auto means = [&](int i, int d) {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < warps; w++) sum += m.means[w][i][d];
+    return sum;
+  };
+  for (int i = threadIdx.x; i < heads * D; i += threads) {
+    const int h = i / D, d = i % D;
+    if (d >= s.head_dim) continue;
+    float* to = partials + h * head_stride;
+    to[d] = values(h, d);
+    if constexpr (H != 0) {
+      to[s.head_dim + d] = rest ? values(H == 1 ? 1 : 4 + h, d) - means(2 * h + 1, d) : 0.0f;
+      to[2 * s.head_dim + d] = rest ? means(2 * h, d) : 0.0f;
+    }
+  }
+  for (int h = warp(); h < heads; h += warps) {
+    float* to = partials + h * head_stride + 3 * s.head_dim;
+    float top = nothing, listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0;
+#pragma unroll
+    for (int w = 0; w < warps; w++) top = fmaxf(top, m.sums[w][h][0]);
+#pragma unroll
+    for (int w = 0; w < warps; w++) {
+      const float by = exp2f(m.sums[w][h][0] - top);
+      listed = fmaf(m.sums[w][h][1], by, listed);
+      if (H == 0) continue;
+      with_mean = fmaf(m.sums[w][4 + h][1], by, with_mean);
+      low = fmaf(m.sums[w][4 + h][2], by, low);
+      low_estimated += m.sums[w][4 + h][3];
+    }
+    if (H != 0 && rest) {
+      for (int b = lane(); b < n; b += 32) others += first + b == view.hidden_block ? 0.0f : m.rest[h][b];
+      others = sum_of_warp(others);
+    }
+    if (lane() != 0) continue;
+    to[sum_max] = top > nothing ? top : -INFINITY;
+    to[sum_listed] = listed;
+    to[sum_low] = low;
+    to[sum_low_estimated] = low_estimated;
+    to[sum_low_with_mean] = with_mean;
+    if (H == 0 || !rest) continue;
+    const int at = view.hidden_block - first;
+    to[sum_rest] = others;
+    to[sum_beside_hidden] = at >= 0 && at < n ? m.rest[h][at] : 0.0f;
   }
 }
 
-template <class T, int D, int G>
-__global__ void __launch_bounds__(threads, 2) attend(const __grid_constant__ Step s) {
-  using Memory = Shared<D, G>;
+template <class T, int D, int H>
+__global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid_constant__ Step s) {
+  using Memory = Shared<D, H>;
   extern __shared__ __align__(16) unsigned char memory[];
   Memory& m = *reinterpret_cast<Memory*>(memory);
   launch_next();
   const int group = s.q_heads / s.kv_heads, row = blockIdx.z, lists_of_kv_head = s.lists / s.kv_heads;
   const int g = blockIdx.y / lists_of_kv_head, most = (group + lists_of_kv_head - 1) / lists_of_kv_head;
   const int first_head = g * group + blockIdx.y % lists_of_kv_head * most, heads = min(most, (g + 1) * group - first_head);
-
-  for (int i = threadIdx.x; i < G * D; i += threads) {
-    const int h = i / D, d = i % D;
-    m.q[h][d] = h < heads && d < s.head_dim ? load_element(s.query(row, first_head + h), s.q_dtype, d) : 0.0f;
-  }
-  for (int i = threadIdx.x; i < 2 * G * D; i += threads) (&m.outs[0][0][0])[i] = 0;
-  wait_for_previous();
   const bool scored = s.policy == ADAMAS_POLICY_ADAMAS;
-  if (threadIdx.x < G) {
-    Head head{};
-    head.reading = reads_short;
-    if (scored && int(threadIdx.x) < heads) head = s.heads[row * s.q_heads + first_head + threadIdx.x];
-    m.heads[threadIdx.x] = head;
-    m.max[threadIdx.x] = -INFINITY;
-    for (int i = 0; i < 4; i++) m.sums[threadIdx.x][i] = 0;
-  }
-  const View view = scored ? s.views[row] : see(s, row);
+  View view = see(s, row);
   const int blocks = blocks_in(view.tokens), slices = slices_of(blocks, s.lists), each = (blocks + slices - 1) / slices;
   const int slice = blockIdx.x;
   if (slice >= slices) return;
   const int first = min(blocks, slice * each), last = min(blocks, first + each);
-  if (!scored && !view.dense && int(threadIdx.x) < heads) m.heads[threadIdx.x].reading = reads_list;
+  if (H != 0 && !view.dense) {  // the means are wanted last, and can come before anything is known of the scores
+    const int lines = (2 * s.head_dim + 127) / 128;
+    for (int i = threadIdx.x; i < (last - first) * lines; i += threads) {
+      const char* line = s.codes.mean.at<char>(s.codes.place(s.k, view.sequence, first + i / lines), g) + i % lines * 128;
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+    }
+  }
+  Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored, false, false, false};
+  of.store_queries();
+  wait_for_previous();
+  if (scored) of.view = view = s.views[row];
+  if (threadIdx.x < 8) {
+    Head head{};
+    head.reading = scored || view.dense ? reads_short : reads_list;
+    if (scored && int(threadIdx.x) < heads) head = s.heads[row * s.q_heads + first_head + threadIdx.x];
+    m.heads[threadIdx.x] = head;
+  }
   __syncthreads();
-  bool any_list = false, any_all = false;
+  bool any_list = false;
   for (int h = 0; h < heads; h++) {
     any_list |= m.heads[h].reading == reads_list;
-    any_all |= m.heads[h].reading != reads_list;
+    of.any_all |= m.heads[h].reading != reads_list;
   }
-  Slice<T, D, G> of{
-      s, m, view, row, g, first_head, heads, first, last - first, scored && s.automatic && any_list, any_all && any_list};
-  of.mark_tokens(any_all, scored);
+  of.mixed = of.any_all && any_list;
+  of.rest = H != 0 && any_list;
+  const int listed = of.any_all && !any_list ? max(0, min(view.tokens - first * block_tokens, of.n * block_tokens)) : of.find_tokens();
+  of.attend_to(listed);
+  float tops[Memory::marked];
+#pragma unroll
+  for (int h = 0; h < Memory::marked; h++) {
+    tops[h] = nothing;
+#pragma unroll
+    for (int w = 0; w < warps; w++) tops[h] = fmaxf(tops[h], m.sums[w][h][0]);
+  }
+  if constexpr (H != 0)
+    if (of.rest) of.add_means(tops);
   __syncthreads();
-  if (of.rest) of.weigh_rest();
-  __syncthreads();
-
   const int64_t stride = 3 * s.head_dim + partial_sums, head_stride = s.slices * stride;
-  float* partials = s.partials + (int64_t(row) * s.q_heads + first_head) * head_stride + slice * stride;
-  if (of.warp() >= list_warps) {
-    if (of.rest) of.add_means(partials, head_stride);
-    return;
-  }
-  const int listed = of.list();
-  for (int done = 0; done < listed; done += Memory::at_once) {
-    const int count = min(Memory::at_once, listed - done);
-    of.fill(done, count);
-    of.score(count);
-    of.weigh(count);
-    of.template add_values<false>(count);
-    if (of.rest) of.template add_values<true>(count);
-  }
-  for (int i = threadIdx.x; i < heads * D; i += list_threads) {
-    const int h = i / D, d = i % D;
-    if (d >= s.head_dim) continue;
-    partials[h * head_stride + d] = m.outs[0][h][d];
-    if (of.rest) partials[h * head_stride + s.head_dim + d] = m.outs[1][h][d];
-  }
-  if (int(threadIdx.x) < heads) {
-    float* to = partials + threadIdx.x * head_stride + 3 * s.head_dim;
-    to[sum_max] = m.max[threadIdx.x];
-    to[sum_listed] = m.sums[threadIdx.x][0];
-    to[sum_low] = m.sums[threadIdx.x][1];
-    to[sum_low_estimated] = m.sums[threadIdx.x][2];
-    to[sum_low_with_mean] = m.sums[threadIdx.x][3];
-  }
+  of.store(s.partials + (int64_t(row) * s.q_heads + first_head) * head_stride + slice * stride, head_stride);
 }
 
-constexpr int combine_threads = 128, most_scales = 64;
+constexpr int combine_threads = 512, most_scales = 64;
 
-// The slices of a head, in their order.
+// The slices of a head: a thread has a dimension, and its turn of the slices.
 __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant__ Step s) {
   __shared__ float scales[most_scales];
+  __shared__ float vectors[3][combine_threads];
   launch_next();
-  const int h = blockIdx.x, row = blockIdx.y;
-  wait_for_previous();
-  const bool scored = s.policy == ADAMAS_POLICY_ADAMAS;
-  const View view = scored ? s.views[row] : see(s, row);
-  const Head head = s.heads[row * s.q_heads + h];
-  const int reading = scored ? head.reading : view.dense ? reads_short : reads_list;
-  const bool rest = scored && s.automatic && reading == reads_list;
-  const int slices = slices_of(blocks_in(view.tokens), s.lists), D = s.head_dim, stride = 3 * D + partial_sums;
+  const int h = blockIdx.x, row = blockIdx.y, D = s.head_dim, width = D <= 64 ? 64 : D <= 128 ? 128 : 256;
+  const int d = threadIdx.x % width, turn = threadIdx.x / width, turns = combine_threads / width;
+  const View seen = see(s, row);
+  const int slices = slices_of(blocks_in(seen.tokens), s.lists), stride = 3 * D + partial_sums;
   const float* partials = s.partials + (int64_t(row) * s.q_heads + h) * s.slices * stride;
   const float* sums = partials + 3 * D;
+  wait_for_previous();
+  const bool scored = s.policy == ADAMAS_POLICY_ADAMAS;
+  const Head head = s.heads[row * s.q_heads + h];
+  const int reading = scored ? head.reading : seen.dense ? reads_short : reads_list;
+  const bool may_rest = scored && s.automatic, rest = may_rest && reading == reads_list;
 
   // The first vectors are asked for before anything is known of them.
-  constexpr int ahead = 8;
-  float vectors[ahead][3] = {};
-  const auto load = [&](int base, int d) {
+  constexpr int ahead = 9;
+  float loaded[ahead][3] = {};
+  const auto load = [&](int base) {
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      const float* of = partials + min(base + i, slices - 1) * stride + min(d, D - 1);
-      vectors[i][0] = __ldcg(of);
-      if (rest) vectors[i][1] = __ldcg(of + D), vectors[i][2] = __ldcg(of + 2 * D);
+      const float* of = partials + int64_t(min(base + i * turns, slices - 1)) * stride + min(d, D - 1);
+      loaded[i][0] = __ldcg(of);
+      if (may_rest) loaded[i][1] = __ldcg(of + D), loaded[i][2] = __ldcg(of + 2 * D);
     }
   };
-  load(0, threadIdx.x);
+  load(turn);
   // A lane has every 32nd slice's sums.
   const int lane = threadIdx.x % 32;
   float top = -INFINITY;
@@ -528,9 +625,20 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
     others = sum_of_warp(others), beside = sum_of_warp(beside);
   }
   __syncthreads();
-  const auto scale_of = [&](int i) {
-    return i < most_scales ? scales[i] : exp2f(__ldcg(sums + i * stride + sum_max) - reference);
-  };
+  float x[3] = {};
+  for (int base = turn; base < slices; base += ahead * turns) {
+    if (base != turn) load(base);
+#pragma unroll
+    for (int i = 0; i < ahead; i++) {
+      const int slice = base + i * turns;
+      if (slice >= slices) break;
+      const float scale = slice < most_scales ? scales[slice] : exp2f(__ldcg(sums + slice * stride + sum_max) - reference);
+      x[0] = fmaf(loaded[i][0], scale, x[0]);
+      if (rest) x[1] = fmaf(loaded[i][1], scale, x[1]), x[2] += loaded[i][2];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 3; i++) vectors[i][threadIdx.x] = x[i];
   float factor = 0, leaning = 0;
   if (rest) {
     const float expected = exp2f(fminf(head.top - reference, highest_weight * log2e)), measured = low / low_estimated;
@@ -551,19 +659,15 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
       lse = isnan(share) ? share : with;
     }
   }
-  char* out = s.out + row / s.rows * s.out_stride_batch + row % s.rows * s.out_stride_row + h * s.out_stride_head;
-  for (int d = threadIdx.x; d < D; d += combine_threads) {
-    float x = 0;
-    for (int base = 0; base < slices; base += ahead) {
-      if (base != 0 || d != int(threadIdx.x)) load(base, d);
+  __syncthreads();
+  if (turn == 0 && d < D) {
+    char* out = s.out + row / s.rows * s.out_stride_batch + row % s.rows * s.out_stride_row + h * s.out_stride_head;
+    float sum[3] = {};
+    for (int i = 0; i < turns; i++)
 #pragma unroll
-      for (int i = 0; i < ahead; i++) {
-        if (base + i >= slices) break;
-        x = fmaf(vectors[i][0], scale_of(base + i), x);
-        if (rest) x = fmaf(vectors[i][1], leaning * scale_of(base + i), fmaf(vectors[i][2], factor, x));
-      }
-    }
-    reinterpret_cast<float*>(out)[d] = attended == 0 ? 0.0f : x * share;
+      for (int j = 0; j < 3; j++) sum[j] += vectors[j][i * width + d];
+    const float value = rest ? fmaf(sum[1], leaning, fmaf(sum[2], factor, sum[0])) : sum[0];
+    reinterpret_cast<float*>(out)[d] = attended == 0 ? 0.0f : value * share;
   }
   if (threadIdx.x != 0) return;
   const int64_t index = int64_t(row) * s.q_heads + h;
@@ -573,22 +677,21 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
   if (s.noise != nullptr) s.noise[index] = scored ? head.noise : 0.0f;
 }
 
-template <class T, int D, int G>
+template <class T, int D, int H>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
-  constexpr int shared = sizeof(Shared<D, G>);
+  constexpr int shared = sizeof(Shared<D, H>);
   static const cudaError_t error =
-      cudaFuncSetAttribute(attend<T, D, G>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+      cudaFuncSetAttribute(attend<T, D, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.slices), unsigned(s.lists), unsigned(s.query_rows));
-  if (s.policy == ADAMAS_POLICY_ADAMAS) return launch_behind(attend<T, D, G>, grid, threads, shared, stream, s);
-  attend<T, D, G><<<grid, threads, shared, stream>>>(s);
+  if (s.policy == ADAMAS_POLICY_ADAMAS) return launch_behind(attend<T, D, H>, grid, threads, shared, stream, s);
+  attend<T, D, H><<<grid, threads, shared, stream>>>(s);
   return cudaGetLastError();
 }
 template <class T, int D>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
-  const int of_kv_head = s.lists / s.kv_heads, group = s.q_heads / s.kv_heads;
-  const int heads = (group + of_kv_head - 1) / of_kv_head;
-  return heads == 1 ? launch<T, D, 1>(s, stream) : heads <= 4 ? launch<T, D, 4>(s, stream) : launch<T, D, 8>(s, stream);
+  if (!s.automatic) return launch<T, D, 0>(s, stream);
+  return s.lists == s.q_heads ? launch<T, D, 1>(s, stream) : launch<T, D, 4>(s, stream);
 }
 template <class T>
 cudaError_t launch(const Step& s, cudaStream_t stream) {

@@ -1,5 +1,6 @@
 // Stage 4: which tokens a query head lists, from the scores of the scan. list/list.h and select/select.h say which; a block
-// of threads chooses for one query head.
+// of threads chooses for one query head. The highest score of every block is known, so only blocks are looked into that have
+// one to list. While most warps find the bound's parts from the blocks' sums, the others score what is read in any case.
 #include <cub/block/block_scan.cuh>
 
 #include "device/cuda/common.cuh"
@@ -7,25 +8,30 @@
 namespace adamas::cuda {
 namespace {
 
-constexpr int threads = 512, warps = threads / 32, groups = threads / 8;  // eight lanes have a block's 64 scores
-constexpr float smallest_sum = -119;   // log2 of what a block's weights may come to and yet be lost
-constexpr int bins = 2048;             // of the scores above a bound; the last has all that are farther
-constexpr int kept = 4;                // blocks of which a thread keeps what it read
-constexpr int chunk = kept * threads;  // blocks that are looked through at a time
+constexpr int block_warps = 16, always_warps = 8, warps = block_warps + always_warps, threads = 32 * warps;
+constexpr int block_threads = 32 * block_warps;
+constexpr int groups = threads / 8;          // eight lanes have a block's 64 scores
+constexpr int kept = 4;                      // blocks of which a thread keeps what it read
+constexpr int chunk = kept * block_threads;  // blocks that are looked through at a time
+constexpr int most_candidates = 4096;        // for a rank; of more it is found the slow way
 
 using Scan = cub::BlockScan<int, threads>;
 
 struct Shared {
   Scan::TempStorage scan;
   float query[256];
-  float always_max[warps], always_sum[warps];
-  double highest[warps], lowest[warps], result[warps];
-  float top[warps], estimated[warps];
-  int counted[2][warps];
-  int histogram[warps][256], above[bins];
-  int digit, left, found;
-  int bound, lower;
-  uint16_t reaching[chunk];  // blocks, from the chunk's first on, that may have a score to mark
+  float always_max[always_warps], always_sum[always_warps];
+  double highest[block_warps], lowest[block_warps], result[warps];
+  float top[block_warps], estimated[block_warps];
+  int counted[3][warps];
+  int counts[32];
+  union {
+    int histogram[warps][256];
+    int candidates[most_candidates];
+  };
+  int candidate_count, digit, left;
+  int bound, lower, low_top;
+  uint32_t reaching[chunk];  // blocks that may have a score to mark: C_b, and which one from the chunk's first on
   int reaching_count;
 };
 
@@ -35,13 +41,18 @@ __device__ T of_warp(T x, Operation operation) {
   for (int o = 16; o > 0; o /= 2) x = operation(x, __shfl_xor_sync(~0u, x, o));
   return x;
 }
-template <class T, class Operation>
-__device__ T of_warps(const T* room, Operation operation) {
-  T x = room[threadIdx.x % warps];
-  for (int o = warps / 2; o > 0; o /= 2) x = operation(x, __shfl_xor_sync(~0u, x, o));
-  return x;
+template <int count, class T, class Operation>
+__device__ T of_warps(const T (&room)[count], Operation operation) {
+  T x = room[min(int(threadIdx.x % 32), count - 1)];
+  if (int(threadIdx.x % 32) >= count) x = operation.none(x);
+  return of_warp(x, operation);
 }
+__device__ void sync_blocks() { asm volatile("bar.sync 1, %0;" ::"n"(block_threads) : "memory"); }
 struct Max {
+  template <class T>
+  __device__ T none(T any) const {
+    return any;
+  }
   template <class T>
   __device__ T operator()(T a, T b) const {
     return a > b ? a : b;
@@ -49,11 +60,19 @@ struct Max {
 };
 struct Min {
   template <class T>
+  __device__ T none(T any) const {
+    return any;
+  }
+  template <class T>
   __device__ T operator()(T a, T b) const {
     return a < b ? a : b;
   }
 };
 struct Sum {
+  template <class T>
+  __device__ T none(T) const {
+    return 0;
+  }
   template <class T>
   __device__ T operator()(T a, T b) const {
     return a + b;
@@ -74,7 +93,7 @@ __device__ double capped(double score, double softcap) { return softcap > 0 ? so
 // One head: its scores, and what is known of its blocks.
 struct Scores {
   int16_t* scores;  // [blocks, 64]
-  const int16_t* offsets;
+  int16_t *maxima, *offsets;
   int blocks, hidden_block;
 
   // Eight scores of a block: [8 eighth, 8 eighth + 8).
@@ -93,39 +112,63 @@ __device__ void for_all(const Scores& x, Visit&& visit) {
   for (int b = threadIdx.x / 8; b < x.blocks; b += groups) visit(b, int(threadIdx.x % 8), x.load(b, threadIdx.x % 8));
 }
 
-// The exact scores of what is read in any case, as a maximum and a sum of exponentials for each warp; +inf when one is no
-// number.
+// The exact scores of what is read in any case, as a maximum and a sum of exponentials for each of the warps that call it;
+// +inf when one is no number. Eight lanes have a token.
 __device__ void score_always(Shared& m, const Step& s, const View& view, int h) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = h / (s.q_heads / s.kv_heads);
+  constexpr int ahead = 4, step = 4 * always_warps;
+  const int part = threadIdx.x % 8, warp = threadIdx.x / 32 - block_warps, g = h / (s.q_heads / s.kv_heads);
   const int sinks = min(s.sinks, view.tokens), from = max(view.estimated, sinks), count = sinks + view.tokens - from;
   float most = -INFINITY, sum = 0;
   const auto score = [&](auto zero) {
     using T = decltype(zero);
-    const int chunk = 8 * lane < s.head_dim ? 8 * lane : 0;
-    for (int i = warp; i < count; i += warps) {
-      const int token = i < sinks ? i : from + i - sinks;
-      Eight<T> raw;
-      raw.load(s.k.row(view.sequence, g, token) + chunk * sizeof(T));
-      float k[8], x = 0;
-      to_f32(raw, k);
+    for (int base = 4 * warp; base < count; base += ahead * step) {
+      float x[ahead] = {};
+      int token[ahead];
 #pragma unroll
-      for (int j = 0; j < 8; j++) x = fmaf(m.query[chunk + j], k[j], x);
-      x = s.score_of(sum_of_warp(8 * lane < s.head_dim ? x : 0.0f), h, view.tokens - 1 - token);
-      if (!(x < INFINITY)) most = INFINITY;
-      if (x > most) sum *= expf(most - x), most = x;
-      if (x > -INFINITY && most < INFINITY) sum += expf(x - most);
+      for (int i = 0; i < ahead; i++) {
+        const int at = min(base + i * step + int(threadIdx.x % 32) / 8, count - 1);
+        token[i] = at < sinks ? at : from + at - sinks;
+      }
+      for (int d = 8 * part; d - 8 * part < s.head_dim; d += 64) {
+        const int here = d < s.head_dim ? d : 0;  // past head_dim the query is 0
+        Eight<T> raw[ahead];
+#pragma unroll
+        for (int i = 0; i < ahead; i++) raw[i].load(s.k.row(view.sequence, g, token[i]) + here * sizeof(T));
+#pragma unroll
+        for (int i = 0; i < ahead; i++) {
+          float k[8];
+          to_f32(raw[i], k);
+#pragma unroll
+          for (int j = 0; j < 8; j++) x[i] = fmaf(d < s.head_dim ? m.query[d + j] : 0.0f, k[j], x[i]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < ahead; i++) {
+        for (int o = 1; o < 8; o *= 2) x[i] += __shfl_xor_sync(~0u, x[i], o);
+        x[i] = s.score_of(x[i], h, view.tokens - 1 - token[i]);
+        if (base + i * step + int(threadIdx.x % 32) / 8 >= count) continue;
+        if (!(x[i] < INFINITY)) most = INFINITY;
+        if (x[i] > most) sum *= expf(most - x[i]), most = x[i];
+        if (x[i] > -INFINITY && most < INFINITY) sum += expf(x[i] - most);
+      }
     }
   };
   with_element(s.k_dtype, score);
-  if (lane == 0) m.always_max[warp] = most, m.always_sum[warp] = sum;
+  for (int o = 8; o < 32; o *= 2) {
+    const float other = __shfl_xor_sync(~0u, most, o), others = __shfl_xor_sync(~0u, sum, o), highest = fmaxf(most, other);
+    if (highest > -INFINITY) sum = sum * expf(most - highest) + others * expf(other - highest);
+    most = highest;
+  }
+  if (threadIdx.x % 32 == 0) m.always_max[warp] = most, m.always_sum[warp] = sum;
 }
 
 // The log of the sum of all of these; -inf when there is none, or one is no number. A warp's.
 __device__ float log_of_always(const Shared& m) {
-  const float most = m.always_max[threadIdx.x % warps], highest = of_warps(m.always_max, Max());
+  const int own = threadIdx.x % always_warps;
+  const float most = m.always_max[own], highest = of_warps(m.always_max, Max());
   if (!isfinite(highest)) return -INFINITY;
-  float sum = most > -INFINITY ? m.always_sum[threadIdx.x % warps] * expf(most - highest) : 0.0f;
-  for (int o = warps / 2; o > 0; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+  float sum = most > -INFINITY ? m.always_sum[own] * expf(most - highest) : 0.0f;
+  for (int o = always_warps / 2; o > 0; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
   return highest + logf(sum);
 }
 
@@ -142,6 +185,17 @@ __device__ int score_reaching(const Head& e, double logit) {
   if (cap > 0) logit = logit > -cap ? cap * atanh(fmin(logit / cap, 1 - 1e-9)) : -INFINITY;
   const double units = ceil((logit - e.highest) / e.unit);
   return units > hidden_score + 1 ? int(fmin(units, always_score - 1.0)) : hidden_score + 1;
+}
+
+// The highest score of at most twice the weight of one.
+__device__ int low_top_of(const Head& e, int score) {
+  const double limit = capped(e.unit * score + e.highest, e.softcap) + double(ln2), cap = e.softcap;
+  double units = always_score;
+  if (cap == 0)
+    units = (limit - e.highest) / e.unit;
+  else if (limit < cap)
+    units = (cap * atanh(limit / cap) - e.highest) / e.unit;
+  return int(fmin(floor(units + 1e-6), double(always_score)));
 }
 
 // Scores anew, relative to the highest estimate: list/rescale.h.
@@ -163,11 +217,16 @@ __device__ void rescale(Shared& m, const Step& s, const View& view, int h, const
   const double unit = fmax(head.unit, lightest / always_score);
   for_all(x, [&](int b, int eighth, const uint4& eight) {
     uint4 anew = eight;
+    int most = hidden_score;
     for (int j = 0; j < 8; j++)
-      if (const int v = score_of(eight, j); v != hidden_score)
-        reinterpret_cast<int16_t*>(&anew)[j] =
-            int16_t(rint(fmax((double(estimate(b, 8 * eighth + j, v)) - double(top)) / unit, -32767.0)));
+      if (const int v = score_of(eight, j); v != hidden_score) {
+        const int score = int(rint(fmax((double(estimate(b, 8 * eighth + j, v)) - double(top)) / unit, -32767.0)));
+        reinterpret_cast<int16_t*>(&anew)[j] = int16_t(score);
+        most = max(most, score);
+      }
     __stcg(reinterpret_cast<uint4*>(x.scores + int64_t(b) * block_tokens) + eighth, anew);
+    for (int o = 1; o < 8; o *= 2) most = max(most, __shfl_xor_sync(0xFFu << (threadIdx.x & 24), most, o));
+    if (eighth == 0) x.maxima[b] = int16_t(most);
   });
   head.unit = unit;
   head.highest = isfinite(top) ? origin + double(top) : origin;
@@ -211,118 +270,147 @@ __device__ int find_score(Shared& m, const Scores& x, int k) {
   return score;
 }
 
+// The highest number that at least k of all are not below; count(x): how many of the calling thread's are not below x.
+template <class Count>
+__device__ int find_rank(Shared& m, int k, Count&& count) {
+  if (threadIdx.x < 32) m.counts[threadIdx.x] = 0;
+  __syncthreads();
+  int least = hidden_score + 1, beyond = always_score + 1;
+  for (int i = 0; beyond - least > 1; i++) {
+    const int middle = (least + beyond) >> 1, own = __reduce_add_sync(~0u, count(middle));
+    if (threadIdx.x % 32 == 0 && own != 0) atomicAdd(&m.counts[i], own);
+    __syncthreads();
+    (m.counts[i] >= k ? least : beyond) = middle;
+  }
+  __syncthreads();
+  return least;
+}
+
 // What a head knows of itself while it chooses.
 struct Chooser {
   Shared& m;
-  const Step& s;
   const Scores& x;
-  const Head& head;
-  uint64_t* marks;     // [blocks]
-  const float2* sums;  // [blocks]
-  bool skip;           // whether sums say which blocks have nothing to mark
+  uint64_t* marks;  // [blocks]
+  const int (&maxima)[kept];
+
+  // Calls visit(block, its highest score) for a thread's blocks.
+  template <class Visit>
+  __device__ void for_maxima(Visit&& visit) const {
+    if (threadIdx.x >= block_threads) return;
+#pragma unroll
+    for (int i = 0; i < kept; i++)
+      if (const int b = int(threadIdx.x) + i * block_threads; b < x.blocks) visit(b, maxima[i]);
+    for (int b = int(threadIdx.x) + chunk; b < x.blocks; b += block_threads) visit(b, x.maxima[b] + x.offsets[b]);
+  }
 };
 
-// How many scores are marked, and the least of them; above which score m.above counts.
+// How many scores are marked; of those that reach the bound the least, and how many are not above `low_top`.
 struct Marked {
-  int count, least, base;
+  int count, least, low;
 };
 
-// Marks the scores from a bound on, `lower` in a block with hidden rows; m.above says how many are how far above it, of
-// those that reach it.
-__device__ Marked mark(const Chooser& c, int bound, int lower) {
+// Marks the scores from a bound on, `lower` in a block with hidden rows. Those that reach the bound are collected, if there
+// is room. Without `store` it only counts.
+template <bool store>
+__device__ Marked mark(const Chooser& c, int bound, int lower, int low_top, bool collect) {
   Shared& m = c.m;
-  // A block whose weights together are less than that of one token at the bound has none. Its sum is known within a
-  // thousandth, and a centre was rounded to a unit.
-  const double at_bound = capped(c.head.unit * (bound - 1) + c.head.highest, c.head.softcap);
-  const float reached = float(at_bound * double(log2e)) - 0.05f;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, eighth = lane % 8;
-  int count = 0, least = always_score;
-  for (int i = threadIdx.x; i < bins; i += threads) m.above[i] = 0;
+  int count = 0, least = always_score, low = 0;
+  if (threadIdx.x == 0) m.candidate_count = 0;
   for (int base = 0; base < c.x.blocks; base += chunk) {
     if (threadIdx.x == 0) m.reaching_count = 0;
     __syncthreads();
-    float2 sum[kept];
-#pragma unroll
-    for (int i = 0; i < kept; i++)
-      if (const int b = base + i * threads + int(threadIdx.x); c.skip && b < c.x.blocks) sum[i] = __ldcg(c.sums + b);
 #pragma unroll
     for (int i = 0; i < kept; i++) {
-      if (base + i * threads >= c.x.blocks) break;
-      const int b = base + i * threads + int(threadIdx.x);
+      if (base + i * block_threads >= c.x.blocks || threadIdx.x >= block_threads) break;
+      const int b = base + i * block_threads + int(threadIdx.x);
       const bool there = b < c.x.blocks;
-      const float weight = c.skip && there ? sum[i].x + fmaxf(log2f(sum[i].y), smallest_sum) : 0;
-      const bool may = there && (!c.skip || weight >= reached || (b == c.x.hidden_block && lower < bound));
-      if (there && !may) c.marks[b] = 0;
+      const int offset = there ? c.x.offsets[b] : 0, highest = !there ? 0 : base == 0 ? c.maxima[i] : c.x.maxima[b] + offset;
+      const bool may = there && (highest >= bound || (b == c.x.hidden_block && lower < bound));
+      if (store && there && !may) c.marks[b] = 0;
       const unsigned all = __ballot_sync(~0u, may);
       int at = 0;
       if (lane == 0 && all != 0) at = atomicAdd(&m.reaching_count, __popc(all));
       at = __shfl_sync(~0u, at, 0);
-      if (may) m.reaching[at + __popc(all & ((1u << lane) - 1))] = uint16_t(b - base);
+      if (may) m.reaching[at + __popc(all & ((1u << lane) - 1))] = unsigned(offset) << 16 | unsigned(b - base);
     }
     __syncthreads();
     constexpr int ahead = 4;
     const int reaching = m.reaching_count;
     for (int first = int(threadIdx.x) / 8; first < reaching; first += ahead * groups) {
       uint4 eight[ahead];
-      int offset[ahead], block[ahead];
+      uint32_t of[ahead];
 #pragma unroll
       for (int i = 0; i < ahead; i++) {  // the last ones read what was read, and forget it
-        block[i] = base + m.reaching[min(first + i * groups, reaching - 1)];
-        eight[i] = c.x.load(block[i], eighth);
-        offset[i] = c.x.offsets[block[i]];
+        of[i] = m.reaching[min(first + i * groups, reaching - 1)];
+        eight[i] = c.x.load(base + int(of[i] & 0xFFFF), eighth);
       }
 #pragma unroll
       for (int i = 0; i < ahead; i++) {
         if (first + i * groups >= reaching) continue;
-        const int from = block[i] == c.x.hidden_block ? min(lower, bound) : bound;
-        const int lowest = max(hidden_score + 1, min(always_score, from - offset[i]));
-        const unsigned both = unsigned(lowest) & 0xFFFF | unsigned(lowest) << 16;
-        const auto reach = [&](unsigned two) {
-          const unsigned reaches = __vcmpges2(two, both) & 0x00020001u;
-          return (reaches | reaches >> 16) & 3;
+        const int block = base + int(of[i] & 0xFFFF), offset = int16_t(of[i] >> 16);
+        // Two scores at a time: masks of those that reach a score.
+        const auto from = [&](int score) {
+          const int lowest = max(hidden_score + 1, min(always_score, score - offset));
+          return unsigned(lowest) & 0xFFFF | unsigned(lowest) << 16;
         };
-        unsigned bits = reach(eight[i].x) | reach(eight[i].y) << 2 | reach(eight[i].z) << 4 | reach(eight[i].w) << 6;
-        for (unsigned left = bits; left != 0; left &= left - 1) {
-          const int score = score_of(eight[i], __ffs(left) - 1) + offset[i];
-          if (score < bound) continue;
-          least = min(least, score);
-          atomicAdd(&m.above[min(score - bound, bins - 1)], 1);
+        const unsigned own = from(bound), any = block == c.x.hidden_block ? from(min(lower, bound)) : own,
+                       above = from(low_top + 1);
+        const unsigned words[4] = {eight[i].x, eight[i].y, eight[i].z, eight[i].w};
+        unsigned bits = 0, owned = 0, high = 0, lowest = 0x7FFF7FFF;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          const auto put = [&](unsigned reaches, unsigned& to) {
+            reaches &= 0x00020001u;
+            to |= ((reaches | reaches >> 16) & 3) << 2 * j;
+          };
+          const unsigned reaches = __vcmpges2(words[j], own);
+          put(reaches, owned);
+          put(__vcmpges2(words[j], any), bits);
+          put(__vcmpges2(words[j], above), high);
+          lowest = __vmins2(lowest, words[j] & reaches | 0x7FFF7FFF & ~reaches);
         }
+        if (owned != 0) least = min(least, min(int(int16_t(lowest)), int(int16_t(lowest >> 16))) + offset);
         count += __popc(bits);
-        reinterpret_cast<uint8_t*>(c.marks + block[i])[eighth] = uint8_t(bits);
+        low += __popc(owned & ~high);
+        if (store) reinterpret_cast<uint8_t*>(c.marks + block)[eighth] = uint8_t(bits);
+        if (!collect || owned == 0) continue;
+        int at = atomicAdd(&m.candidate_count, __popc(owned));
+        for (unsigned left = owned; left != 0; left &= left - 1, at++)
+          if (at < most_candidates) m.candidates[at] = score_of(eight[i], __ffs(left) - 1) + offset;
       }
     }
+    if (base + chunk < c.x.blocks) __syncthreads();
   }
-  count = of_warp(count, Sum()), least = of_warp(least, Min());
-  if (lane == 0) m.counted[0][warp] = count, m.counted[1][warp] = least;
+  count = __reduce_add_sync(~0u, count), least = __reduce_min_sync(~0u, least), low = __reduce_add_sync(~0u, low);
+  if (lane == 0) m.counted[0][warp] = count, m.counted[1][warp] = least, m.counted[2][warp] = low;
   __syncthreads();
-  const Marked marked{of_warps(m.counted[0], Sum()), of_warps(m.counted[1], Min()), bound};
+  const Marked marked{of_warps(m.counted[0], Sum()), of_warps(m.counted[1], Min()), of_warps(m.counted[2], Sum())};
   __syncthreads();
   return marked;
 }
 
-// Marks the k highest scores, of equal ones the later. *bound, marked: a first look; then the lowest that is marked.
-__device__ Marked mark_top(const Chooser& c, int k, int* bound, Marked marked) {
+// Marks the k highest scores, of equal ones the later. *bound: the lowest that is marked.
+__device__ Marked mark_top(const Chooser& c, int k, int* bound) {
   Shared& m = c.m;
-  constexpr int per_thread = bins / threads;
-  const int octave = int(fmin(fmax(double(ln2) / c.head.unit, 1.0), 65536.0));
-  for (int step = 2; marked.count<k&& * bound> hidden_score + 1; step *= 2) {
-    *bound = step * octave < *bound - hidden_score ? *bound - step * octave : hidden_score + 1;
-    marked = mark(c, *bound, *bound);
-  }
+  // That of the k-th best block is reached by k tokens at least.
+  *bound = find_rank(m, k, [&](int score) {
+    int count = 0;
+    c.for_maxima([&](int, int highest) { count += highest >= score; });
+    return count;
+  });
+  Marked marked = mark<true>(c, *bound, *bound, always_score, true);
   if (marked.count > k) {
-    // The bin, from above, in which k is reached.
-    int own[per_thread], before, mine = 0;
-    for (int i = 0; i < per_thread; i++) mine += own[i] = m.above[bins - 1 - (int(threadIdx.x) * per_thread + i)];
-    Scan(m.scan).ExclusiveSum(mine, before);
-    if (before < k && before + mine >= k)
-      for (int i = 0; i < per_thread; i++) {
-        if (before < k && before + own[i] >= k) m.found = bins - 1 - (int(threadIdx.x) * per_thread + i);
-        before += own[i];
-      }
-    __syncthreads();
-    *bound = m.found < bins - 1 ? *bound + m.found : find_score(m, c.x, k);
-    marked = mark(c, *bound, *bound);
+    const int collected = m.candidate_count;
+    *bound = collected <= most_candidates ? find_rank(m, k,
+                                                      [&](int score) {
+                                                        int count = 0;
+                                                        for (int i = threadIdx.x; i < collected; i += threads)
+                                                          count += m.candidates[i] >= score;
+                                                        return count;
+                                                      })
+                                          : find_score(m, c.x, k);
+    marked = mark<true>(c, *bound, *bound, always_score, false);
     // Of those that are equal to it the first ones are too many.
     int extra = marked.count - k;
     for (int base = 0; base < c.x.blocks && extra > 0; base += threads) {
@@ -340,9 +428,7 @@ __device__ Marked mark_top(const Chooser& c, int k, int* bound, Marked marked) {
       extra -= here;
       __syncthreads();
     }
-    if (threadIdx.x == 0) m.above[0] -= marked.count - k;
     marked.count = k;
-    __syncthreads();
   }
   *bound = marked.least;
   return marked;
@@ -368,33 +454,46 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   const int64_t at = s.blocks_at(row, h);
   const double* centres = s.centres + at;
   const float2* sums = s.sums + at;
-  int16_t* offsets = s.offsets + at;
-  Scores x{s.scores + at * block_tokens, offsets, blocks, view.hidden_block};
+  Scores x{s.scores + at * block_tokens, s.maxima + at, s.offsets + at, blocks, view.hidden_block};
+  const bool of_blocks = threadIdx.x < block_threads;
   double c_kept[kept];
-  float2 sum_kept[kept];
-#pragma unroll
-  for (int i = 0; i < kept; i++)
-    if (const int b = int(threadIdx.x) + i * threads; b < blocks)
-      c_kept[i] = __ldcg(centres + b), sum_kept[i] = __ldcg(sums + b);
-  const auto for_blocks = [&](auto&& visit) {
+  int maxima[kept] = {};
+  double highest = -INFINITY, lowest = INFINITY;
+  const auto for_centres = [&](auto&& visit) {
 #pragma unroll
     for (int i = 0; i < kept; i++)
-      if (const int b = int(threadIdx.x) + i * threads; b < blocks) visit(b, c_kept[i], sum_kept[i]);
-    for (int b = int(threadIdx.x) + chunk; b < blocks; b += threads) visit(b, __ldcg(centres + b), __ldcg(sums + b));
+      if (const int b = int(threadIdx.x) + i * block_threads; b < blocks) visit(b, c_kept[i], i);
+    for (int b = int(threadIdx.x) + chunk; b < blocks; b += block_threads) visit(b, __ldcg(centres + b), -1);
   };
-
-  if (s.automatic) score_always(m, s, view, h);
   // A block before the last without all its codes was never appended: nobody knows what is in it.
   int uncoded = 0;
-  double highest = -INFINITY, lowest = INFINITY;
-  float top = nothing;
-  for_blocks([&](int b, double c, float2 sum) {
-    highest = fmax(highest, c), lowest = fmin(lowest, c);
-    top = fmaxf(top, sum.x);
-    uncoded |= b + 1 < blocks && s.codes.coded[s.codes.place(s.k, view.sequence, b)] != block_tokens;
-  });
-  highest = of_warp(highest, Max()), lowest = of_warp(lowest, Min()), top = of_warp(top, Max());
-  if (lane == 0) m.highest[warp] = highest, m.lowest[warp] = lowest, m.top[warp] = top;
+  if (!of_blocks) {
+    if (s.automatic) score_always(m, s, view, h);
+  } else {
+    float2 sum_kept[kept];
+#pragma unroll
+    for (int i = 0; i < kept; i++) {
+      const int b = min(int(threadIdx.x) + i * block_threads, blocks - 1);
+      c_kept[i] = __ldcg(centres + b), sum_kept[i] = __ldcg(sums + b), maxima[i] = __ldcg(x.maxima + b);
+    }
+    float top = nothing, estimated = 0;
+    const auto add = [&](float2 sum) {
+      if (sum.x > top) estimated *= exp2f(top - sum.x), top = sum.x;
+      estimated = fmaf(sum.y, exp2f(sum.x - top), estimated);
+    };
+    for_centres([&](int b, double c, int i) {
+      highest = fmax(highest, c), lowest = fmin(lowest, c);
+      uncoded |= b + 1 < blocks && s.codes.coded[s.codes.place(s.k, view.sequence, b)] != block_tokens;
+      if (i < 0) add(__ldcg(sums + b));
+    });
+#pragma unroll
+    for (int i = 0; i < kept; i++)
+      if (int(threadIdx.x) + i * block_threads < blocks) add(sum_kept[i]);
+    const float of_all = of_warp(top, Max());
+    estimated = sum_of_warp(estimated * exp2f(top - of_all));
+    highest = of_warp(highest, Max()), lowest = of_warp(lowest, Min());
+    if (lane == 0) m.highest[warp] = highest, m.lowest[warp] = lowest, m.top[warp] = of_all, m.estimated[warp] = estimated;
+  }
   uncoded = __syncthreads_or(uncoded);
   if (uncoded != 0 || (s.max_noise > 0 && head.noise > s.max_noise)) {
     if (threadIdx.x == 0) {
@@ -403,7 +502,10 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
     }
     return;
   }
-  highest = of_warps(m.highest, Max()), lowest = of_warps(m.lowest, Min()), top = of_warps(m.top, Max());
+  highest = of_warps(m.highest, Max()), lowest = of_warps(m.lowest, Min());
+  const float top = of_warps(m.top, Max());
+  const float estimated =
+      sum_of_warp(lane < block_warps ? m.estimated[lane % block_warps] * exp2f(m.top[lane % block_warps] - top) : 0.0f);
   double unit = head.unit;
   if (!(unit > 0)) {
     double rounding = 0;
@@ -414,86 +516,77 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   }
   if (!(unit > 0)) unit = flat_unit;
   const double scale = s.scale;
+  head.unit = scale * unit;
   head.highest = scale * highest;
   head.top = top;
   head.softcap = s.softcap;
   const bool anew = s.slopes != nullptr || (lowest - highest) / unit < lowest_centre;
-  const double inverse = 1 / unit;
-  float estimated = 0;
-  for_blocks([&](int b, double c, float2 sum) {
-    offsets[b] = int16_t(offset_of(c - highest, unit, inverse));
-    s.bases[at + b] = s.softcap > 0 ? float(c * scale) : float(c * scale * double(log2e) - double(top));
-    estimated += sum.y * exp2f(sum.x - top);
-  });
-  estimated = of_warp(estimated, Sum());
-  if (lane == 0) m.estimated[warp] = estimated;
-  head.unit = scale * unit;
-  __syncthreads();
-  estimated = of_warps(m.estimated, Sum());
+  if (of_blocks) {
+    const double inverse = 1 / unit;
+    for_centres([&](int b, double c, int i) {
+      const int offset = offset_of(c - highest, unit, inverse);
+      x.offsets[b] = int16_t(offset);
+      s.bases[at + b] = s.softcap > 0 ? float(c * scale) : float(c * scale * double(log2e) - double(top));
+#pragma unroll
+      for (int k = 0; k < kept; k++)
+        if (k == i) maxima[k] += offset;
+    });
+  }
   if (anew) {
+    __syncthreads();
     rescale(m, s, view, h, centres, x, head);
     __syncthreads();
-    for (int b = threadIdx.x; b < blocks; b += threads) {
-      offsets[b] = 0;
-      s.bases[at + b] = 0;
-    }
-    __syncthreads();
+    if (of_blocks)
+      for_centres([&](int b, double, int i) {
+        x.offsets[b] = 0;
+        s.bases[at + b] = 0;
+#pragma unroll
+        for (int k = 0; k < kept; k++)
+          if (k == i) maxima[k] = x.maxima[b];
+      });
   }
   head.unit2 = float(head.unit * double(log2e));
   head.reading = reads_list;
   head.low_top = always_score;
 
-  const Chooser chooser{m, s, x, head, s.marks + at, sums, !anew};
+  const Chooser chooser{m, x, s.marks + at, maxima};
   const int sinks = min(s.sinks, view.tokens), always = sinks + view.tokens - max(view.estimated, sinks);
-  const float log_estimated = (top + log2f(estimated)) * ln2;
+  if (!s.automatic) {
+    __syncthreads();
+    if (s.budget > always)
+      mark_top(chooser, s.budget - always, &head.bound);
+    else
+      mark<true>(chooser, always_score, always_score, always_score, false);
+    if (threadIdx.x == 0) result = head;
+    return;
+  }
   if (warp == 0) {
-    if (s.automatic) {
-      const float of_always = log_of_always(m);
-      float total = fmaxf(log_estimated, of_always);
-      if (estimated > 0 && of_always > -INFINITY) total += log1pf(expf(-fabsf(log_estimated - of_always)));
-      const float least = logf(float(s.share)) + total - sqrtf(head.noise);
-      m.bound = score_reaching(head, least);
-      m.lower = score_reaching(head, least + logf(float(hidden_rows_share)));
-    } else {
-      // No more than 2 k tokens weigh as much as that part of all.
-      m.bound = estimated > 0 ? score_reaching(head, log_estimated - logf(2.0f * float(max(1, s.budget - always))))
-                              : hidden_score + 1;
-    }
+    const float log_estimated = (top + log2f(estimated)) * ln2, of_always = log_of_always(m);
+    float total = fmaxf(log_estimated, of_always);
+    if (estimated > 0 && of_always > -INFINITY) total += log1pf(expf(-fabsf(log_estimated - of_always)));
+    const float least = logf(float(s.share)) + total - sqrtf(head.noise);
+    const int bound = score_reaching(head, least);
+    m.bound = bound;
+    m.lower = score_reaching(head, least + logf(float(hidden_rows_share)));
+    m.low_top = low_top_of(head, bound);
   }
   __syncthreads();
-  int bound = m.bound;
-  if (!s.automatic) {
-    if (s.budget > always)
-      mark_top(chooser, s.budget - always, &bound, mark(chooser, bound, bound));
-    else
-      mark(chooser, always_score, always_score);
-    head.bound = bound;
-  } else {
-    Marked marked = mark(chooser, bound, m.lower);
-    const int most = int(most_listed(view.tokens));
-    if (marked.count < fewest_listed)
-      marked = mark_top(chooser, fewest_listed, &bound, marked);
-    else if (marked.count > most)  // by one bound for all
-      marked = mark_top(chooser, most, &bound, mark(chooser, bound, bound));
-    head.bound = bound;
-    // The low ones weigh at most twice the least; when these are few, all are low.
-    if (marked.count > 0 && marked.least < always_score) {
-      const double limit = capped(head.unit * marked.least + head.highest, head.softcap) + double(ln2), cap = head.softcap;
-      double units = always_score;
-      if (cap == 0)
-        units = (limit - head.highest) / head.unit;
-      else if (limit < cap)
-        units = (cap * atanh(limit / cap) - head.highest) / head.unit;
-      const int low_top = int(fmin(floor(units + 1e-6), double(always_score)));
-      int low = 0;
-      for (int i = threadIdx.x; i < bins; i += threads)
-        if (i == bins - 1 ? low_top - marked.base >= i : i <= low_top - marked.base) low += m.above[i];
-      low = of_warp(low, Sum());
-      if (lane == 0) m.counted[0][warp] = low;
-      __syncthreads();
-      if (of_warps(m.counted[0], Sum()) >= enough_low) head.low_top = low_top;
-    }
+  head.bound = m.bound;
+  int low_top = m.low_top;
+  Marked marked = mark<true>(chooser, head.bound, m.lower, low_top, false);
+  const int most = int(most_listed(view.tokens));
+  if (marked.count < fewest_listed || marked.count > most) {
+    marked = mark_top(chooser, marked.count > most ? most : int(fewest_listed), &head.bound);
+    marked.low = 0;
   }
+  // The low ones weigh at most twice the least; when these are few, all are low. From the bound on they are not more.
+  if (marked.count > 0 && marked.least < always_score) {
+    const int enough = marked.low;
+    low_top = low_top_of(head, marked.least);
+    const bool are = enough >= enough_low || mark<false>(chooser, head.bound, head.bound, low_top, false).low >= enough_low;
+    if (are) head.low_top = low_top;
+  }
+  head.low_log2 = float(capped(head.unit * head.bound + head.highest, head.softcap) * double(log2e));
   if (threadIdx.x == 0) result = head;
 }
 

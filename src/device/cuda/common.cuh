@@ -55,10 +55,20 @@ struct Kind {
   }
 };
 
+// What a scan has to know of all deviations of a sequence's first blocks: the reference, which is the largest but at most 16
+// times the median to a power of two; and the sum of squares, none above the reference's, in units of spread_one a square of
+// the reference.
+struct Spread {
+  float reference;
+  unsigned long long squares;
+};
+inline constexpr double spread_one = 4294967296.0;
+
 // A cache's codes, and where a sequence's blocks are among them.
 struct Codes {
   Kind words, centre, centre_scale, sigma, mean, mean_scale;
   uint8_t* coded;    // [places] rows of a block that its codes are made of
+  Spread* spreads;   // [places, kv_heads] of a sequence's blocks up to this one
   int64_t* lengths;  // [sequences]
   int64_t blocks;    // of a sequence
   bool by_page;
@@ -93,6 +103,7 @@ struct Head {
   float noise;
   float largest, rms;  // of the rotated query
   int bound, low_top;  // the head lists tokens from this score on; of these the low ones are up to that
+  float low_log2;      // log2 of the weight at the bound
   int reading;
 };
 
@@ -123,6 +134,7 @@ struct Step {
   int16_t* scores;   // [max_blocks, 64] S less C of its block; hidden where there is no estimate
   float2* sums;      // [max_blocks] sum of estimated weights, relative to a log2: {log2, sum}
   double* centres;   // [max_blocks] c_b
+  int16_t* maxima;   // [max_blocks] the highest of a block's scores
   int16_t* offsets;  // [max_blocks] C_b
   float* bases;      // [max_blocks] what a score of 0 stands for
   uint64_t* marks;   // [max_blocks] tokens that the head lists
@@ -305,7 +317,7 @@ struct Appended {
   int64_t rows, first, sequence;
   const int64_t *sequences, *lengths;
   Table k, v;
-  int* tickets;  // [batch] blocks of threads that are through; 0 between launches
+  int* tickets;  // [batch, 1 + kv_heads] blocks of threads that are through, of all and of each head's; 0 between launches
 };
 
 cudaError_t launch_append(const Codes& codes, const Appended& a, cudaStream_t stream);

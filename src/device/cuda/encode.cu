@@ -1,5 +1,7 @@
 // Stages 1 and 2: rows of K and V to codes and means. A block of threads makes one block's codes of one KV head, in the
 // order of operations that docs/codes.md states, so that the bits are the CPU's.
+#include <climits>
+
 #include "device/cuda/common.cuh"
 
 namespace adamas::cuda {
@@ -37,6 +39,12 @@ __device__ Change change_of(const Codes& codes, const Appended& a, int entry) {
 __device__ int wanted_rows(const Change& c, int64_t block, int open_rows) {
   const int64_t rows = c.length - block * block_tokens;
   return int(rows >= block_tokens ? block_tokens : rows < open_rows ? rows : rows / open_rows * open_rows);
+}
+
+// Whether a block's codes are made anew.
+__device__ bool is_changed(const Codes& codes, const Appended& a, const Change& c, int64_t block) {
+  const int count = wanted_rows(c, block, a.open_rows);
+  return c.first < block * block_tokens + count || codes.coded[codes.place(a.k, c.sequence, block)] != count;
 }
 
 __device__ float block_max(float x) {
@@ -87,20 +95,87 @@ __device__ void load_rows(const Table& rows, const Appended& a, const Change& c,
   }
 }
 
+// The reference deviation of blocks [0, b], for all b from `from` on: the largest, but at most 16 times the median to a power
+// of two. Counts of their exponents are kept from one block to the next. The squares are whole numbers, so that their sum
+// does not depend on how rows came. All threads of a block call it.
+__device__ void refer(const Codes& codes, const Appended& a, const Change& c, int head, int64_t from, int64_t end) {
+  __shared__ int histogram[256];
+  __shared__ float largest, reference;
+  __shared__ unsigned long long of_warp[warps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const auto sigma_of = [&](int64_t b) { return __ldcg(codes.sigma.at<float>(codes.place(a.k, c.sequence, b), head)); };
+  const auto exponent_of = [](float sigma) { return int(__float_as_uint(sigma) >> 23); };
+  for (int i = threadIdx.x; i < 256; i += threads) histogram[i] = 0;
+  __syncthreads();
+  float most = 0;
+  for (int64_t b = threadIdx.x; b < from; b += threads) {
+    const float sigma = sigma_of(b);
+    most = fmaxf(most, sigma);
+    if (sigma > 0) atomicAdd(&histogram[exponent_of(sigma)], 1);
+  }
+  most = block_max(most);
+  if (threadIdx.x == 0) largest = most, reference = 0;
+  unsigned long long sum = 0;
+  for (int64_t b = from; b < end; b++) {
+    __syncthreads();
+    const float own = sigma_of(b), before = reference;
+    if (threadIdx.x == 0) {
+      largest = fmaxf(largest, own);
+      if (own > 0) histogram[exponent_of(own)]++;
+    }
+    __syncthreads();
+    if (warp == 0) {
+      int counts[8], mine = 0;
+      for (int i = 0; i < 8; i++) mine += counts[i] = histogram[8 * lane + i];
+      int below = mine;
+      for (int o = 1; o < 32; o *= 2) {
+        const int v = __shfl_up_sync(~0u, below, o);
+        if (lane >= o) below += v;
+      }
+      const int all = __shfl_sync(~0u, below, 31), wanted = (all + 1) / 2;
+      below -= mine;
+      int median = -1;
+      if (below < wanted && below + mine >= wanted)
+        for (int i = 0; i < 8 && median < 0; i++)
+          if ((below += counts[i]) >= wanted) median = 8 * lane + i;
+      median = __reduce_max_sync(~0u, median);
+      if (lane == 0) reference = all == 0 ? 0.0f : fminf(largest, ldexpf(1.0f, min(median - 127 + 4, 127)));
+    }
+    __syncthreads();
+    const float now = reference;
+    const auto square = [&](float sigma) -> unsigned long long {
+      const double part = now > 0 ? fmin(double(sigma), double(now)) / double(now) : 0.0;
+      return __double2ull_rn(part * part * spread_one);
+    };
+    if (b == from || now != before) {
+      sum = 0;
+      for (int64_t i = threadIdx.x; i <= b; i += threads) sum += square(sigma_of(i));
+      sum = sum_of_warp(sum);
+      if (lane == 0) of_warp[warp] = sum;
+      __syncthreads();
+      sum = 0;
+      for (int i = 0; i < warps; i++) sum += of_warp[i];
+    } else {
+      sum += square(own);
+    }
+    if (threadIdx.x == 0) codes.spreads[codes.place(a.k, c.sequence, b) * a.kv_heads + head] = {now, sum};
+  }
+}
+
 template <int parts>
 __global__ void __launch_bounds__(threads) encode(Codes codes, Appended a) {
   extern __shared__ float x[];  // [64, head_dim]
   __shared__ float centre[32 * parts], squares[32 * parts];
   __shared__ float threshold;
   __shared__ bool last;
+  __shared__ int from;
   const int head = blockIdx.y % a.kv_heads, entry = blockIdx.z;
   const bool values = blockIdx.y >= unsigned(a.kv_heads);
   const Change c = change_of(codes, a, entry);
   for (int64_t block = c.first_block + blockIdx.x; block < c.last_block; block += gridDim.x) {
     const int64_t place = codes.place(a.k, c.sequence, block);
     const int count = wanted_rows(c, block, a.open_rows);
-    const bool changed = c.first < block * block_tokens + count && (!a.one || a.first < block * block_tokens + count);
-    if (!changed && codes.coded[place] == count) continue;
+    if (!is_changed(codes, a, c, block)) continue;
     const int skipped = block == 0 && count > 4 ? 4 : 0;
     __syncthreads();
     if (values) {
@@ -151,20 +226,33 @@ __global__ void __launch_bounds__(threads) encode(Codes codes, Appended a) {
       }
     }
   }
-  // The last of a sequence's blocks of threads notes what has codes now: the others look at what had.
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(a.tickets + entry, 1) == int(gridDim.x * gridDim.y) - 1;
+  // The last of a head's blocks of threads sees to its reference deviation, and the last of all notes what has codes now:
+  // until then the others look at what had.
+  const auto is_last = [&](int* ticket, unsigned of) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      last = atomicAdd(ticket, 1) == int(of) - 1;
+      if (last) *ticket = 0;
+      __threadfence();
+    }
+    __syncthreads();
+    return last;
+  };
+  int* tickets = a.tickets + int64_t(entry) * (a.kv_heads + 1);
+  if (!values) {
+    if (!is_last(tickets + 1 + head, gridDim.x)) return;
+    if (threadIdx.x == 0) from = INT_MAX;
+    __syncthreads();
+    for (int64_t block = c.first_block + threadIdx.x; block < c.last_block; block += threads)
+      if (is_changed(codes, a, c, block)) atomicMin(&from, int(block));
+    __syncthreads();
+    if (from < c.last_block) refer(codes, a, c, head, from, c.last_block);
   }
-  __syncthreads();
-  if (!last) return;
+  if (!is_last(tickets, a.kv_heads + (a.means ? gridDim.x * a.kv_heads : 0))) return;
   for (int64_t block = c.first_block + threadIdx.x; block < c.last_block; block += threads)
     codes.coded[codes.place(a.k, c.sequence, block)] = uint8_t(wanted_rows(c, block, a.open_rows));
-  if (threadIdx.x == 0) {
-    a.tickets[entry] = 0;
-    if (!codes.by_page) codes.lengths[c.sequence] = c.length;
-  }
+  if (threadIdx.x == 0 && !codes.by_page) codes.lengths[c.sequence] = c.length;
 }
 
 template <int parts>

@@ -109,7 +109,9 @@ class DeviceCache final : public Cache {
     codes_.by_page = params.by_page != 0;
     means_ = has_rest(config);
     const auto kinds = kept_kinds();
-    int64_t total = up(pool) + up(params.sequences * int64_t(sizeof(int64_t))) + up(params.sequences * int64_t(sizeof(int)));
+    const int64_t spreads = product(pool, params.kv_heads * int64_t(sizeof(Spread))),
+                  tickets = params.sequences * (1 + params.kv_heads) * int64_t(sizeof(int));
+    int64_t total = up(pool) + up(params.sequences * int64_t(sizeof(int64_t))) + up(spreads) + up(tickets);
     for (const auto& k : kinds) total += params.memory != nullptr ? 0 : up(k.bytes * pool) * params.kv_heads;
     if (Status status = allocate(total, memory_); !status.ok()) return status;
     bytes_ = total;
@@ -117,7 +119,8 @@ class DeviceCache final : public Cache {
     const auto take = [&](int64_t bytes) { return std::exchange(next, next + up(bytes)); };
     codes_.coded = reinterpret_cast<uint8_t*>(take(pool));
     codes_.lengths = reinterpret_cast<int64_t*>(take(params.sequences * int64_t(sizeof(int64_t))));
-    tickets_ = reinterpret_cast<int*>(take(params.sequences * int64_t(sizeof(int))));
+    codes_.spreads = reinterpret_cast<Spread*>(take(spreads));
+    tickets_ = reinterpret_cast<int*>(take(tickets));
     for (const auto& k : kinds) {
       if (k.bytes == 0) continue;
       Kind& kind = codes_.*k.kind;
@@ -188,6 +191,9 @@ class DeviceCache final : public Cache {
                     "share");
       }
     }
+    ADAMAS_CUDA(cudaMemcpyAsync(codes_.spreads + target * params.kv_heads, codes_.spreads + source * params.kv_heads,
+                                size_t(blocks * params.kv_heads) * sizeof(Spread), cudaMemcpyDeviceToDevice, nullptr),
+                "share");
     cut<<<16, 256>>>(codes_, to, 1, length);
     ADAMAS_CUDA(
         cudaMemcpyAsync(codes_.coded + target, codes_.coded + source, size_t(blocks), cudaMemcpyDeviceToDevice, nullptr),
@@ -289,7 +295,8 @@ class DevicePlan final : public Plan {
     s.automatic = has_rest(config);
     s.passes = (group + 7) / 8;
     const bool own_lists = config.policy == ADAMAS_POLICY_ADAMAS && !s.automatic;
-    s.lists = own_lists ? params.q_heads : params.kv_heads * s.passes;
+    const int at_once = s.automatic ? 4 : 8;  // heads that one kernel attends to
+    s.lists = own_lists ? params.q_heads : params.kv_heads * ((group + at_once - 1) / at_once);
     s.slices = slices_of(s.max_blocks, s.lists);
     s.budget = int(budget_of(config));
     s.sinks = int(config.sinks < params.max_tokens ? config.sinks : params.max_tokens);
@@ -415,6 +422,7 @@ class DevicePlan final : public Plan {
     if (config.policy != ADAMAS_POLICY_ADAMAS) return size_t(next);
     take(s.sums, blocks);
     take(s.centres, blocks);
+    take(s.maxima, blocks);
     take(s.offsets, blocks);
     take(s.bases, blocks);
     take(s.marks, blocks);

@@ -75,51 +75,6 @@ __device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W>& to
   }
 }
 
-// The largest sigma, but at most 16 times the median to a power of two; over [0, blocks).
-constexpr int kept = 4;  // of which a thread keeps what it read
-template <class Sigma>
-__device__ float reference_sigma(int blocks, const float (&sigmas)[kept], Sigma&& sigma_of) {
-  __shared__ int histogram[256];
-  __shared__ float largest[warps], reference;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  histogram[threadIdx.x] = 0;
-  __syncthreads();
-  float most = 0;
-  const auto count = [&](float sigma) {
-    most = fmaxf(most, sigma);
-    const int exponent = sigma > 0 ? int(__float_as_uint(sigma) >> 23) : -1;
-    const unsigned same = __match_any_sync(~0u, exponent);
-    if (exponent >= 0 && lane == __ffs(same) - 1) atomicAdd(&histogram[exponent], __popc(same));
-  };
-#pragma unroll
-  for (int i = 0; i < kept; i++)
-    if (i * threads < blocks) count(sigmas[i]);
-  for (int base = kept * threads; base < blocks; base += threads)
-    count(base + int(threadIdx.x) < blocks ? sigma_of(base + threadIdx.x) : 0.0f);
-  most = max_of_warp(most);
-  if (lane == 0) largest[warp] = most;
-  __syncthreads();
-  if (warp == 0) {
-    int own = 0;
-    for (int i = 0; i < 8; i++) own += histogram[8 * lane + i];
-    int below = own;
-    for (int o = 1; o < 32; o *= 2) {
-      const int v = __shfl_up_sync(~0u, below, o);
-      if (lane >= o) below += v;
-    }
-    const int all = __shfl_sync(~0u, below, 31), wanted = (all + 1) / 2;
-    below -= own;
-    int median = -1;
-    if (below < wanted && below + own >= wanted)
-      for (median = 8 * lane; (below += histogram[median]) < wanted;) median++;
-    for (int o = 16; o > 0; o /= 2) median = max(median, __shfl_xor_sync(~0u, median, o));
-    for (int i = 0; i < warps; i++) most = fmaxf(most, largest[i]);
-    if (lane == 0) reference = all == 0 ? 0.0f : fminf(most, ldexpf(1.0f, min(median - 127 + 4, 127)));
-  }
-  __syncthreads();
-  return reference;
-}
-
 template <int W, int G>
 struct Shared {
   static constexpr int stages = W == 4 ? 2 : W == 3 ? 3 : 4, block_words = 64 * W;  // of 16 bytes
@@ -181,13 +136,10 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     __syncthreads();
   }
   const auto place = [&](int b) { return s.codes.by_page ? m.places[b - first] : in_line + b; };
-  const auto sigma_at = [&](int block) {
-    return __ldg(s.codes.sigma.at<float>(s.codes.place(s.k, view.sequence, block), g));
-  };
-  float sigmas[kept];
-#pragma unroll
-  for (int i = 0; i < kept; i++) sigmas[i] = sigma_at(min(blocks - 1, i * threads + int(threadIdx.x)));
   find_estimated(s, view);
+  Spread spread{};
+  if (view.coded_blocks > 0)
+    spread = s.codes.spreads[s.codes.place(s.k, view.sequence, view.coded_blocks - 1) * s.kv_heads + g];
   Centres<W> centres;
   centres.load(s, g, first + 16 * warp, last, place);
   const auto copy = [&](int b, int stage) {
@@ -205,33 +157,16 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
 
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
   prepare_queries<W>(s, y, m.queries);
-#pragma unroll
-  for (int i = 0; i < kept; i++)
-    if (i * threads + int(threadIdx.x) >= view.coded_blocks) sigmas[i] = 0;
-  const auto coded_sigma_at = [&](int block) { return block < view.coded_blocks ? sigma_at(block) : 0.0f; };
-  const float reference = reference_sigma(blocks, sigmas, coded_sigma_at);  // its barriers are the queries', too
-
-  if (blockIdx.x == 0) {  // for `choose`
-    __shared__ double squares[warps];
-    double sum = 0;
-    const auto add = [&](float sigma) { sum += double(fminf(sigma, reference)) * fminf(sigma, reference); };
-#pragma unroll
-    for (int i = 0; i < kept; i++) add(sigmas[i]);
-    for (int i = kept * threads + threadIdx.x; i < blocks; i += threads) add(coded_sigma_at(i));
-    sum = sum_of_warp(sum);
-    if (lane == 0) squares[warp] = sum;
-    __syncthreads();
-    if (threadIdx.x < heads) {
-      sum = 0;
-      for (int i = 0; i < warps; i++) sum += squares[i];
-      const int h = threadIdx.x;
-      Head& head = s.heads[row * s.q_heads + first_head + h];
-      head.largest = m.queries.largest[h];
-      head.rms = m.queries.rms[h];
-      head.unit = double(head.largest) / query_levels * double(level_sigmas) * double(reference);
-      const double rms = head.rms, scale = s.scale;
-      head.noise = float(distortion * (rms * rms * s.head_dim) * (sum / blocks) * scale * scale);
-    }
+  const float reference = spread.reference;
+  __syncthreads();
+  if (blockIdx.x == 0 && int(threadIdx.x) < heads) {  // for `choose`
+    const int h = threadIdx.x;
+    Head& head = s.heads[row * s.q_heads + first_head + h];
+    head.largest = m.queries.largest[h];
+    head.rms = m.queries.rms[h];
+    head.unit = double(head.largest) / query_levels * double(level_sigmas) * double(reference);
+    const double rms = head.rms, scale = s.scale, squares = double(spread.squares) / spread_one * reference * reference;
+    head.noise = float(distortion * (rms * rms * s.head_dim) * (squares / blocks) * scale * scale);
   }
 
   // Centres: products of 16-bit numbers as four of bytes, for 16 blocks of a warp at a time.
@@ -335,6 +270,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     const int weight = m.weights[b - first], b64 = b * block_tokens;
     const bool whole = b64 >= s.sinks && b64 + block_tokens <= view.estimated;
     float sum[columns];
+    int highest[columns];
 #pragma unroll
     for (int k = 0; k < columns; k++) {
       int v[2 * rounds], most = hidden_score;
@@ -350,6 +286,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
           v[2 * r + half] = score;
           most = max(most, score);
         }
+      highest[k] = most;
       if (head[k] < heads) {
         uint32_t* to = reinterpret_cast<uint32_t*>(s.scores + (s.blocks_at(row, first_head + head[k]) + b) * block_tokens) +
                        tile[k] * 8 + r8;
@@ -391,13 +328,19 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
         for (int i = 0; i < 2 * rounds; i++) sum[k] += v[i] == hidden_score ? 0.0f : exp2_fast(logs[i] - top[k]);
       }
     }
+    unsigned both = __byte_perm(highest[0], highest[columns - 1], 0x5410);
+#pragma unroll
+    for (int o = G <= 4 ? (G == 1 ? 1 : 2) : 4; o < 32; o *= 2) {
+      both = __vmaxs2(both, __shfl_xor_sync(~0u, both, o));
+#pragma unroll
+      for (int k = 0; k < columns; k++) sum[k] += __shfl_xor_sync(~0u, sum[k], o);
+    }
 #pragma unroll
     for (int k = 0; k < columns; k++) {
-      for (int o = 4; o < 32; o *= 2) sum[k] += __shfl_xor_sync(~0u, sum[k], o);
-      if (G <= 2) sum[k] += __shfl_xor_sync(~0u, sum[k], 1);
-      if (G <= 4) sum[k] += __shfl_xor_sync(~0u, sum[k], 2);
-      if (r8 == k && tile[k] == 0 && head[k] < heads)
-        s.sums[s.blocks_at(row, first_head + head[k]) + b] = make_float2(top[k], sum[k]);
+      if (r8 != k || tile[k] != 0 || head[k] >= heads) continue;
+      const int64_t of = s.blocks_at(row, first_head + head[k]) + b;
+      s.sums[of] = make_float2(top[k], sum[k]);
+      s.maxima[of] = int16_t(both >> 16 * k);
     }
   }
 }
