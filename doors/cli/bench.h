@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "eval/cases.h"
+#include "kernel/measure.h"
 
 namespace cli {
 
@@ -20,11 +21,15 @@ struct BenchOptions {
   std::string plot;                         // an SVG file; empty: none
   std::vector<std::string> settings_files;  // which the cases are made of
   bool kernel = false;
-  std::vector<std::string> shapes;  // of --kernel: "9/3x64"
+  std::vector<std::string> shapes;         // of --kernel: "9/3x64"
+  std::string device = "cpu";              // of --kernel: where the step runs
+  std::vector<std::int64_t> batches = {1};  // of a GPU: sequences of a step
 };
 
 // `cases`: full_case() first.
 int bench(BenchOptions options, const std::vector<Case>& cases);
 int bench_kernel(BenchOptions options, const std::vector<Case>& cases);
+int bench_gpu(const BenchOptions& options, const std::vector<kernel::Shape>& shapes,
+              const std::vector<kernel::Setting>& settings);
 
 }  // namespace cli

@@ -51,8 +51,11 @@ std::vector<Setting> settings_of(const std::vector<Case>& cases) {
 
 int bench_kernel(BenchOptions options, const std::vector<Case>& cases) {
   if (options.depths.empty()) options.depths = {8192, 32768, 131072};
-  if (options.repeat == 0) options.repeat = 30;
-  if (options.shapes.empty()) options.shapes = {"9/3x64", "12/2x128", "32/32x128", "32/8x128"};
+  const bool gpu = options.device == "cuda";
+  if (options.repeat == 0) options.repeat = gpu ? 11 : 30;
+  if (options.shapes.empty())
+    options.shapes = gpu ? std::vector<std::string>{"32/32x128", "32/8x128"}
+                         : std::vector<std::string>{"9/3x64", "12/2x128", "32/32x128", "32/8x128"};
   const std::vector<Setting> settings = settings_of(cases);
   std::vector<Shape> shapes;
   for (const std::string& shape : options.shapes) shapes.push_back(parse_shape(shape));
@@ -62,6 +65,7 @@ int bench_kernel(BenchOptions options, const std::vector<Case>& cases) {
         throw Failure(exit_usage, fmt::format("bench: --depth {}: with --kernel and a budget of {} at least {} tokens",
                                               tokens, setting.config.budget, fewest));
   require_outputs("bench", options.settings_files, {{"--plot", options.plot}});
+  if (gpu) return bench_gpu(options, shapes, settings);
 
   std::vector<Place> places;
   Json left_out = Json::array();

@@ -41,7 +41,8 @@ Runs llama-bench at each depth, without the back end and with each setting in tu
 second of decoding and the ratio. A list of values of a setting is so many cases.
 
 --kernel needs no model: it times every stage of a step of one attention layer, and what bytes it reads, beside
-dense attention, our own and ggml's. A shape is query heads, KV heads and head_dim.
+dense attention, our own and ggml's. A shape is query heads, KV heads and head_dim. With --device cuda a step
+runs on a GPU, beside our dense kernel and, where python3 has them, PyTorch's and FlashInfer's.
 )";
 
 constexpr const char* settings_details = R"(
@@ -188,6 +189,18 @@ int dispatch(int argc, char** argv) {
       ->allow_extra_args(false)
       ->needs(bench_kernel_flag)
       ->type_name("Q/KVxDIM");
+  CLI::Option* bench_device = bench_command
+                                  ->add_option("--device", bench_options.device,
+                                               "Where a step runs, with --kernel: cpu or cuda (cpu)")
+                                  ->check(CLI::IsMember({"cpu", "cuda"}).description(""))
+                                  ->needs(bench_kernel_flag)
+                                  ->type_name("DEVICE");
+  bench_command->add_option("--batch", bench_options.batches, "Sequences of a step, on a GPU (1)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{4096}).description(""))
+      ->needs(bench_device)
+      ->type_name("LIST");
   bench_command
       ->add_option("--depth", bench_options.depths,
                    "Tokens of context at which is measured (0,512,8192; with --kernel 8192,32768,131072)")
