@@ -29,7 +29,7 @@ enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, s
 __device__ float weight_of(const Head& head, float base, int score) {
   if (head.softcap == 0) return fmaf(float(score), head.unit2, base);
   const float x = fmaf(float(score), float(head.unit), base);
-  return fmaf(head.softcap * tanhf(x / head.softcap), log2e, -head.top);
+  return fmaf(soft_capped(x, head.softcap), log2e, -head.top);
 }
 
 #define ADAMAS_MMA(type, name)                                                                                      \

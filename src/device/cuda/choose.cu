@@ -8,11 +8,11 @@
 namespace adamas::cuda {
 namespace {
 
-constexpr int block_warps = 16, always_warps = 8, warps = block_warps + always_warps, threads = 32 * warps;
+constexpr int block_warps = 8, always_warps = 4, warps = block_warps + always_warps, threads = 32 * warps;
 constexpr int block_threads = 32 * block_warps;
-constexpr int groups = threads / 8;          // eight lanes have a block's 64 scores
-constexpr int kept = 4;                      // blocks of which a thread keeps what it read
-constexpr int chunk = kept * block_threads;  // blocks that are looked through at a time
+constexpr int groups = threads / 8;  // eight lanes have a block's 64 scores
+constexpr int kept = 4;              // blocks of which a thread keeps what it read
+constexpr int chunk = 2048;          // blocks that are looked through at a time
 constexpr int most_candidates = 4096;        // for a rank; of more it is found the slow way
 
 using Scan = cub::BlockScan<int, threads>;
@@ -23,6 +23,8 @@ struct Shared {
   float always_max[always_warps], always_sum[always_warps];
   double highest[block_warps], lowest[block_warps], result[warps];
   float top[block_warps], estimated[block_warps];
+  double c_max, c_min;
+  float of_all, sum_of_all;
   int counted[3][warps];
   int counts[32];
   union {
@@ -31,7 +33,8 @@ struct Shared {
   };
   int candidate_count, digit, left;
   int bound, lower, low_top;
-  uint32_t reaching[chunk];  // blocks that may have a score to mark: C_b, and which one from the chunk's first on
+  int16_t maxima[chunk];     // of the first blocks: the highest score
+  uint32_t reaching[chunk];  // blocks that have a score to mark: C_b, and which one from the chunk's first on
   int reaching_count;
 };
 
@@ -47,7 +50,6 @@ __device__ T of_warps(const T (&room)[count], Operation operation) {
   if (int(threadIdx.x % 32) >= count) x = operation.none(x);
   return of_warp(x, operation);
 }
-__device__ void sync_blocks() { asm volatile("bar.sync 1, %0;" ::"n"(block_threads) : "memory"); }
 struct Max {
   template <class T>
   __device__ T none(T any) const {
@@ -88,7 +90,22 @@ __device__ double of_all(Shared& m, double x, Operation operation) {
   return of_warps(m.result, operation);
 }
 
-__device__ double capped(double score, double softcap) { return softcap > 0 ? softcap * tanh(score / softcap) : score; }
+// What is rare stands apart: instructions that are jumped over have to be fetched, too.
+__device__ __noinline__ double capped_softly(double score, double softcap) { return softcap * tanh(score / softcap); }
+__device__ __noinline__ double uncapped(double capped, double softcap) {
+  return capped > -softcap ? softcap * atanh(fmin(capped / softcap, 1 - 1e-9)) : -INFINITY;
+}
+__device__ double capped(double score, double softcap) { return softcap > 0 ? capped_softly(score, softcap) : score; }
+
+// The largest of a warp's numbers, from which a rounded one mostly tells.
+__device__ double max_of_warp(double x) {
+  const float rounded = float(x);
+  const int bits = __float_as_int(rounded), ordered = bits ^ (bits >> 31 & 0x7FFFFFFF);
+  unsigned first = __ballot_sync(~0u, ordered == __reduce_max_sync(~0u, ordered));
+  double most = __shfl_sync(~0u, x, __ffs(first) - 1);
+  while (first &= first - 1) most = fmax(most, __shfl_sync(~0u, x, __ffs(first) - 1));
+  return most;
+}
 
 // One head: its scores, and what is known of its blocks.
 struct Scores {
@@ -173,16 +190,18 @@ __device__ float log_of_always(const Shared& m) {
 }
 
 // C_b, as a division gives it: by a multiplication, unless that is close to a half.
+__device__ __noinline__ int offset_by_division(double above, double unit) {
+  return int(rint(fmax(double(lowest_centre), above / unit)));
+}
 __device__ int offset_of(double above, double unit, double inverse) {
   const double quotient = fmax(double(lowest_centre), above * inverse), rounded = rint(quotient);
   if (fabs(fabs(quotient - rounded) - 0.5) > 1e-6) return int(rounded);
-  return int(rint(fmax(double(lowest_centre), above / unit)));
+  return offset_by_division(above, unit);
 }
 
 // The lowest score whose estimate reaches a logit.
 __device__ int score_reaching(const Head& e, double logit) {
-  const double cap = e.softcap;
-  if (cap > 0) logit = logit > -cap ? cap * atanh(fmin(logit / cap, 1 - 1e-9)) : -INFINITY;
+  if (e.softcap > 0) logit = uncapped(logit, e.softcap);
   const double units = ceil((logit - e.highest) / e.unit);
   return units > hidden_score + 1 ? int(fmin(units, always_score - 1.0)) : hidden_score + 1;
 }
@@ -194,12 +213,12 @@ __device__ int low_top_of(const Head& e, int score) {
   if (cap == 0)
     units = (limit - e.highest) / e.unit;
   else if (limit < cap)
-    units = (cap * atanh(limit / cap) - e.highest) / e.unit;
+    units = (uncapped(limit, cap) - e.highest) / e.unit;
   return int(fmin(floor(units + 1e-6), double(always_score)));
 }
 
 // Scores anew, relative to the highest estimate: list/rescale.h.
-__device__ void rescale(Shared& m, const Step& s, const View& view, int h, const double* centres, Scores& x, Head& head) {
+__device__ __noinline__ void rescale(Shared& m, const Step& s, const View& view, int h, const double* centres, Scores& x, Head& head) {
   const double origin = capped(head.highest, head.softcap), slope = s.slope(h), scale = s.scale;
   const auto estimate = [&](int b, int t, int score) {
     const int full = score + x.offsets[b];
@@ -235,7 +254,7 @@ __device__ void rescale(Shared& m, const Step& s, const View& view, int h, const
 }
 
 // The k-th highest score, of more than k: the slow way, through all of them, for scores that are far above each other.
-__device__ int find_score(Shared& m, const Scores& x, int k) {
+__device__ __noinline__ int find_score(Shared& m, const Scores& x, int k) {
   const auto count = [&](int prefix, bool low) {
     for (int i = threadIdx.x; i < warps * 256; i += threads) m.histogram[i / 256][i % 256] = 0;
     __syncthreads();
@@ -286,22 +305,13 @@ __device__ int find_rank(Shared& m, int k, Count&& count) {
   return least;
 }
 
-// What a head knows of itself while it chooses.
+// What is looked into while a head chooses.
 struct Chooser {
   Shared& m;
-  const Scores& x;
+  Scores x;
   uint64_t* marks;  // [blocks]
-  const int (&maxima)[kept];
 
-  // Calls visit(block, its highest score) for a thread's blocks.
-  template <class Visit>
-  __device__ void for_maxima(Visit&& visit) const {
-    if (threadIdx.x >= block_threads) return;
-#pragma unroll
-    for (int i = 0; i < kept; i++)
-      if (const int b = int(threadIdx.x) + i * block_threads; b < x.blocks) visit(b, maxima[i]);
-    for (int b = int(threadIdx.x) + chunk; b < x.blocks; b += block_threads) visit(b, x.maxima[b] + x.offsets[b]);
-  }
+  __device__ int highest_of(int b) const { return b < chunk ? m.maxima[b] : x.maxima[b]; }
 };
 
 // How many scores are marked; of those that reach the bound the least, and how many are not above `low_top`.
@@ -311,32 +321,31 @@ struct Marked {
 
 // Marks the scores from a bound on, `lower` in a block with hidden rows. Those that reach the bound are collected, if there
 // is room. Without `store` it only counts.
-template <bool store>
-__device__ Marked mark(const Chooser& c, int bound, int lower, int low_top, bool collect) {
+__device__ __noinline__ Marked mark(const Chooser& c, int bound, int lower, int low_top, bool collect, bool store) {
   Shared& m = c.m;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, eighth = lane % 8;
   int count = 0, least = always_score, low = 0;
-  if (threadIdx.x == 0) m.candidate_count = 0;
+  if (threadIdx.x == 0) m.candidate_count = m.reaching_count = 0;
+  __syncthreads();
+#pragma unroll 1
   for (int base = 0; base < c.x.blocks; base += chunk) {
-    if (threadIdx.x == 0) m.reaching_count = 0;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kept; i++) {
-      if (base + i * block_threads >= c.x.blocks || threadIdx.x >= block_threads) break;
-      const int b = base + i * block_threads + int(threadIdx.x);
-      const bool there = b < c.x.blocks;
-      const int offset = there ? c.x.offsets[b] : 0, highest = !there ? 0 : base == 0 ? c.maxima[i] : c.x.maxima[b] + offset;
-      const bool may = there && (highest >= bound || (b == c.x.hidden_block && lower < bound));
-      if (store && there && !may) c.marks[b] = 0;
+    const int end = min(c.x.blocks, base + chunk);
+#pragma unroll 1
+    for (int first = base + 32 * warp; first < end; first += threads) {
+      const int b = first + lane;
+      const bool may = b < end && (c.highest_of(b) >= bound || (b == c.x.hidden_block && lower < bound));
+      if (store && b < end && !may) c.marks[b] = 0;
       const unsigned all = __ballot_sync(~0u, may);
+      if (all == 0) continue;
       int at = 0;
-      if (lane == 0 && all != 0) at = atomicAdd(&m.reaching_count, __popc(all));
+      if (lane == 0) at = atomicAdd(&m.reaching_count, __popc(all));
       at = __shfl_sync(~0u, at, 0);
-      if (may) m.reaching[at + __popc(all & ((1u << lane) - 1))] = unsigned(offset) << 16 | unsigned(b - base);
+      if (may) m.reaching[at + __popc(all & ((1u << lane) - 1))] = unsigned(c.x.offsets[b]) << 16 | unsigned(b - base);
     }
     __syncthreads();
     constexpr int ahead = 4;
     const int reaching = m.reaching_count;
+#pragma unroll 1
     for (int first = int(threadIdx.x) / 8; first < reaching; first += ahead * groups) {
       uint4 eight[ahead];
       uint32_t of[ahead];
@@ -347,87 +356,86 @@ __device__ Marked mark(const Chooser& c, int bound, int lower, int low_top, bool
       }
 #pragma unroll
       for (int i = 0; i < ahead; i++) {
-        if (first + i * groups >= reaching) continue;
+        if (first + i * groups >= reaching) break;
         const int block = base + int(of[i] & 0xFFFF), offset = int16_t(of[i] >> 16);
-        // Two scores at a time: masks of those that reach a score.
-        const auto from = [&](int score) {
-          const int lowest = max(hidden_score + 1, min(always_score, score - offset));
-          return unsigned(lowest) & 0xFFFF | unsigned(lowest) << 16;
-        };
-        const unsigned own = from(bound), any = block == c.x.hidden_block ? from(min(lower, bound)) : own,
-                       above = from(low_top + 1);
-        const unsigned words[4] = {eight[i].x, eight[i].y, eight[i].z, eight[i].w};
-        unsigned bits = 0, owned = 0, high = 0, lowest = 0x7FFF7FFF;
+        const int own = max(hidden_score + 1, bound - offset), high = low_top - offset;
+        unsigned bits = 0, above = 0;
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const auto put = [&](unsigned reaches, unsigned& to) {
-            reaches &= 0x00020001u;
-            to |= ((reaches | reaches >> 16) & 3) << 2 * j;
-          };
-          const unsigned reaches = __vcmpges2(words[j], own);
-          put(reaches, owned);
-          put(__vcmpges2(words[j], any), bits);
-          put(__vcmpges2(words[j], above), high);
-          lowest = __vmins2(lowest, words[j] & reaches | 0x7FFF7FFF & ~reaches);
+        for (int j = 0; j < 8; j++) {
+          const int v = score_of(eight[i], j);
+          if (v >= own) bits |= 1u << j, least = min(least, v + offset);
+          if (v > high) above |= 1u << j;
         }
-        if (owned != 0) least = min(least, min(int(int16_t(lowest)), int(int16_t(lowest >> 16))) + offset);
-        count += __popc(bits);
-        low += __popc(owned & ~high);
-        if (store) reinterpret_cast<uint8_t*>(c.marks + block)[eighth] = uint8_t(bits);
-        if (!collect || owned == 0) continue;
-        int at = atomicAdd(&m.candidate_count, __popc(owned));
-        for (unsigned left = owned; left != 0; left &= left - 1, at++)
-          if (at < most_candidates) m.candidates[at] = score_of(eight[i], __ffs(left) - 1) + offset;
+        low += __popc(bits & ~above);
+        unsigned listed = bits;
+        if (block == c.x.hidden_block && lower < bound)
+          for (int j = 0; j < 8; j++) listed |= unsigned(score_of(eight[i], j) >= max(hidden_score + 1, lower - offset)) << j;
+        count += __popc(listed);
+        if (store) reinterpret_cast<uint8_t*>(c.marks + block)[eighth] = uint8_t(listed);
+        if (!collect || bits == 0) continue;
+        int at = atomicAdd(&m.candidate_count, __popc(bits));
+        for (; bits != 0; bits &= bits - 1, at++)
+          if (at < most_candidates) m.candidates[at] = score_of(eight[i], __ffs(bits) - 1) + offset;
       }
     }
-    if (base + chunk < c.x.blocks) __syncthreads();
+    if (base + chunk >= c.x.blocks) break;
+    __syncthreads();
+    if (threadIdx.x == 0) m.reaching_count = 0;
+    __syncthreads();
   }
   count = __reduce_add_sync(~0u, count), least = __reduce_min_sync(~0u, least), low = __reduce_add_sync(~0u, low);
   if (lane == 0) m.counted[0][warp] = count, m.counted[1][warp] = least, m.counted[2][warp] = low;
   __syncthreads();
-  const Marked marked{of_warps(m.counted[0], Sum()), of_warps(m.counted[1], Min()), of_warps(m.counted[2], Sum())};
+  const int w = min(lane, warps - 1);
+  const bool mine = lane < warps;
+  return {__reduce_add_sync(~0u, mine ? m.counted[0][w] : 0), __reduce_min_sync(~0u, m.counted[1][w]),
+          __reduce_add_sync(~0u, mine ? m.counted[2][w] : 0)};
+}
+
+// Of the marked scores that equal the bound the first `extra` are too many.
+__device__ __noinline__ void unmark(const Chooser& c, int bound, int extra) {
   __syncthreads();
-  return marked;
+  for (int base = 0; base < c.x.blocks && extra > 0; base += threads) {
+    const int b = base + int(threadIdx.x), offset = b < c.x.blocks ? c.x.offsets[b] : 0;
+    uint64_t bits = b < c.x.blocks ? c.marks[b] : 0, equal = 0;
+    for (uint64_t left = bits; left != 0; left &= left - 1) {
+      const int t = __ffsll(left) - 1;
+      if (c.x.scores[int64_t(b) * block_tokens + t] + offset == bound) equal |= uint64_t{1} << t;
+    }
+    int before_us, here;
+    Scan(c.m.scan).ExclusiveSum(__popcll(equal), before_us, here);
+    for (int drop = min(extra - before_us, __popcll(equal)); drop > 0; drop--, equal &= equal - 1)
+      bits &= ~(equal & (~equal + 1));
+    if (b < c.x.blocks) c.marks[b] = bits;
+    extra -= here;
+    __syncthreads();
+  }
 }
 
 // Marks the k highest scores, of equal ones the later. *bound: the lowest that is marked.
-__device__ Marked mark_top(const Chooser& c, int k, int* bound) {
+__device__ __noinline__ Marked mark_top(const Chooser& c, int k, int* bound) {
   Shared& m = c.m;
   // That of the k-th best block is reached by k tokens at least.
   *bound = find_rank(m, k, [&](int score) {
     int count = 0;
-    c.for_maxima([&](int, int highest) { count += highest >= score; });
+#pragma unroll 1
+    for (int b = threadIdx.x; b < c.x.blocks; b += threads) count += c.highest_of(b) >= score;
     return count;
   });
-  Marked marked = mark<true>(c, *bound, *bound, always_score, true);
+  Marked marked = mark(c, *bound, *bound, always_score, true, true);
   if (marked.count > k) {
     const int collected = m.candidate_count;
     *bound = collected <= most_candidates ? find_rank(m, k,
                                                       [&](int score) {
                                                         int count = 0;
+#pragma unroll 1
                                                         for (int i = threadIdx.x; i < collected; i += threads)
                                                           count += m.candidates[i] >= score;
                                                         return count;
                                                       })
                                           : find_score(m, c.x, k);
-    marked = mark<true>(c, *bound, *bound, always_score, false);
-    // Of those that are equal to it the first ones are too many.
-    int extra = marked.count - k;
-    for (int base = 0; base < c.x.blocks && extra > 0; base += threads) {
-      const int b = base + int(threadIdx.x), offset = b < c.x.blocks ? c.x.offsets[b] : 0;
-      uint64_t bits = b < c.x.blocks ? c.marks[b] : 0, equal = 0;
-      for (uint64_t left = bits; left != 0; left &= left - 1) {
-        const int t = __ffsll(left) - 1;
-        if (c.x.scores[int64_t(b) * block_tokens + t] + offset == *bound) equal |= uint64_t{1} << t;
-      }
-      int before_us, here;
-      Scan(m.scan).ExclusiveSum(__popcll(equal), before_us, here);
-      for (int drop = min(extra - before_us, __popcll(equal)); drop > 0; drop--, equal &= equal - 1)
-        bits &= ~(equal & (~equal + 1));
-      if (b < c.x.blocks) c.marks[b] = bits;
-      extra -= here;
-      __syncthreads();
-    }
+    marked = mark(c, *bound, *bound, always_score, false, true);
+    if (marked.count > k) unmark(c, *bound, marked.count - k);
     marked.count = k;
   }
   *bound = marked.least;
@@ -439,73 +447,91 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   launch_next();
   const int h = blockIdx.x, row = blockIdx.y, g = h / (s.q_heads / s.kv_heads);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const char* q = s.query(row, h);
-  for (int d = threadIdx.x; d < s.head_dim; d += threads) m.query[d] = load_element(q, s.q_dtype, d);
-  __syncthreads();
-  wait_for_previous();
-  const View view = s.views[row];
+  const bool of_blocks = warp < block_warps;
   Head& result = s.heads[row * s.q_heads + h];
+  View view = see(s, row);
   if (view.dense) {
+    wait_for_previous();
     if (threadIdx.x == 0) result.reading = reads_short, result.noise = 0;
     return;
   }
-  Head head = result;
+  find_estimated(s, view);
   const int blocks = blocks_in(view.tokens);
   const int64_t at = s.blocks_at(row, h);
   const double* centres = s.centres + at;
   const float2* sums = s.sums + at;
-  Scores x{s.scores + at * block_tokens, s.maxima + at, s.offsets + at, blocks, view.hidden_block};
-  const bool of_blocks = threadIdx.x < block_threads;
+  const Chooser chooser{m, {s.scores + at * block_tokens, s.maxima + at, s.offsets + at, blocks, view.hidden_block}, s.marks + at};
+  const Scores& x = chooser.x;
   double c_kept[kept];
   int maxima[kept] = {};
-  double highest = -INFINITY, lowest = INFINITY;
   const auto for_centres = [&](auto&& visit) {
 #pragma unroll
     for (int i = 0; i < kept; i++)
       if (const int b = int(threadIdx.x) + i * block_threads; b < blocks) visit(b, c_kept[i], i);
-    for (int b = int(threadIdx.x) + chunk; b < blocks; b += block_threads) visit(b, __ldcg(centres + b), -1);
+#pragma unroll 1
+    for (int b = int(threadIdx.x) + kept * block_threads; b < blocks; b += block_threads) visit(b, __ldcg(centres + b), -1);
   };
-  // A block before the last without all its codes was never appended: nobody knows what is in it.
-  int uncoded = 0;
-  if (!of_blocks) {
-    if (s.automatic) score_always(m, s, view, h);
+  Head head;
+  if (!of_blocks) {  // needs nothing of the scan
+    if (s.automatic) {
+      const char* q = s.query(row, h);
+      for (int d = int(threadIdx.x) - block_threads; d < s.head_dim; d += 32 * always_warps)
+        m.query[d] = load_element(q, s.q_dtype, d);
+      asm volatile("bar.sync 1, %0;" ::"n"(32 * always_warps) : "memory");
+      score_always(m, s, view, h);
+    }
+    wait_for_previous();
+    head = result;
   } else {
+    wait_for_previous();
+    head = result;
     float2 sum_kept[kept];
 #pragma unroll
     for (int i = 0; i < kept; i++) {
       const int b = min(int(threadIdx.x) + i * block_threads, blocks - 1);
       c_kept[i] = __ldcg(centres + b), sum_kept[i] = __ldcg(sums + b), maxima[i] = __ldcg(x.maxima + b);
     }
-    float top = nothing, estimated = 0;
-    const auto add = [&](float2 sum) {
-      if (sum.x > top) estimated *= exp2f(top - sum.x), top = sum.x;
-      estimated = fmaf(sum.y, exp2f(sum.x - top), estimated);
-    };
-    for_centres([&](int b, double c, int i) {
-      highest = fmax(highest, c), lowest = fmin(lowest, c);
-      uncoded |= b + 1 < blocks && s.codes.coded[s.codes.place(s.k, view.sequence, b)] != block_tokens;
-      if (i < 0) add(__ldcg(sums + b));
-    });
+    double highest = c_kept[0], lowest = c_kept[0];  // of what may be the last block, again
+    float top = sum_kept[0].x, estimated = 0;
+#pragma unroll
+    for (int i = 1; i < kept; i++) highest = fmax(highest, c_kept[i]), lowest = fmin(lowest, c_kept[i]), top = fmaxf(top, sum_kept[i].x);
 #pragma unroll
     for (int i = 0; i < kept; i++)
-      if (int(threadIdx.x) + i * block_threads < blocks) add(sum_kept[i]);
-    const float of_all = of_warp(top, Max());
-    estimated = sum_of_warp(estimated * exp2f(top - of_all));
-    highest = of_warp(highest, Max()), lowest = of_warp(lowest, Min());
+      if (int(threadIdx.x) + i * block_threads < blocks)
+        estimated = fmaf(sum_kept[i].y, exp2_fast(sum_kept[i].x - top), estimated);
+#pragma unroll 1
+    for (int b = int(threadIdx.x) + kept * block_threads; b < blocks; b += block_threads) {
+      const double c = __ldcg(centres + b);
+      const float2 sum = __ldcg(sums + b);
+      highest = fmax(highest, c), lowest = fmin(lowest, c);
+      const float higher = fmaxf(top, sum.x);
+      estimated = fmaf(estimated, exp2_fast(top - higher), sum.y * exp2_fast(sum.x - higher));
+      top = higher;
+    }
+    const float of_all = max_of_warp(top);
+    estimated = sum_of_warp(estimated * exp2_fast(top - of_all));
+    highest = max_of_warp(highest), lowest = -max_of_warp(-lowest);
     if (lane == 0) m.highest[warp] = highest, m.lowest[warp] = lowest, m.top[warp] = of_all, m.estimated[warp] = estimated;
   }
-  uncoded = __syncthreads_or(uncoded);
-  if (uncoded != 0 || (s.max_noise > 0 && head.noise > s.max_noise)) {
+  __syncthreads();
+  if (warp == 0) {
+    const int w = lane % block_warps;
+    const double highest = max_of_warp(m.highest[w]), lowest = -max_of_warp(-m.lowest[w]);
+    const float top = max_of_warp(m.top[w]);
+    const float estimated = sum_of_warp(lane < block_warps ? m.estimated[w] * exp2_fast(m.top[w] - top) : 0.0f);
+    if (lane == 0) m.c_max = highest, m.c_min = lowest, m.of_all = top, m.sum_of_all = estimated;
+  }
+  __syncthreads();
+  const double highest = m.c_max, lowest = m.c_min;
+  const float top = m.of_all, estimated = m.sum_of_all;
+  const bool uncoded = top == INFINITY;  // nobody knows what is in a block whose rows were never appended
+  if (uncoded || (s.max_noise > 0 && head.noise > s.max_noise)) {
     if (threadIdx.x == 0) {
-      result.reading = uncoded != 0 ? reads_short : reads_noisy;
-      if (uncoded != 0) result.noise = 0;
+      result.reading = uncoded ? reads_short : reads_noisy;
+      if (uncoded) result.noise = 0;
     }
     return;
   }
-  highest = of_warps(m.highest, Max()), lowest = of_warps(m.lowest, Min());
-  const float top = of_warps(m.top, Max());
-  const float estimated =
-      sum_of_warp(lane < block_warps ? m.estimated[lane % block_warps] * exp2f(m.top[lane % block_warps] - top) : 0.0f);
   double unit = head.unit;
   if (!(unit > 0)) {
     double rounding = 0;
@@ -513,50 +539,46 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
       rounding = fmax(rounding, double(*s.codes.centre_scale.at<float>(s.codes.place(s.k, view.sequence, b), g)));
     rounding = of_all(m, rounding, Max());
     unit = fmax((highest - lowest) / 16384.0, double(head.rms) * sqrt(double(s.head_dim)) * rounding);
+    if (!(unit > 0)) unit = flat_unit;
   }
-  if (!(unit > 0)) unit = flat_unit;
   const double scale = s.scale;
   head.unit = scale * unit;
   head.highest = scale * highest;
   head.top = top;
   head.softcap = s.softcap;
-  const bool anew = s.slopes != nullptr || (lowest - highest) / unit < lowest_centre;
-  if (of_blocks) {
-    const double inverse = 1 / unit;
+  const double inverse = 1 / unit;
+  const bool anew = s.slopes != nullptr || (lowest - highest) * inverse < lowest_centre;
+  if (of_blocks)
     for_centres([&](int b, double c, int i) {
       const int offset = offset_of(c - highest, unit, inverse);
       x.offsets[b] = int16_t(offset);
       s.bases[at + b] = s.softcap > 0 ? float(c * scale) : float(c * scale * double(log2e) - double(top));
-#pragma unroll
-      for (int k = 0; k < kept; k++)
-        if (k == i) maxima[k] += offset;
+      const int most = max((i < 0 ? x.maxima[b] : maxima[max(i, 0)]) + offset, hidden_score);
+      (b < chunk ? m.maxima[b] : x.maxima[b]) = int16_t(most);
     });
-  }
   if (anew) {
     __syncthreads();
-    rescale(m, s, view, h, centres, x, head);
+    Scores again = x;
+    rescale(m, s, view, h, centres, again, head);
     __syncthreads();
     if (of_blocks)
-      for_centres([&](int b, double, int i) {
+      for_centres([&](int b, double, int) {
         x.offsets[b] = 0;
         s.bases[at + b] = 0;
-#pragma unroll
-        for (int k = 0; k < kept; k++)
-          if (k == i) maxima[k] = x.maxima[b];
+        if (b < chunk) m.maxima[b] = x.maxima[b];
       });
   }
   head.unit2 = float(head.unit * double(log2e));
   head.reading = reads_list;
   head.low_top = always_score;
 
-  const Chooser chooser{m, x, s.marks + at, maxima};
   const int sinks = min(s.sinks, view.tokens), always = sinks + view.tokens - max(view.estimated, sinks);
   if (!s.automatic) {
     __syncthreads();
     if (s.budget > always)
       mark_top(chooser, s.budget - always, &head.bound);
     else
-      mark<true>(chooser, always_score, always_score, always_score, false);
+      mark(chooser, always_score, always_score, always_score, false, true);
     if (threadIdx.x == 0) result = head;
     return;
   }
@@ -565,26 +587,25 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
     float total = fmaxf(log_estimated, of_always);
     if (estimated > 0 && of_always > -INFINITY) total += log1pf(expf(-fabsf(log_estimated - of_always)));
     const float least = logf(float(s.share)) + total - sqrtf(head.noise);
-    const int bound = score_reaching(head, least);
-    m.bound = bound;
-    m.lower = score_reaching(head, least + logf(float(hidden_rows_share)));
-    m.low_top = low_top_of(head, bound);
+    const int score = score_reaching(head, lane == 0 ? least : least + logf(float(hidden_rows_share)));
+    if (lane == 0) m.bound = score;
+    if (lane == 1) m.lower = score;
+    // Surely of at most twice the weight of the least that reaches the bound, whichever that is.
+    if (lane == 0) m.low_top = s.softcap > 0 ? score - 1 : score + int(fmin(double(ln2) / head.unit, 65536.0)) - 1;
   }
   __syncthreads();
   head.bound = m.bound;
-  int low_top = m.low_top;
-  Marked marked = mark<true>(chooser, head.bound, m.lower, low_top, false);
+  Marked marked = mark(chooser, head.bound, m.lower, m.low_top, false, true);
   const int most = int(most_listed(view.tokens));
   if (marked.count < fewest_listed || marked.count > most) {
     marked = mark_top(chooser, marked.count > most ? most : int(fewest_listed), &head.bound);
     marked.low = 0;
   }
-  // The low ones weigh at most twice the least; when these are few, all are low. From the bound on they are not more.
+  // The low ones weigh at most twice the least; when these are few, all are low.
   if (marked.count > 0 && marked.least < always_score) {
-    const int enough = marked.low;
-    low_top = low_top_of(head, marked.least);
-    const bool are = enough >= enough_low || mark<false>(chooser, head.bound, head.bound, low_top, false).low >= enough_low;
-    if (are) head.low_top = low_top;
+    const int low_top = low_top_of(head, marked.least);
+    if (marked.low >= enough_low || mark(chooser, head.bound, head.bound, low_top, false, false).low >= enough_low)
+      head.low_top = low_top;
   }
   head.low_log2 = float(capped(head.unit * head.bound + head.highest, head.softcap) * double(log2e));
   if (threadIdx.x == 0) result = head;

@@ -107,6 +107,9 @@ struct Head {
   int reading;
 };
 
+// Apart, since it is rare, and long where it is not called.
+__device__ static __noinline__ float soft_capped(float x, float cap) { return cap * tanhf(x / cap); }
+
 struct Step {
   int q_heads, kv_heads, head_dim, rows, query_rows;  // query_rows: of all sequences
   int passes, lists;  // a KV head's query heads are scanned in so many passes; lists of a row
@@ -132,7 +135,7 @@ struct Step {
   View* views;
   Head* heads;
   int16_t* scores;   // [max_blocks, 64] S less C of its block; hidden where there is no estimate
-  float2* sums;      // [max_blocks] sum of estimated weights, relative to a log2: {log2, sum}
+  float2* sums;      // [max_blocks] sum of estimated weights, relative to a log2: {log2, sum}; {inf, }: it has not all codes
   double* centres;   // [max_blocks] c_b
   int16_t* maxima;   // [max_blocks] the highest of a block's scores
   int16_t* offsets;  // [max_blocks] C_b
@@ -148,7 +151,7 @@ struct Step {
   // The score of a product q . k, of a token so many before the last one in view.
   __device__ float score_of(float product, int head, int distance) const {
     float x = product * scale;
-    if (softcap > 0) x = softcap * tanhf(x / softcap);
+    if (softcap > 0) x = soft_capped(x, softcap);
     if (slopes != nullptr) x += slope(head) * float(-distance);
     return x;
   }

@@ -15,6 +15,7 @@ namespace adamas::cuda {
 namespace {
 
 constexpr int warps = 8, threads = 32 * warps;
+constexpr int unknown = -1;  // the weight of a block before the last whose rows were never appended
 
 __device__ void copy16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from));
@@ -90,6 +91,7 @@ template <int W>
 struct Centres {
   uint4 x[2 * W][2];
   float scale[2], sigma[2];
+  int coded[2];
   template <class Place>
   __device__ void load(const Step& s, int g, int base, int last, Place&& place) {
     const int row = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -102,6 +104,7 @@ struct Centres {
         x[k][i] = __ldcs(reinterpret_cast<const uint4*>(from + min(32 * k + 8 * t, s.head_dim - 8)));
       scale[i] = __ldg(s.codes.centre_scale.at<float>(here, g));
       sigma[i] = __ldg(s.codes.sigma.at<float>(here, g));
+      coded[i] = __ldg(s.codes.coded + here);
     }
   }
 };
@@ -204,6 +207,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
       const double sigma = centres.sigma[k / 2];
       m.weights[block - first] =
           coded && reference > 0 ? __double2int_rn(fmin(32767.0, 32767.0 * (sigma / double(reference)))) : 0;
+      if (block + 1 < blocks && centres.coded[k / 2] != block_tokens) m.weights[block - first] = unknown;
     }
   }
 
@@ -317,7 +321,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
         for (int i = 0; i < 2 * rounds; i++) {
           const int token = b64 + (i / 2 * in_round + tile[k]) * 16 + 2 * r8 + i % 2;
           float x = fmaf(float(v[i]), unit[k], base);
-          if (s.softcap > 0) x = s.softcap * tanhf(x / s.softcap);
+          if (s.softcap > 0) x = soft_capped(x, s.softcap);
           if (s.slopes != nullptr && head[k] < heads)
             x += __ldg(s.slopes + first_head + head[k]) * float(token - (view.tokens - 1));
           logs[i] = v[i] == hidden_score ? nothing : x * log2e;
@@ -339,7 +343,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     for (int k = 0; k < columns; k++) {
       if (r8 != k || tile[k] != 0 || head[k] >= heads) continue;
       const int64_t of = s.blocks_at(row, first_head + head[k]) + b;
-      s.sums[of] = make_float2(top[k], sum[k]);
+      s.sums[of] = make_float2(weight == unknown ? INFINITY : top[k], sum[k]);
       s.maxima[of] = int16_t(both >> 16 * k);
     }
   }
