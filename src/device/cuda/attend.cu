@@ -137,93 +137,112 @@ struct Slice {
   __device__ void store(float* partials, int64_t head_stride);
 };
 
+// Rows of no head are left as they are: nobody looks at their products.
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::store_queries() {
-  for (int r = warp(); r < 8; r += warps) {
-    const int h = head_of(r);
-    const char* q = s.query(row, first_head + min(h, heads - 1));
+  for (int h = warp(); h < heads; h += warps) {
+    const char* q = s.query(row, first_head + h);
     float x[D / 32], most = 0;
 #pragma unroll
+    for (int i = 0; i < D / 32; i++) x[i] = load_element(q, s.q_dtype, min(32 * i + lane(), s.head_dim - 1));
+#pragma unroll
     for (int i = 0; i < D / 32; i++) {
-      const int d = 32 * i + lane();
-      x[i] = h < heads && d < s.head_dim ? load_element(q, s.q_dtype, d) : 0.0f;
+      if (32 * i + lane() >= s.head_dim) x[i] = 0;
       most = fmaxf(most, fabsf(x[i]));
     }
     // By a power of two, so that nothing is lost where nothing has to be.
-    most = max_of_warp(most);
-    const int exponent = most > 0 && most < INFINITY ? ilogbf(most) : 0;
+    const unsigned exponent = __float_as_uint(max_of_warp(most)) >> 23;
+    const bool scaled = exponent > 3 && exponent < 250;
+    const float by = scaled ? __uint_as_float((254 - exponent) << 23) : 1.0f;
 #pragma unroll
     for (int i = 0; i < D / 32; i++) {
       uint32_t high, low;
-      split<Element>(ldexpf(x[i], -exponent), 0.0f, high, low);
-      m.q[0][r][32 * i + lane()] = uint16_t(high), m.q[1][r][32 * i + lane()] = uint16_t(low);
+      split<Element>(x[i] * by, 0.0f, high, low);
+      for (int r = h; r < 8; r += H == 0 ? 8 : 4)
+        m.q[0][r][32 * i + lane()] = uint16_t(high), m.q[1][r][32 * i + lane()] = uint16_t(low);
     }
-    if (lane() == 0) m.q_scale[r] = ldexpf(1.0f, exponent);
+    if (lane() == 0) m.q_scale[h] = scaled ? __uint_as_float(exponent << 23) : 1.0f;
   }
+}
+
+// The estimated weights of eight tokens, of those whose bits are set, with a softcap.
+__device__ __noinline__ float sum_softly(const Head& head, float base, const float* x, unsigned counts) {
+  float sum = 0;
+  for (int j = 0; j < 8; j++)
+    if (counts >> j & 1) sum += exp2_fast(weight_of(head, base, int(x[j])));
+  return sum;
 }
 
 // Which tokens are read; what of a block is not. Eight lanes have a block. Returns how many are read.
 template <class T, int D, int H>
 __device__ int Slice<T, D, H>::find_tokens() {
-  constexpr int ahead = H == 1 ? 4 : 1;
-  const int items = 8 * n, group = s.q_heads / s.kv_heads;
+  constexpr int ahead = H == 1 ? 2 : 1;
+  const int items = 8 * n, group = s.q_heads / s.kv_heads, eighth = threadIdx.x % 8;
+  const int64_t of_first = block_at(0, 0);
+  const int first_token = first * block_tokens;
   int listed = 0;
-  for (int base = 0, turn = 0; base < items; base += ahead * threads, turn++) {
-    unsigned own[ahead];
+#pragma unroll 1
+  for (int base = int(threadIdx.x), turn = 0; base - int(threadIdx.x) < items; base += ahead * threads, turn++) {
+    unsigned marks[ahead] = {};
     float2 sums[ahead][marked];
     float bases[ahead][marked];
     int offsets[ahead][marked];
-    uint4 scores[ahead][marked];
-    unsigned marks[ahead];
-    const int eighth = threadIdx.x % 8;
+    Eight<int16_t> scores[ahead][marked];
+    if (scored) {
 #pragma unroll
-    for (int i = 0; i < ahead; i++) {
-      const int item = base + i * threads + int(threadIdx.x), b = min(item, items - 1) / 8;
-      marks[i] = 0;
-      if (!scored) continue;
+      for (int i = 0; i < ahead; i++) {
+        const int item = min(base + i * threads, items - 1);
 #pragma unroll
-      for (int h = 0; h < marked; h++) {
-        const int64_t of = block_at(min(h, heads - 1), b);
-        const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of) + eighth);
-        if (lists(min(h, heads - 1))) marks[i] |= here;
-        if (H == 0) continue;
-        sums[i][h] = __ldcg(s.sums + of);
-        bases[i][h] = __ldcg(s.bases + of);
-        offsets[i][h] = __ldcg(s.offsets + of);
-        scores[i][h] = __ldcg(reinterpret_cast<const uint4*>(s.scores + of * block_tokens) + eighth);
+        for (int h = 0; h < marked; h++) {
+          const int64_t of = of_first + int64_t(min(h, heads - 1)) * s.max_blocks, block = of + item / 8;
+          const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of) + item);
+          marks[i] |= lists(min(h, heads - 1)) ? here : 0;
+          if (H == 0) continue;
+          sums[i][h] = __ldcg(s.sums + block);
+          bases[i][h] = __ldcg(s.bases + block);
+          offsets[i][h] = __ldcg(s.offsets + block);
+          scores[i][h].raw[0] = __ldcg(reinterpret_cast<const uint4*>(s.scores + of * block_tokens) + item);
+        }
+        // A list is of all query heads of its KV head, more than are attended to here when there are more than four.
+        for (int h = g * group; H != 0 && h < (g + 1) * group && heads < group; h++)
+          if (s.heads[row * s.q_heads + h].reading == reads_list)
+            marks[i] |= __ldcg(reinterpret_cast<const uint8_t*>(s.marks + s.blocks_at(row, h) + first) + item);
       }
-      // A list is of all query heads of its KV head, more than are attended to here when there are more than four.
-      for (int h = g * group; H != 0 && h < (g + 1) * group && heads < group; h++)
-        if (s.heads[row * s.q_heads + h].reading == reads_list)
-          marks[i] |= __ldcg(reinterpret_cast<const uint8_t*>(s.marks + s.blocks_at(row, h) + first + b) + eighth);
     }
+    unsigned own[ahead];
     int count = 0;
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      const int item = base + i * threads + int(threadIdx.x), b = item / 8, token = (first + b) * block_tokens + 8 * eighth;
-      const auto between = [&](int from, int end) { return unsigned(bits_between(from - token, end - token)) & 0xFF; };
-      const unsigned visible = item < items ? between(0, view.tokens) : 0;
-      const unsigned listed_here = (marks[i] | between(0, s.sinks) | between(view.estimated, INT_MAX)) & visible;
+      const int item = base + i * threads, b = item / 8, token = first_token + 8 * item;
+      const auto before = [&](int end) { return (1u << max(0, min(8, end - token))) - 1; };
+      const unsigned visible = item < items ? before(view.tokens) : 0;
+      const unsigned listed_here = (marks[i] | before(s.sinks) | ~before(view.estimated)) & visible;
       own[i] = any_all ? visible : listed_here;
       count += __popc(own[i]);
       if (mixed && item < items) reinterpret_cast<uint8_t*>(m.group)[item] = uint8_t(listed_here);
       if (H == 0) continue;
-      const bool whole = (__ballot_sync(~0u, listed_here != 0) >> (lane() & 24) & 0xFF) == 0;
+      // What has no estimate is listed, or not visible.
+      const unsigned counts = visible & ~listed_here;
+      const bool any_listed = (__ballot_sync(~0u, listed_here != 0) >> (lane() & 24) & 0xFF) != 0;
 #pragma unroll
       for (int h = 0; h < marked; h++) {
         if (h >= heads) break;
         const Head& head = m.heads[h];
-        float sum = sums[i][h].y * exp2f(sums[i][h].x - head.top);
-        if (!whole) {
-          sum = 0;
+        float x[8], sum = 0;
+        to_f32(scores[i][h], x);
+        if (head.softcap == 0) {
 #pragma unroll
           for (int j = 0; j < 8; j++) {
-            const int v = reinterpret_cast<const int16_t*>(&scores[i][h])[j];
-            sum += v != hidden_score && (listed_here >> j & 1) == 0 ? exp2_fast(weight_of(head, bases[i][h], v)) : 0.0f;
+            const float weight = exp2_fast(fmaf(x[j], head.unit2, bases[i][h]));
+            if (counts >> j & 1) sum += weight;
           }
-          for (int o = 1; o < 8; o *= 2) sum += __shfl_xor_sync(0xFFu << (lane() & 24), sum, o);
+        } else {
+          sum = sum_softly(head, bases[i][h], x, counts);
         }
+#pragma unroll
+        for (int o = 1; o < 8; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
         if (eighth != 0 || item >= items) continue;
+        if (!any_listed) sum = sums[i][h].y * exp2_fast(sums[i][h].x - head.top);
         m.rest[h][b] = lists(h) ? sum : 0.0f;
         m.low[h][b] = 0;
         m.bases[h][b] = bases[i][h];
@@ -232,6 +251,7 @@ __device__ int Slice<T, D, H>::find_tokens() {
     }
     if (any_all) continue;
     int before = count;
+#pragma unroll
     for (int o = 1; o < 32; o *= 2) {
       const int v = __shfl_up_sync(~0u, before, o);
       if (lane() >= o) before += v;
@@ -247,11 +267,12 @@ __device__ int Slice<T, D, H>::find_tokens() {
     }
 #pragma unroll
     for (int i = 0; i < ahead; i++)
+#pragma unroll 1
       for (unsigned left = own[i]; left != 0; left &= left - 1)
-        m.list[at++] = uint16_t(8 * (base + i * threads + int(threadIdx.x)) + __ffs(left) - 1);
+        m.list[at++] = uint16_t(8 * (base + i * threads) + __ffs(left) - 1);
   }
   __syncthreads();
-  return any_all ? max(0, min(view.tokens - first * block_tokens, n * block_tokens)) : listed;
+  return any_all ? max(0, min(view.tokens - first_token, n * block_tokens)) : listed;
 }
 
 // A warp's tiles: exact scores, weights, values. Leaves the sums of values in m.values, relative to the slice's maximum.
@@ -261,7 +282,10 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
   const int r = lane() / 4, t = lane() % 4, h = min(head_of(r), heads - 1);
   const Head& head = m.heads[h];
   const bool ours = head_of(r) < heads, low_row = is_low(r), lists_only = mixed && lists(h), has_low = low_row && ours && rest && lists(h);
-  const float to_score = m.q_scale[r];
+  const float to_score = m.q_scale[h];
+  const bool plain = s.softcap == 0 && s.slopes == nullptr;
+  const float to_log2 = to_score * s.scale * log2e;
+  const int16_t* own_scores = s.scores + block_at(h, 0) * block_tokens;
   float sums[pairs][8][4] = {};
   float top = nothing, sum = 0, low = 0, low_estimated = 0;
   for (int tile = warp(); tile * tile_tokens < listed; tile += warps) {
@@ -295,12 +319,13 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
       }
     };
     if (early) load_values();
-    int scores[2][2] = {};
+    int scores[2][2] = {}, offsets[2][2] = {};
     if (has_low)
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        scores[i / 2][i % 2] =
-            __ldcg(s.scores + s.blocks_at(row, first_head + h) * block_tokens + first * block_tokens + tokens[i / 2][i % 2]);
+      for (int i = 0; i < 4; i++) {
+        scores[i / 2][i % 2] = __ldcg(own_scores + tokens[i / 2][i % 2]);
+        offsets[i / 2][i % 2] = m.offsets[h][tokens[i / 2][i % 2] / block_tokens];
+      }
 
     float x[2][4] = {};
 #pragma unroll
@@ -325,11 +350,12 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const int token = tokens[i][j];
-        float score = s.score_of((x[i][j] + x[i][2 + j]) * to_score, first_head + h,
-                                 view.tokens - 1 - (first * block_tokens + token)) *
-                      log2e;
-        const bool there = ours && begin + 8 * i + 2 * t + j < listed &&
-                           !(lists_only && (m.group[token / block_tokens] >> token % block_tokens & 1) == 0);
+        const float product = x[i][j] + x[i][2 + j];
+        float score = product * to_log2;
+        if (!plain)
+          score = s.score_of(product * to_score, first_head + h, view.tokens - 1 - (first * block_tokens + token)) * log2e;
+        bool there = ours && begin + 8 * i + 2 * t + j < listed;
+        if (mixed) there &= !lists_only || (m.group[token / block_tokens] >> token % block_tokens & 1) != 0;
         x[i][j] = there ? score : -INFINITY;
         most = fmaxf(most, x[i][j]);
       }
@@ -338,7 +364,7 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
     if (__any_sync(~0u, most > top + may_exceed)) {  // rare: the first tile, and one far above those before
       const float before = top;
       top = fmaxf(top, most);
-      const float by = exp2f(before - top);
+      const float by = exp2_fast(before - top);
       sum *= by, low *= by;
 #pragma unroll
       for (int c = 0; c < pairs; c++)
@@ -351,23 +377,25 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
-      for (int j = 0; j < 2; j++) {
-        float weight = exp2f(x[i][j] - top);
-        if (low_row) {
-          const int token = tokens[i][j], b = token / block_tokens, v = scores[i][j];
-          const int score = has_low ? v + m.offsets[h][b] : 0;
+      for (int j = 0; j < 2; j++) weights[i][j] = exp2_fast(x[i][j] - top);
+    if (low_row) {
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const int b = tokens[i][j] / block_tokens, v = scores[i][j], score = v + offsets[i][j];
           const bool is = has_low && x[i][j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
+          const bool has_mean = is && first + b != view.hidden_block;
           if (is) {
-            low += weight;
+            low += weights[i][j];
             low_estimated += exp2_fast(weight_of(head, m.bases[h][b], v));
-            if (first + b != view.hidden_block)
-              atomicAdd(&m.low[h][b], (unsigned long long)(fminf(exp2f(x[i][j] - head.low_log2), most_low) * low_one));
+            if (has_mean)
+              atomicAdd(&m.low[h][b], (unsigned long long)(fminf(exp2_fast(x[i][j] - head.low_log2), most_low) * low_one));
           }
-          if (!is || first + b == view.hidden_block) weight = 0;
+          if (!has_mean) weights[i][j] = 0;
         }
-        weights[i][j] = weight;
-        sum += weight;
-      }
+    }
+    sum += (weights[0][0] + weights[0][1]) + (weights[1][0] + weights[1][1]);
     uint32_t high[2], left[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) split<Element>(weights[i][0], weights[i][1], high[i], left[i]);
@@ -413,6 +441,8 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
                           (sums[c][j + 2][i] + sums[c][j + 2][2 + i]) * by, (sums[c][j + 3][i] + sums[c][j + 3][2 + i]) * by);
 }
 
+__device__ float whole(unsigned long long x) { return fmaf(float(uint32_t(x >> 32)), 4294967296.0f, float(uint32_t(x))); }
+
 // The means by what is not listed, and by what the low tokens weigh.
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::add_means(const float* tops) {
@@ -439,7 +469,7 @@ __device__ void Slice<T, D, H>::add_means(const float* tops) {
 #pragma unroll
       for (int h = 0; h < marked; h++) {
         if (h >= heads) break;
-        const float rest_of = counts ? m.rest[h][b] * scales[i] : 0.0f, low = counts ? float(m.low[h][b]) * to_low[h] * scales[i] : 0.0f;
+        const float rest_of = counts ? m.rest[h][b] * scales[i] : 0.0f, low = counts ? whole(m.low[h][b]) * to_low[h] * scales[i] : 0.0f;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
           sums[2 * h][j] = fmaf(rest_of, x[j], sums[2 * h][j]);
@@ -571,61 +601,91 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
 
 constexpr int combine_threads = 512, most_scales = 64;
 
-// The slices of a head: a thread has a dimension, and its turn of the slices.
+// The slices of a head: a thread has a dimension, and its turn of the slices. The first warp sees to what the vectors count.
 __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant__ Step s) {
   __shared__ float scales[most_scales];
   __shared__ float vectors[3][combine_threads];
+  __shared__ float reference, factor, leaning, share;
   launch_next();
   const int h = blockIdx.x, row = blockIdx.y, D = s.head_dim, width = D <= 64 ? 64 : D <= 128 ? 128 : 256;
-  const int d = threadIdx.x % width, turn = threadIdx.x / width, turns = combine_threads / width;
+  const int d = threadIdx.x % width, turn = threadIdx.x / width, turns = combine_threads / width, lane = threadIdx.x % 32;
   const View seen = see(s, row);
   const int slices = slices_of(blocks_in(seen.tokens), s.lists), stride = 3 * D + partial_sums;
   const float* partials = s.partials + (int64_t(row) * s.q_heads + h) * s.slices * stride;
   const float* sums = partials + 3 * D;
   wait_for_previous();
-  const bool scored = s.policy == ADAMAS_POLICY_ADAMAS;
-  const Head head = s.heads[row * s.q_heads + h];
-  const int reading = scored ? head.reading : seen.dense ? reads_short : reads_list;
-  const bool may_rest = scored && s.automatic, rest = may_rest && reading == reads_list;
-
-  // The first vectors are asked for before anything is known of them.
+  const bool scored = s.policy == ADAMAS_POLICY_ADAMAS, may_rest = scored && s.automatic;
   constexpr int ahead = 9;
   float loaded[ahead][3] = {};
   const auto load = [&](int base) {
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      const float* of = partials + int64_t(min(base + i * turns, slices - 1)) * stride + min(d, D - 1);
+      const float* of = partials + min(base + i * turns, slices - 1) * stride + min(d, D - 1);
       loaded[i][0] = __ldcg(of);
       if (may_rest) loaded[i][1] = __ldcg(of + D), loaded[i][2] = __ldcg(of + 2 * D);
     }
   };
   load(turn);
-  // A lane has every 32nd slice's sums.
-  const int lane = threadIdx.x % 32;
-  float top = -INFINITY;
-  for (int i = lane; i < slices; i += 32) top = fmaxf(top, __ldcg(sums + i * stride + sum_max));
-  top = max_of_warp(top);
-  const float reference = top == -INFINITY ? 0.0f : top;
-  float listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0, beside = 0;
-  for (int i = lane; i < slices; i += 32) {
-    const float* of = sums + i * stride;
-    const float scale = exp2f(__ldcg(of + sum_max) - reference);
-    if (threadIdx.x < 32 && i < most_scales) scales[i] = scale;
-    listed = fmaf(__ldcg(of + sum_listed), scale, listed);
-    if (!rest) continue;
-    low = fmaf(__ldcg(of + sum_low), scale, low);
-    low_estimated += __ldcg(of + sum_low_estimated);
-    with_mean = fmaf(__ldcg(of + sum_low_with_mean), scale, with_mean);
-    others += __ldcg(of + sum_rest);
-    beside += __ldcg(of + sum_beside_hidden);
-  }
-  listed = sum_of_warp(listed);
-  if (rest) {
-    low = sum_of_warp(low), low_estimated = sum_of_warp(low_estimated), with_mean = sum_of_warp(with_mean);
-    others = sum_of_warp(others), beside = sum_of_warp(beside);
+  if (threadIdx.x < 32) {  // a lane has every 32nd slice's sums
+    const Head head = s.heads[row * s.q_heads + h];
+    float top = -INFINITY;
+#pragma unroll 1
+    for (int i = lane; i < slices; i += 32) top = fmaxf(top, __ldcg(sums + i * stride + sum_max));
+    top = max_of_warp(top);
+    const float highest = top == -INFINITY ? 0.0f : top;
+    if (lane == 0) reference = highest;
+    float listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0, beside = 0;
+    const int reading = scored ? head.reading : seen.dense ? reads_short : reads_list;
+    const bool rest = may_rest && reading == reads_list;
+#pragma unroll 1
+    for (int i = lane; i < slices; i += 32) {
+      const float* of = sums + i * stride;
+      const float scale = exp2f(__ldcg(of + sum_max) - highest);
+      if (i < most_scales) scales[i] = scale;
+      listed = fmaf(__ldcg(of + sum_listed), scale, listed);
+      if (!rest) continue;
+      low = fmaf(__ldcg(of + sum_low), scale, low);
+      low_estimated += __ldcg(of + sum_low_estimated);
+      with_mean = fmaf(__ldcg(of + sum_low_with_mean), scale, with_mean);
+      others += __ldcg(of + sum_rest);
+      beside += __ldcg(of + sum_beside_hidden);
+    }
+    listed = sum_of_warp(listed);
+    float by = 0, lean_by = 0;
+    if (rest) {
+      low = sum_of_warp(low), low_estimated = sum_of_warp(low_estimated), with_mean = sum_of_warp(with_mean);
+      others = sum_of_warp(others), beside = sum_of_warp(beside);
+      const float expected = exp2f(fminf(head.top - highest, highest_weight * log2e)), measured = low / low_estimated;
+      by = isfinite(measured) ? fminf(measured, highest_factor * expected) : expected;
+      others = others > 0 ? others * by : 0.0f;
+      beside = beside > 0 ? beside * by : 0.0f;
+      lean_by = with_mean > 0 ? lean * others / with_mean : 0.0f;
+    }
+    const float attended = listed + others, all = attended > 0 ? attended + beside : attended;
+    float lse = all == 0 ? -INFINITY : (top + log2f(all)) * ln2, part = attended != 0 ? 1.0f / attended : 0.0f;
+    if (s.sink_logits != nullptr) {
+      const float logit = s.sink_logits[h];
+      if (lse == -INFINITY) {
+        lse = logit;
+      } else {
+        const float most = fmaxf(lse, logit), with = most + logf(expf(lse - most) + expf(logit - most));
+        part *= expf(lse - with);
+        lse = isnan(part) ? part : with;
+      }
+    }
+    if (lane == 0) {
+      factor = by, leaning = lean_by, share = part;
+      const int64_t index = int64_t(row) * s.q_heads + h;
+      if (s.lse != nullptr) s.lse[index] = lse;
+      if (s.mass != nullptr)
+        s.mass[index] =
+            reading != reads_list ? 1.0f : rest ? listed / (listed + others + beside) : __int_as_float(0x7FC00000);
+      if (s.noise != nullptr) s.noise[index] = scored ? head.noise : 0.0f;
+    }
   }
   __syncthreads();
   float x[3] = {};
+#pragma unroll 1
   for (int base = turn; base < slices; base += ahead * turns) {
     if (base != turn) load(base);
 #pragma unroll
@@ -634,47 +694,23 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
       if (slice >= slices) break;
       const float scale = slice < most_scales ? scales[slice] : exp2f(__ldcg(sums + slice * stride + sum_max) - reference);
       x[0] = fmaf(loaded[i][0], scale, x[0]);
-      if (rest) x[1] = fmaf(loaded[i][1], scale, x[1]), x[2] += loaded[i][2];
+      x[1] = fmaf(loaded[i][1], scale, x[1]);
+      x[2] += loaded[i][2];
     }
   }
 #pragma unroll
   for (int i = 0; i < 3; i++) vectors[i][threadIdx.x] = x[i];
-  float factor = 0, leaning = 0;
-  if (rest) {
-    const float expected = exp2f(fminf(head.top - reference, highest_weight * log2e)), measured = low / low_estimated;
-    factor = isfinite(measured) ? fminf(measured, highest_factor * expected) : expected;
-    others = others > 0 ? others * factor : 0.0f;
-    beside = beside > 0 ? beside * factor : 0.0f;
-    leaning = with_mean > 0 ? lean * others / with_mean : 0.0f;
-  }
-  const float attended = listed + others, all = attended > 0 ? attended + beside : attended;
-  float lse = all == 0 ? -INFINITY : (top + log2f(all)) * ln2, share = attended != 0 ? 1.0f / attended : 0.0f;
-  if (s.sink_logits != nullptr) {
-    const float logit = s.sink_logits[h];
-    if (lse == -INFINITY) {
-      lse = logit;
-    } else {
-      const float most = fmaxf(lse, logit), with = most + logf(expf(lse - most) + expf(logit - most));
-      share *= expf(lse - with);
-      lse = isnan(share) ? share : with;
-    }
-  }
   __syncthreads();
-  if (turn == 0 && d < D) {
-    char* out = s.out + row / s.rows * s.out_stride_batch + row % s.rows * s.out_stride_row + h * s.out_stride_head;
-    float sum[3] = {};
-    for (int i = 0; i < turns; i++)
+  if (turn != 0 || d >= D) return;
+  char* out = s.out + row / s.rows * s.out_stride_batch + row % s.rows * s.out_stride_row + h * s.out_stride_head;
+  float sum[3] = {};
+#pragma unroll 1
+  for (int i = 0; i < turns; i++)
 #pragma unroll
-      for (int j = 0; j < 3; j++) sum[j] += vectors[j][i * width + d];
-    const float value = rest ? fmaf(sum[1], leaning, fmaf(sum[2], factor, sum[0])) : sum[0];
-    reinterpret_cast<float*>(out)[d] = attended == 0 ? 0.0f : value * share;
-  }
-  if (threadIdx.x != 0) return;
-  const int64_t index = int64_t(row) * s.q_heads + h;
-  if (s.lse != nullptr) s.lse[index] = lse;
-  if (s.mass != nullptr)
-    s.mass[index] = reading != reads_list ? 1.0f : rest ? listed / (listed + others + beside) : __int_as_float(0x7FC00000);
-  if (s.noise != nullptr) s.noise[index] = scored ? head.noise : 0.0f;
+    for (int j = 0; j < 3; j++) sum[j] += vectors[j][i * width + d];
+  // Not all heads of a row have a rest: of what has none the factors are 0.
+  const float value = may_rest ? fmaf(sum[1], leaning, fmaf(sum[2], factor, sum[0])) : sum[0];
+  reinterpret_cast<float*>(out)[d] = share == 0 ? 0.0f : value * share;
 }
 
 template <class T, int D, int H>

@@ -37,6 +37,7 @@ struct Shared {
   uint32_t reaching[chunk];  // blocks that have a score to mark: C_b, and which one from the chunk's first on
   int reaching_count;
 };
+__shared__ Shared m;
 
 // What the threads of a warp have, in one; then what the warps have, once each has put it into `room` and all have met.
 template <class T, class Operation>
@@ -82,7 +83,7 @@ struct Sum {
 };
 // Both steps at once, for what is rare.
 template <class Operation>
-__device__ double of_all(Shared& m, double x, Operation operation) {
+__device__ double of_all(double x, Operation operation) {
   x = of_warp(x, operation);
   __syncthreads();
   if (threadIdx.x % 32 == 0) m.result[threadIdx.x / 32] = x;
@@ -131,7 +132,7 @@ __device__ void for_all(const Scores& x, Visit&& visit) {
 
 // The exact scores of what is read in any case, as a maximum and a sum of exponentials for each of the warps that call it;
 // +inf when one is no number. Eight lanes have a token.
-__device__ void score_always(Shared& m, const Step& s, const View& view, int h) {
+__device__ void score_always(const Step& s, const View& view, int h) {
   constexpr int ahead = 4, step = 4 * always_warps;
   const int part = threadIdx.x % 8, warp = threadIdx.x / 32 - block_warps, g = h / (s.q_heads / s.kv_heads);
   const int sinks = min(s.sinks, view.tokens), from = max(view.estimated, sinks), count = sinks + view.tokens - from;
@@ -180,7 +181,7 @@ __device__ void score_always(Shared& m, const Step& s, const View& view, int h) 
 }
 
 // The log of the sum of all of these; -inf when there is none, or one is no number. A warp's.
-__device__ float log_of_always(const Shared& m) {
+__device__ float log_of_always() {
   const int own = threadIdx.x % always_warps;
   const float most = m.always_max[own], highest = of_warps(m.always_max, Max());
   if (!isfinite(highest)) return -INFINITY;
@@ -218,7 +219,7 @@ __device__ int low_top_of(const Head& e, int score) {
 }
 
 // Scores anew, relative to the highest estimate: list/rescale.h.
-__device__ __noinline__ void rescale(Shared& m, const Step& s, const View& view, int h, const double* centres, Scores& x, Head& head) {
+__device__ __noinline__ void rescale(const Step& s, const View& view, int h, const double* centres, Scores& x, Head& head) {
   const double origin = capped(head.highest, head.softcap), slope = s.slope(h), scale = s.scale;
   const auto estimate = [&](int b, int t, int score) {
     const int full = score + x.offsets[b];
@@ -232,7 +233,7 @@ __device__ __noinline__ void rescale(Shared& m, const Step& s, const View& view,
     for (int j = 0; j < 8; j++)
       if (const int v = score_of(eight, j); v != hidden_score) top = fmaxf(top, estimate(b, 8 * eighth + j, v));
   });
-  top = float(of_all(m, double(top), Max()));
+  top = float(of_all(double(top), Max()));
   const double unit = fmax(head.unit, lightest / always_score);
   for_all(x, [&](int b, int eighth, const uint4& eight) {
     uint4 anew = eight;
@@ -254,7 +255,7 @@ __device__ __noinline__ void rescale(Shared& m, const Step& s, const View& view,
 }
 
 // The k-th highest score, of more than k: the slow way, through all of them, for scores that are far above each other.
-__device__ __noinline__ int find_score(Shared& m, const Scores& x, int k) {
+__device__ __noinline__ int find_score(const Scores& x, int k) {
   const auto count = [&](int prefix, bool low) {
     for (int i = threadIdx.x; i < warps * 256; i += threads) m.histogram[i / 256][i % 256] = 0;
     __syncthreads();
@@ -291,7 +292,7 @@ __device__ __noinline__ int find_score(Shared& m, const Scores& x, int k) {
 
 // The highest number that at least k of all are not below; count(x): how many of the calling thread's are not below x.
 template <class Count>
-__device__ int find_rank(Shared& m, int k, Count&& count) {
+__device__ int find_rank(int k, Count&& count) {
   if (threadIdx.x < 32) m.counts[threadIdx.x] = 0;
   __syncthreads();
   int least = hidden_score + 1, beyond = always_score + 1;
@@ -307,7 +308,6 @@ __device__ int find_rank(Shared& m, int k, Count&& count) {
 
 // What is looked into while a head chooses.
 struct Chooser {
-  Shared& m;
   Scores x;
   uint64_t* marks;  // [blocks]
 
@@ -321,8 +321,7 @@ struct Marked {
 
 // Marks the scores from a bound on, `lower` in a block with hidden rows. Those that reach the bound are collected, if there
 // is room. Without `store` it only counts.
-__device__ __noinline__ Marked mark(const Chooser& c, int bound, int lower, int low_top, bool collect, bool store) {
-  Shared& m = c.m;
+__device__ __noinline__ Marked mark(const Chooser c, int bound, int lower, int low_top, bool collect, bool store) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, eighth = lane % 8;
   int count = 0, least = always_score, low = 0;
   if (threadIdx.x == 0) m.candidate_count = m.reaching_count = 0;
@@ -359,14 +358,18 @@ __device__ __noinline__ Marked mark(const Chooser& c, int bound, int lower, int 
         if (first + i * groups >= reaching) break;
         const int block = base + int(of[i] & 0xFFFF), offset = int16_t(of[i] >> 16);
         const int own = max(hidden_score + 1, bound - offset), high = low_top - offset;
-        unsigned bits = 0, above = 0;
+        unsigned bits = 0, lows = 0;
+        int lowest = always_score;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
           const int v = score_of(eight[i], j);
-          if (v >= own) bits |= 1u << j, least = min(least, v + offset);
-          if (v > high) above |= 1u << j;
+          const bool reaches = v >= own;
+          bits |= unsigned(reaches) << j;
+          lows |= unsigned(v <= high) << j;
+          lowest = min(lowest, reaches ? v : always_score);
         }
-        low += __popc(bits & ~above);
+        if (bits != 0) least = min(least, lowest + offset);
+        low += __popc(bits & lows);
         unsigned listed = bits;
         if (block == c.x.hidden_block && lower < bound)
           for (int j = 0; j < 8; j++) listed |= unsigned(score_of(eight[i], j) >= max(hidden_score + 1, lower - offset)) << j;
@@ -393,7 +396,7 @@ __device__ __noinline__ Marked mark(const Chooser& c, int bound, int lower, int 
 }
 
 // Of the marked scores that equal the bound the first `extra` are too many.
-__device__ __noinline__ void unmark(const Chooser& c, int bound, int extra) {
+__device__ __noinline__ void unmark(const Chooser c, int bound, int extra) {
   __syncthreads();
   for (int base = 0; base < c.x.blocks && extra > 0; base += threads) {
     const int b = base + int(threadIdx.x), offset = b < c.x.blocks ? c.x.offsets[b] : 0;
@@ -403,7 +406,7 @@ __device__ __noinline__ void unmark(const Chooser& c, int bound, int extra) {
       if (c.x.scores[int64_t(b) * block_tokens + t] + offset == bound) equal |= uint64_t{1} << t;
     }
     int before_us, here;
-    Scan(c.m.scan).ExclusiveSum(__popcll(equal), before_us, here);
+    Scan(m.scan).ExclusiveSum(__popcll(equal), before_us, here);
     for (int drop = min(extra - before_us, __popcll(equal)); drop > 0; drop--, equal &= equal - 1)
       bits &= ~(equal & (~equal + 1));
     if (b < c.x.blocks) c.marks[b] = bits;
@@ -413,10 +416,9 @@ __device__ __noinline__ void unmark(const Chooser& c, int bound, int extra) {
 }
 
 // Marks the k highest scores, of equal ones the later. *bound: the lowest that is marked.
-__device__ __noinline__ Marked mark_top(const Chooser& c, int k, int* bound) {
-  Shared& m = c.m;
+__device__ __noinline__ Marked mark_top(const Chooser c, int k, int* bound) {
   // That of the k-th best block is reached by k tokens at least.
-  *bound = find_rank(m, k, [&](int score) {
+  *bound = find_rank(k, [&](int score) {
     int count = 0;
 #pragma unroll 1
     for (int b = threadIdx.x; b < c.x.blocks; b += threads) count += c.highest_of(b) >= score;
@@ -425,7 +427,7 @@ __device__ __noinline__ Marked mark_top(const Chooser& c, int k, int* bound) {
   Marked marked = mark(c, *bound, *bound, always_score, true, true);
   if (marked.count > k) {
     const int collected = m.candidate_count;
-    *bound = collected <= most_candidates ? find_rank(m, k,
+    *bound = collected <= most_candidates ? find_rank(k,
                                                       [&](int score) {
                                                         int count = 0;
 #pragma unroll 1
@@ -433,7 +435,7 @@ __device__ __noinline__ Marked mark_top(const Chooser& c, int k, int* bound) {
                                                           count += m.candidates[i] >= score;
                                                         return count;
                                                       })
-                                          : find_score(m, c.x, k);
+                                          : find_score(c.x, k);
     marked = mark(c, *bound, *bound, always_score, false, true);
     if (marked.count > k) unmark(c, *bound, marked.count - k);
     marked.count = k;
@@ -443,7 +445,6 @@ __device__ __noinline__ Marked mark_top(const Chooser& c, int k, int* bound) {
 }
 
 __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s) {
-  __shared__ Shared m;
   launch_next();
   const int h = blockIdx.x, row = blockIdx.y, g = h / (s.q_heads / s.kv_heads);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -460,7 +461,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   const int64_t at = s.blocks_at(row, h);
   const double* centres = s.centres + at;
   const float2* sums = s.sums + at;
-  const Chooser chooser{m, {s.scores + at * block_tokens, s.maxima + at, s.offsets + at, blocks, view.hidden_block}, s.marks + at};
+  const Chooser chooser{{s.scores + at * block_tokens, s.maxima + at, s.offsets + at, blocks, view.hidden_block}, s.marks + at};
   const Scores& x = chooser.x;
   double c_kept[kept];
   int maxima[kept] = {};
@@ -478,7 +479,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
       for (int d = int(threadIdx.x) - block_threads; d < s.head_dim; d += 32 * always_warps)
         m.query[d] = load_element(q, s.q_dtype, d);
       asm volatile("bar.sync 1, %0;" ::"n"(32 * always_warps) : "memory");
-      score_always(m, s, view, h);
+      score_always(s, view, h);
     }
     wait_for_previous();
     head = result;
@@ -537,7 +538,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
     double rounding = 0;
     for (int b = threadIdx.x; b < view.coded_blocks; b += threads)
       rounding = fmax(rounding, double(*s.codes.centre_scale.at<float>(s.codes.place(s.k, view.sequence, b), g)));
-    rounding = of_all(m, rounding, Max());
+    rounding = of_all(rounding, Max());
     unit = fmax((highest - lowest) / 16384.0, double(head.rms) * sqrt(double(s.head_dim)) * rounding);
     if (!(unit > 0)) unit = flat_unit;
   }
@@ -559,7 +560,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   if (anew) {
     __syncthreads();
     Scores again = x;
-    rescale(m, s, view, h, centres, again, head);
+    rescale(s, view, h, centres, again, head);
     __syncthreads();
     if (of_blocks)
       for_centres([&](int b, double, int) {
@@ -583,7 +584,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
     return;
   }
   if (warp == 0) {
-    const float log_estimated = (top + log2f(estimated)) * ln2, of_always = log_of_always(m);
+    const float log_estimated = (top + log2f(estimated)) * ln2, of_always = log_of_always();
     float total = fmaxf(log_estimated, of_always);
     if (estimated > 0 && of_always > -INFINITY) total += log1pf(expf(-fabsf(log_estimated - of_always)));
     const float least = logf(float(s.share)) + total - sqrtf(head.noise);
