@@ -444,7 +444,7 @@ __device__ __noinline__ Marked mark_top(const Chooser c, int k, int* bound) {
   return marked;
 }
 
-__global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s) {
+__global__ void __launch_bounds__(threads, 2) choose(const __grid_constant__ Step s) {
   launch_next();
   const int h = blockIdx.x, row = blockIdx.y, g = h / (s.q_heads / s.kv_heads);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

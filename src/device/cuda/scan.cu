@@ -118,6 +118,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   extern __shared__ __align__(128) unsigned char memory[];
   Memory& m = *reinterpret_cast<Memory*>(memory);
   launch_next();
+  wait_for_previous();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4, r8 = lane / 4;
   const int row = blockIdx.z, g = blockIdx.y / s.passes, pass = blockIdx.y % s.passes;
   const int group = s.q_heads / s.kv_heads, first_head = g * group + pass * G, heads = min(G, group - pass * G);
