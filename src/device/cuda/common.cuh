@@ -115,7 +115,8 @@ struct Step {
   int passes, lists;  // a KV head's query heads are scanned in so many passes; lists of a row
   int max_blocks, splits, slices;
   int policy;
-  bool automatic, all_dense, causal, rotated;
+  bool automatic, all_dense, causal, rotated, manhattan;
+  float query_threshold;  // of the estimator manhattan; 0: 0.98 times the query's RMS
   int budget, sinks, recent;  // budget: tokens; with `automatic` those from which on a row is sparse
   int64_t min_context;
   double share, max_noise;
@@ -322,7 +323,7 @@ __device__ void rotate(int head_dim, float (&x)[parts]) {
 // [first, first + rows) of one sequence.
 struct Appended {
   int kv_heads, head_dim, batch, open_rows, dtype;
-  bool one, rotate, means;
+  bool one, rotate, means, paper;
   int64_t rows, first, sequence;
   const int64_t *sequences, *lengths;
   Table k, v;

@@ -81,6 +81,29 @@ __device__ float store_mean(const float* x, int head_dim, int skipped, int count
   return unit;
 }
 
+// Takes a block's centre off its rows; the deviation of what is left, and the threshold of its codes.
+__device__ void centre_rows(float* x, int head_dim, int skipped, int count, int16_t* stored, float* scale, float* deviation,
+                            float* centre, float* squares, float* threshold) {
+  const float unit = store_mean(x, head_dim, skipped, count, stored, scale, centre);
+  for (int d = threadIdx.x; d < head_dim; d += threads) {
+    float sum = 0;
+    for (int t = 0; t < count; t++) {
+      const float r = __fsub_rn(x[t * head_dim + d], centre[d]);
+      x[t * head_dim + d] = r;
+      if (t >= skipped) sum = __fadd_rn(sum, __fmul_rn(r, r));
+    }
+    squares[d] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  double sum = 0;
+  for (int d = 0; d < head_dim; d++) sum += double(squares[d]);
+  float sigma = count > skipped ? float(sqrt(sum / (double(count - skipped) * head_dim))) : 0.0f;
+  if (!(sigma > unit)) sigma = 0;
+  *deviation = sigma;
+  *threshold = __fmul_rn(threshold_sigmas, sigma);
+}
+
 template <int parts>
 __device__ void load_rows(const Table& rows, const Appended& a, const Change& c, int head, int64_t block, int count,
                           bool rotated, float* x) {
@@ -187,25 +210,13 @@ __global__ void __launch_bounds__(threads) encode(Codes codes, Appended a) {
     }
     load_rows<parts>(a.k, a, c, head, block, count, a.rotate, x);
     __syncthreads();
-    const float unit = store_mean(x, a.head_dim, skipped, count, codes.centre.at<int16_t>(place, head),
-                                  codes.centre_scale.at<float>(place, head), centre);
-    for (int d = threadIdx.x; d < a.head_dim; d += threads) {
-      float sum = 0;
-      for (int t = 0; t < count; t++) {
-        const float r = __fsub_rn(x[t * a.head_dim + d], centre[d]);
-        x[t * a.head_dim + d] = r;
-        if (t >= skipped) sum = __fadd_rn(sum, __fmul_rn(r, r));
-      }
-      squares[d] = sum;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      double sum = 0;
-      for (int d = 0; d < a.head_dim; d++) sum += double(squares[d]);
-      float sigma = count > skipped ? float(sqrt(sum / (double(count - skipped) * a.head_dim))) : 0.0f;
-      if (!(sigma > unit)) sigma = 0;
-      *codes.sigma.at<float>(place, head) = sigma;
-      threshold = __fmul_rn(threshold_sigmas, sigma);
+    int16_t* stored = codes.centre.at<int16_t>(place, head);
+    float *scale = codes.centre_scale.at<float>(place, head), *deviation = codes.sigma.at<float>(place, head);
+    if (a.paper) {
+      for (int d = threadIdx.x; d < a.head_dim; d += threads) stored[d] = 0;
+      if (threadIdx.x == 0) *scale = 0, *deviation = paper_threshold / threshold_sigmas, threshold = paper_threshold;
+    } else {
+      centre_rows(x, a.head_dim, skipped, count, stored, scale, deviation, centre, squares, &threshold);
     }
     __syncthreads();
     const int words = words_of(a.head_dim);

@@ -78,8 +78,6 @@ Status check_settings(const adamas_config& config) {
   if (config.policy == ADAMAS_POLICY_QUEST) return no("policy quest");
   if (config.policy == ADAMAS_POLICY_ORACLE) return no("policy oracle");
   if (config.policy != ADAMAS_POLICY_ADAMAS) return {};
-  if (config.preset == ADAMAS_PRESET_PAPER) return no("preset paper");
-  if (config.estimator != ADAMAS_ESTIMATOR_DOT) return no("estimator manhattan");
   if (config.min_mass > 0) return no("min_mass");
   return {};
 }
@@ -269,6 +267,7 @@ class DeviceCache final : public Cache {
     a.dtype = k.dtype;
     a.rotate = params.rotated == 0;
     a.means = means_;
+    a.paper = coding_of(config) == Coding::paper;
     a.k = table_of(k);
     a.v = table_of(v);
     a.tickets = tickets_;
@@ -303,6 +302,8 @@ class DevicePlan final : public Plan {
     s.recent = int(config.recent < params.max_tokens ? config.recent : params.max_tokens);
     s.min_context = config.min_context;
     s.share = config.share;
+    s.manhattan = config.estimator == ADAMAS_ESTIMATOR_MANHATTAN;
+    s.query_threshold = coding_of(config) == Coding::paper ? paper_threshold : 0.0f;
     s.max_noise = config.max_noise;
   }
 

@@ -7,6 +7,12 @@
 // as much: the query's bytes for the even ones are multiplied by 4, and so all sums are 4 sum q8 code. With -6 sum q8 as the
 // start that is twice I.
 //
+// `manhattan` counts distances |c - k| of codes, which are linear in the key's code k but for two corrections:
+//
+//   c = 0: k    c = 1: k - 1 + 2 [k = 0]    c = 2: 2 - k + 2 [k = 3]    c = 3: 3 - k
+//
+// So the query's bytes are signs and twos, for three operands: codes, which of them are 0, which are 3. The sums are twice I.
+//
 // A block of threads scans a part of the context. Each warp has a ring of blocks in shared memory, filled ahead by
 // asynchronous copies; the queries are rotated and quantised while the first of them are on their way.
 #include "device/cuda/common.cuh"
@@ -38,18 +44,19 @@ ADAMAS_MMA(mma_su, "s8", "u8")
 ADAMAS_MMA(mma_us, "u8", "s8")
 ADAMAS_MMA(mma_uu, "u8", "u8")
 
-// What a block of threads needs of its queries.
-template <int W>
+// What a block of threads needs of its queries. M: the estimator is manhattan.
+template <int W, bool M>
 struct Queries {
   int8_t q8[8][64 * W];
+  int8_t zeros[M ? 8 : 1][64 * W], threes[M ? 8 : 1][64 * W];
   int16_t q16[8][64 * W];
-  int q8_sum[8];
+  int start[8];  // of a sum
   float largest[8], rms[8];
 };
 
 // Rotates and quantises the query heads of a row; each warp has one in y, the others zeros.
-template <int W>
-__device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W>& to) {
+template <int W, bool M>
+__device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W, M>& to) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (s.rotated) rotate(s.head_dim, y);
   float m = 0;
@@ -60,27 +67,46 @@ __device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W>& to
   squares = sum_of_warp(squares);
   if (!(m > smallest_query)) m = 0;
   const float to_q8 = m > 0 ? __fdiv_rn(float(query_levels), m) : 0.0f, to_q16 = m > 0 ? __fdiv_rn(32767.0f, m) : 0.0f;
+  const float rms = float(sqrt(squares / s.head_dim));
+  const float threshold = s.query_threshold > 0 ? s.query_threshold : __fmul_rn(threshold_sigmas, rms);
   int sum = 0;
 #pragma unroll
   for (int i = 0; i < 2 * W; i++) {
-    const int q8 = __float2int_rn(__fmul_rn(y[i], to_q8));
-    sum += q8;
-    to.q8[warp][32 * i + lane] = int8_t(q8);
-    to.q16[warp][32 * i + lane] = int16_t(__float2int_rn(__fmul_rn(y[i], to_q16)));
+    const int d = 32 * i + lane, odd = d / 16 % 2;
+    to.q16[warp][d] = int16_t(__float2int_rn(__fmul_rn(y[i], to_q16)));
+    if constexpr (M) {  // -32 times the distance, twice; fields that are odd have four times the code in them
+      const bool real = d < s.head_dim;
+      const int code = (y[i] > -threshold) + (y[i] > 0) + (y[i] > threshold), by = real ? odd ? 16 : 64 : 0;
+      to.q8[warp][d] = int8_t(code < 2 ? -by : by);
+      to.zeros[warp][d] = int8_t(code == 1 ? -2 * by : 0);
+      to.threes[warp][d] = int8_t(code == 2 ? -2 * by : 0);
+      if (real) sum += code == 1 ? 64 : code == 2 ? -128 : code == 3 ? -192 : 0;
+    } else {
+      const int q8 = __float2int_rn(__fmul_rn(y[i], to_q8));
+      to.q8[warp][d] = int8_t(odd ? q8 : 4 * q8);
+      sum -= 6 * q8;
+    }
   }
   sum = sum_of_warp(sum);
   if (lane == 0) {
-    to.q8_sum[warp] = sum;
+    to.start[warp] = M ? sum + 2 * __double2int_rn(mean_distance * distance_scale * s.head_dim) : sum;
     to.largest[warp] = m;
-    to.rms[warp] = float(sqrt(squares / s.head_dim));
+    to.rms[warp] = rms;
   }
 }
 
-template <int W, int G>
+// u
+template <bool M>
+__device__ double unit_of(float largest, float rms, float reference) {
+  return M ? double(distance_weight) * double(rms) * double(reference) / distance_scale
+           : double(largest) / query_levels * double(level_sigmas) * double(reference);
+}
+
+template <int W, int G, bool M>
 struct Shared {
   static constexpr int stages = W == 4 ? 2 : W == 3 ? 3 : 4, block_words = 64 * W;  // of 16 bytes
   uint4 ring[warps][stages][block_words];
-  Queries<W> queries;
+  Queries<W, M> queries;
   float bases[G][slice_blocks];
   int weights[slice_blocks];
   int places[slice_blocks];
@@ -109,16 +135,15 @@ struct Centres {
   }
 };
 
-template <int W, int G>
+template <int W, int G, bool M>
 __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step s) {
   // G heads and `tiles` tiles in the columns of a product, in as many rounds as the block's four tiles take.
   constexpr int tiles = G == 1 ? 4 : 8 / G, rounds = tiles >= 4 ? 1 : 4 / tiles, in_round = 4 / rounds;
-  using Memory = Shared<W, G>;
+  using Memory = Shared<W, G, M>;
   constexpr int stages = Memory::stages;
   extern __shared__ __align__(128) unsigned char memory[];
   Memory& m = *reinterpret_cast<Memory*>(memory);
   launch_next();
-  wait_for_previous();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4, r8 = lane / 4;
   const int row = blockIdx.z, g = blockIdx.y / s.passes, pass = blockIdx.y % s.passes;
   const int group = s.q_heads / s.kv_heads, first_head = g * group + pass * G, heads = min(G, group - pass * G);
@@ -160,7 +185,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   for (int i = 0; i < stages - 1; i++) copy(b + i * warps, i);
 
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
-  prepare_queries<W>(s, y, m.queries);
+  prepare_queries(s, y, m.queries);
   const float reference = spread.reference;
   __syncthreads();
   if (blockIdx.x == 0 && int(threadIdx.x) < heads) {  // for `choose`
@@ -168,9 +193,9 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     Head& head = s.heads[row * s.q_heads + first_head + h];
     head.largest = m.queries.largest[h];
     head.rms = m.queries.rms[h];
-    head.unit = double(head.largest) / query_levels * double(level_sigmas) * double(reference);
+    head.unit = unit_of<M>(head.largest, head.rms, reference);
     const double rms = head.rms, scale = s.scale, squares = double(spread.squares) / spread_one * reference * reference;
-    head.noise = float(distortion * (rms * rms * s.head_dim) * (squares / blocks) * scale * scale);
+    head.noise = float((M ? manhattan_distortion : distortion) * (rms * rms * s.head_dim) * (squares / blocks) * scale * scale);
   }
 
   // Centres: products of 16-bit numbers as four of bytes, for 16 blocks of a warp at a time.
@@ -214,15 +239,17 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
 
   // This lane's column of the queries, and its columns of the products.
   const int query = G == 1 ? 0 : r8 % G, tile_of_query = G == 1 ? (r8 % 2 == 0 ? r8 / 2 : -1) : r8 / G;
-  uint32_t q[in_round][4 * W];
+  uint32_t q[in_round][4 * W], sides[2][M ? 4 * W : 1];
 #pragma unroll
   for (int i = 0; i < 4 * W; i++) {
-    const char4 bytes = *reinterpret_cast<const char4*>(&m.queries.q8[query][16 * i + 4 * t]);
-    const int by = i % 2 == 0 ? 4 : 1;
-    const uint32_t word = uint32_t(uint8_t(bytes.x * by)) | uint32_t(uint8_t(bytes.y * by)) << 8 |
-                          uint32_t(uint8_t(bytes.z * by)) << 16 | uint32_t(uint8_t(bytes.w * by)) << 24;
+    const int at = 16 * i + 4 * t;
+    const uint32_t word = *reinterpret_cast<const uint32_t*>(&m.queries.q8[query][at]);
 #pragma unroll
     for (int j = 0; j < in_round; j++) q[j][i] = in_round == 1 || tile_of_query == j ? word : 0;
+    if constexpr (M) {
+      sides[0][i] = *reinterpret_cast<const uint32_t*>(&m.queries.zeros[query][at]);
+      sides[1][i] = *reinterpret_cast<const uint32_t*>(&m.queries.threes[query][at]);
+    }
   }
   constexpr int columns = G == 1 ? 1 : 2;
   int start[columns], head[columns], tile[columns];
@@ -231,8 +258,8 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   for (int k = 0; k < columns; k++) {
     const int column = 2 * t + k;
     head[k] = G == 1 ? 0 : column % G, tile[k] = G == 1 ? t : column / G;
-    start[k] = -6 * m.queries.q8_sum[head[k]];
-    const double u = double(m.queries.largest[head[k]]) / query_levels * double(level_sigmas) * double(reference) * s.scale;
+    start[k] = m.queries.start[head[k]];
+    const double u = unit_of<M>(m.queries.largest[head[k]], m.queries.rms[head[k]], reference) * s.scale;
     unit[k] = plain ? float(u * double(log2e)) : float(u);
     top[k] = nothing;
   }
@@ -269,6 +296,19 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
           const uint32_t lo4 = lo[i] >> 4, hi4 = hi[i] >> 4;
           mma_us(c[r], lo[i] & even, hi[i] & even, lo[i] & odd, hi[i] & odd, q[j][4 * i], q[j][4 * i + 1]);
           mma_us(c[r], lo4 & even, hi4 & even, lo4 & odd, hi4 & odd, q[j][4 * i + 2], q[j][4 * i + 3]);
+          if constexpr (M) {
+            constexpr uint32_t low = 0x55555555, first = 0x01010101, second = first << 2;
+            const uint32_t lo_high = lo[i] >> 1, hi_high = hi[i] >> 1;
+#pragma unroll
+            for (int side = 0; side < 2; side++) {
+              const uint32_t a = (side == 0 ? ~(lo[i] | lo_high) : lo[i] & lo_high) & low,
+                             b = (side == 0 ? ~(hi[i] | hi_high) : hi[i] & hi_high) & low;
+              const auto of_tile = [&](int k) { return in_round == 1 || tile_of_query == j ? sides[side][k] : 0; };
+              mma_us(c[r], a & first, b & first, a & second, b & second, of_tile(4 * i), of_tile(4 * i + 1));
+              mma_us(c[r], a >> 4 & first, b >> 4 & first, a >> 4 & second, b >> 4 & second, of_tile(4 * i + 2),
+                     of_tile(4 * i + 3));
+            }
+          }
         }
       }
     }
@@ -350,14 +390,19 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   }
 }
 
-template <int W, int G>
+template <int W, int G, bool M>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
-  constexpr int shared = sizeof(Shared<W, G>);
-  static const cudaError_t error = cudaFuncSetAttribute(scan<W, G>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  constexpr int shared = sizeof(Shared<W, G, M>);
+  static const cudaError_t error =
+      cudaFuncSetAttribute(scan<W, G, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.splits), unsigned(s.kv_heads * s.passes), unsigned(s.query_rows));
-  scan<W, G><<<grid, threads, shared, stream>>>(s);
+  scan<W, G, M><<<grid, threads, shared, stream>>>(s);
   return cudaGetLastError();
+}
+template <int W, int G>
+cudaError_t launch(const Step& s, cudaStream_t stream) {
+  return s.manhattan ? launch<W, G, true>(s, stream) : launch<W, G, false>(s, stream);
 }
 template <int W>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
