@@ -21,9 +21,10 @@ struct BenchOptions {
   std::string plot;                         // an SVG file; empty: none
   std::vector<std::string> settings_files;  // which the cases are made of
   bool kernel = false;
-  std::vector<std::string> shapes;         // of --kernel: "9/3x64"
-  std::string device = "cpu";              // of --kernel: where the step runs
+  std::vector<std::string> shapes;          // of --kernel: "9/3x64"
+  std::string device = "cpu";               // of --kernel: where the step runs
   std::vector<std::int64_t> batches = {1};  // of a GPU: sequences of a step
+  bool host = false;                        // of a GPU: K and V lie in the host's memory
 };
 
 // `cases`: full_case() first.

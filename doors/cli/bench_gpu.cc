@@ -29,7 +29,8 @@ void print_point(const GpuPoint& point) {
              point.bandwidth / 1e9);
   Table table({"kernel", "us", "of the step", "bytes", "of the copy's pace"}, 1);
   for (const GpuKernel& kernel : one.kernels)
-    table.add({kernel.name, microseconds(kernel.seconds), fmt::format("{:.1f}%", 100 * kernel.seconds / one.step()), "-", "-"});
+    table.add(
+        {kernel.name, microseconds(kernel.seconds), fmt::format("{:.1f}%", 100 * kernel.seconds / one.step()), "-", "-"});
   table.add({"step", microseconds(one.step()), "100.0%", fmt::format("{:.0f}", one.bytes),
              fmt::format("{:.1f}%", 100 * one.bytes / one.step() / point.bandwidth)});
   table.print();
@@ -110,24 +111,23 @@ std::string plot_of_points(const std::vector<GpuPoint>& points, const std::vecto
 }  // namespace
 
 int bench_gpu(const BenchOptions& options, const std::vector<Shape>& shapes, const std::vector<Setting>& settings) {
-  if (adamas_gpu_count() == 0)
-    throw Failure(exit_failed, fmt::format("bench: --device cuda: {}", adamas_gpu_reason()));
+  if (adamas_gpu_count() == 0) throw Failure(exit_failed, fmt::format("bench: --device cuda: {}", adamas_gpu_reason()));
   std::vector<GpuPlace> places;
   Json left_out = Json::array();
   const double free = free_gpu_memory() * 0.9;
   for (const Shape& shape : shapes)
     for (const std::int64_t batch : options.batches)
       for (const std::int64_t tokens : options.depths) {
-        const GpuPlace place{shape, tokens, batch, options.repeat};
+        const GpuPlace place{shape, tokens, batch, options.repeat, options.host};
         if (gpu_memory_of(place) <= free) {
           places.push_back(place);
           continue;
         }
-        left_out.push_back({{"shape", shape.name()},
-                            {"tokens", tokens},
-                            {"batch", batch},
-                            {"why", fmt::format("it needs {}, the GPU has {} free", bytes_text(gpu_memory_of(place)),
-                                                bytes_text(free))}});
+        left_out.push_back(
+            {{"shape", shape.name()},
+             {"tokens", tokens},
+             {"batch", batch},
+             {"why", fmt::format("it needs {}, the GPU has {} free", bytes_text(gpu_memory_of(place)), bytes_text(free))}});
       }
   if (places.empty())
     throw Failure(exit_failed, fmt::format("bench: nothing fits: {}", left_out[0]["why"].get<std::string>()));
@@ -151,7 +151,8 @@ int bench_gpu(const BenchOptions& options, const std::vector<Shape>& shapes, con
                 {"left_out", left_out}});
     return exit_ok;
   }
-  fmt::print("one step of one attention layer, {}, {}, K and V in f16\n\n", settings.front().name, adamas_gpu_name(0));
+  fmt::print("one step of one attention layer, {}, {}, K and V in f16{}\n\n", settings.front().name, adamas_gpu_name(0),
+             options.host ? ", in the host's memory where nothing else is said" : "");
   for (const GpuPoint& point : points) print_point(point);
   print_points(points);
   if (!no_others.empty()) fmt::print("\nNot measured: {}\n", no_others);

@@ -1,4 +1,5 @@
-// adamas check: what of a model will run sparse, what its codes cost, and whether the kernels are right at its shapes.
+// adamas check: what of a model will run sparse, what its codes cost, and whether the kernels are right at its shapes: those
+// of every instruction set, or those of a GPU.
 #include <algorithm>
 #include <cctype>
 #include <fstream>
@@ -22,13 +23,19 @@ struct Memory {
   std::uint64_t kv_f16 = 0;  // K and V of the same layers
 };
 
+// What is tested: shapes with their settings. Of layers that are alike one.
+using Tested = std::map<std::pair<AttentionShape, std::string>, adamas::Config>;
+
 struct Report {
+  bool has_model = false;  // the rest up to `gpu` is of it
   Model model;
   std::int64_t context = 0;
   std::vector<adamas::Config> configs;     // [layers]
   bool by_layer = false;                   // there is a settings file, which may have sections
   std::vector<std::string> dense_reasons;  // [layers]; empty: sparse
   Memory memory;
+  bool gpu = false;
+  std::vector<Kernels> kernels;
   std::vector<SelfTest> tests;
 
   std::size_t sparse_layers() const {
@@ -95,20 +102,18 @@ std::vector<adamas::Config> configs_of(const adamas::Config& config, const std::
   return configs;
 }
 
-Report examine(const CheckOptions& options, const adamas::Config& config, const std::string& settings_file) {
-  Report report{.model = model_of(read_gguf(options.model)),
-                .context = 0,
-                .configs = {},
-                .by_layer = !settings_file.empty(),
-                .dense_reasons = {},
-                .memory = {},
-                .tests = {}};
+// Fills in what a report says of the model.
+Tested examine_model(Report& report, const CheckOptions& options, const adamas::Config& config,
+                     const std::string& settings_file) {
+  report.has_model = true;
+  report.model = model_of(read_gguf(options.model));
+  report.by_layer = !settings_file.empty();
   report.context = options.context > 0 ? options.context : report.model.context;
   if (report.context == 0)
     throw Failure(exit_usage, "the file does not say which context it was made for; give one with --context");
 
   report.configs = configs_of(config, settings_file, report.model.layers.size());
-  std::map<std::pair<AttentionShape, std::string>, adamas::Config> tested;
+  Tested tested;
   for (std::size_t i = 0; i < report.model.layers.size(); ++i) {
     const Layer& layer = report.model.layers[i];
     report.dense_reasons.push_back(why_dense(report.model, i, report.context, report.configs[i]));
@@ -117,7 +122,32 @@ Report examine(const CheckOptions& options, const adamas::Config& config, const 
     tested.try_emplace({shape, text_of(report.configs[i])}, report.configs[i]);
   }
   report.memory = memory_of(report);
-  for (const auto& [of, its_config] : tested) report.tests.push_back(self_test(of.first, its_config));
+  return tested;
+}
+
+// Without a model: every head_dim.
+Tested every_head_dim(const adamas::Config& config) {
+  Tested tested;
+  if (config.policy != adamas::Policy::adamas) return tested;
+  for (const std::int32_t head_dim : adamas::head_dims())
+    tested.try_emplace({{.q_heads = 8, .kv_heads = 2, .head_dim = head_dim}, text_of(config)}, config);
+  return tested;
+}
+
+Report examine(const CheckOptions& options, const adamas::Config& config, const std::string& settings_file) {
+  Report report;
+  const Tested tested =
+      options.model.empty() ? every_head_dim(config) : examine_model(report, options, config, settings_file);
+  report.gpu = options.device == "cuda";
+  if (report.gpu)
+    report.kernels = {{ADAMAS_DEVICE_CUDA, adamas_gpu_name(0)}};
+  else
+    for (const std::string& isa : adamas::instruction_sets()) report.kernels.push_back({ADAMAS_DEVICE_CPU, isa});
+  const std::vector<std::int64_t> page_tokens =
+      report.gpu ? std::vector<std::int64_t>{0, ADAMAS_BLOCK_TOKENS} : std::vector<std::int64_t>{0};
+  for (const auto& [of, its_config] : tested)
+    for (const std::int64_t tokens : page_tokens)
+      report.tests.push_back(self_test(of.first, its_config, report.kernels, tokens));
   return report;
 }
 
@@ -149,26 +179,30 @@ void print_layers(const Report& report) {
     fmt::print("  layer{} {}: {}\n", layers.size() == 1 ? "" : "s", ranges_text(layers), text);
 }
 
-void print_text(const Report& report) {
+void print_model(const Report& report) {
   const Model& model = report.model;
   fmt::print("{} ({}), {} layers, context {}{}{}\n\n", model.name.empty() ? "a model" : model.name, model.architecture,
              model.layers.size(), model.context, model.softcap > 0 ? fmt::format(", softcap {}", model.softcap) : "",
              model.alibi > 0 ? fmt::format(", ALiBi up to {}", model.alibi) : "");
   print_layers(report);
   if (report.sparse_layers() == 0) return;
-
-  fmt::print("\nmemory for their codes: {}, beside {} of K and V in f16 ({:.1f}%)\n",
+  fmt::print("\nmemory for their codes: {}, beside {} of K and V in f16 ({:.1f}%)\n\n",
              bytes_text(static_cast<double>(report.memory.codes)), bytes_text(static_cast<double>(report.memory.kv_f16)),
              100.0 * static_cast<double>(report.memory.codes) / static_cast<double>(report.memory.kv_f16));
+}
+
+void print_tests(const Report& report) {
   if (report.tests.empty()) {
-    fmt::print("\nno self-test: it is one of the policy adamas\n");
+    fmt::print("no self-test: it is one of the policy adamas\n");
     return;
   }
-  fmt::print("\nself-test with {}, against the definitions in double precision\n",
-             fmt::join(adamas::instruction_sets(), ", "));
+  std::vector<std::string> names;
+  for (const Kernels& kernels : report.kernels) names.push_back(kernels.name);
+  fmt::print("self-test with {}, against the definitions in double precision\n", fmt::join(names, ", "));
   for (const SelfTest& test : report.tests) {
-    fmt::print("  {}, {}, head_dim {}: {}\n", counted(test.shape.q_heads, "query head"),
+    fmt::print("  {}, {}, head_dim {}{}: {}\n", counted(test.shape.q_heads, "query head"),
                counted(test.shape.kv_heads, "KV head"), test.shape.head_dim,
+               test.page_tokens > 0 ? fmt::format(", in pages of {} tokens", test.page_tokens) : "",
                test.failure.empty() ? "passed" : "FAILED: " + test.failure);
     const auto line = [](const std::string& what, const Deviation& deviation) {
       if (deviation.bound > 0)  // else it was not compared
@@ -180,13 +214,18 @@ void print_text(const Report& report) {
   }
 }
 
+void print_text(const Report& report) {
+  if (report.has_model) print_model(report);
+  if (!report.has_model || report.sparse_layers() > 0) print_tests(report);
+}
+
 // ---- JSON ----------------------------------------------------------------------------------------------------------
 
 Json json_of(const Deviation& deviation) { return {{"error", deviation.error}, {"bound", deviation.bound}}; }
 
-Json json_of(const Report& report) {
+Json json_of_model(const Report& report) {
   const Model& model = report.model;
-  Json layers = Json::array(), tests = Json::array();
+  Json layers = Json::array();
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
     const Layer& layer = model.layers[i];
     const std::string& reason = report.dense_reasons[i];
@@ -199,7 +238,25 @@ Json json_of(const Report& report) {
                       {"sparse", reason.empty()},
                       {"why_dense", reason.empty() ? Json(nullptr) : Json(reason)}});
   }
-  for (const SelfTest& test : report.tests)
+  return {{"name", model.name},
+          {"architecture", model.architecture},
+          {"model_context", model.context},
+          {"context", report.context},
+          {"softcap", model.softcap},
+          {"alibi", model.alibi},
+          {"sparse_layers", report.sparse_layers()},
+          {"layers", layers},
+          {"memory", {{"codes_bytes", report.memory.codes}, {"kv_f16_bytes", report.memory.kv_f16}}}};
+}
+
+Json json_of(const Report& report) {
+  Json document = report.has_model ? json_of_model(report) : Json::object();
+  if (report.gpu)
+    document["gpu"] = report.kernels.front().name;
+  else
+    document["instruction_sets"] = adamas::instruction_sets();
+  Json tests = Json::array();
+  for (const SelfTest& test : report.tests) {
     tests.push_back({{"q_heads", test.shape.q_heads},
                      {"kv_heads", test.shape.kv_heads},
                      {"head_dim", test.shape.head_dim},
@@ -209,25 +266,22 @@ Json json_of(const Report& report) {
                      {"sparse", json_of(test.sparse)},
                      {"list", test.list.bound > 0 ? json_of(test.list) : Json(nullptr)},
                      {"failure", test.failure.empty() ? Json(nullptr) : Json(test.failure)}});
-  return {{"name", model.name},
-          {"architecture", model.architecture},
-          {"model_context", model.context},
-          {"context", report.context},
-          {"softcap", model.softcap},
-          {"alibi", model.alibi},
-          {"sparse_layers", report.sparse_layers()},
-          {"layers", layers},
-          {"memory", {{"codes_bytes", report.memory.codes}, {"kv_f16_bytes", report.memory.kv_f16}}},
-          {"instruction_sets", adamas::instruction_sets()},
-          {"self_tests", tests},
-          {"passed", report.passed()}};
+    if (report.gpu) tests.back()["page_tokens"] = test.page_tokens;
+  }
+  document["self_tests"] = tests;
+  document["passed"] = report.passed();
+  return document;
 }
 
 }  // namespace
 
 int check(Settings& settings, const CheckOptions& options) {
   const adamas::Config config = settings.load();
-  if (options.model.empty()) throw Failure(exit_usage, "check: the model is missing; for example: adamas check MODEL.gguf");
+  const bool gpu = options.device == "cuda";
+  if (gpu && adamas_gpu_count() == 0)
+    throw Failure(exit_failed, fmt::format("check: --device cuda: {}", adamas_gpu_reason()));
+  if (options.model.empty() && !gpu)
+    throw Failure(exit_usage, "check: the model is missing; for example: adamas check MODEL.gguf");
   const Report report = examine(options, config, settings.file());
   options.json ? print_json(json_of(report)) : print_text(report);
   return report.passed() ? exit_ok : exit_failed;

@@ -16,8 +16,9 @@ struct InfoOptions {
 int info(Settings& settings, const InfoOptions& options);
 
 struct CheckOptions {
-  std::string model;
-  std::int64_t context = 0;  // 0: the one that the model was made for
+  std::string model;           // empty: none, which only a GPU's self-test can do without
+  std::string device = "cpu";  // whose kernels the self-test tests
+  std::int64_t context = 0;    // 0: the one that the model was made for
   bool json = false;
 };
 int check(Settings& settings, const CheckOptions& options);

@@ -28,7 +28,8 @@ TOOL is a path, or is looked up in PATH and then among the tools that were built
 
 constexpr const char* check_details = R"(
 Tells what of a model will run sparse, and why not the rest; the memory for the codes; and tests the
-kernels of every instruction set at the model's shapes, against their definitions in double precision.
+kernels of every instruction set at the model's shapes, against their definitions in double precision. With
+--device cuda the kernels of the GPU, K and V contiguous and in pages; without a model at every head_dim.
 )";
 
 constexpr const char* explain_details = R"(
@@ -66,7 +67,9 @@ class Help : public CLI::Formatter {
     if (name == "bench")
       return "Usage: adamas bench --model MODEL.gguf [OPTIONS] [SETTINGS]\n       adamas bench --kernel [OPTIONS] "
              "[SETTINGS]\n";
-    if (name == "check") return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n";
+    if (name == "check")
+      return "Usage: adamas check [SETTINGS] [--context N] [--json] MODEL.gguf\n       adamas check --device cuda "
+             "[SETTINGS] [--context N] [--json] [MODEL.gguf]\n";
     if (name == "explain")
       return "Usage: adamas explain [SETTINGS] --model MODEL.gguf --file TEXT --ask QUESTION --html OUT [OPTIONS]\n";
     return "Usage: adamas COMMAND ...\n";
@@ -166,6 +169,9 @@ int dispatch(int argc, char** argv) {
   check_command->add_option("--context", check_options.context, "Tokens of context; without it, the model's own")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{2147483647}).description(""))
       ->type_name("N");
+  check_command->add_option("--device", check_options.device, "Whose kernels are tested: cpu or cuda (cpu)")
+      ->check(CLI::IsMember({"cpu", "cuda"}).description(""))
+      ->type_name("DEVICE");
   check_command->add_flag("--json", check_options.json, "Print JSON");
 
   CLI::App* bench_command =
@@ -189,18 +195,22 @@ int dispatch(int argc, char** argv) {
       ->allow_extra_args(false)
       ->needs(bench_kernel_flag)
       ->type_name("Q/KVxDIM");
-  CLI::Option* bench_device = bench_command
-                                  ->add_option("--device", bench_options.device,
-                                               "Where a step runs, with --kernel: cpu or cuda (cpu)")
-                                  ->check(CLI::IsMember({"cpu", "cuda"}).description(""))
-                                  ->needs(bench_kernel_flag)
-                                  ->type_name("DEVICE");
+  CLI::Option* bench_device =
+      bench_command->add_option("--device", bench_options.device, "Where a step runs, with --kernel: cpu or cuda (cpu)")
+          ->check(CLI::IsMember({"cpu", "cuda"}).description(""))
+          ->needs(bench_kernel_flag)
+          ->type_name("DEVICE");
   bench_command->add_option("--batch", bench_options.batches, "Sequences of a step, on a GPU (1)")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{4096}).description(""))
       ->needs(bench_device)
       ->type_name("LIST");
+  bench_command
+      ->add_flag(
+          "--host", bench_options.host,
+          "K and V lie in the host's memory, and what a step reads comes over the bus; full attention has them on the GPU")
+      ->needs(bench_device);
   bench_command
       ->add_option("--depth", bench_options.depths,
                    "Tokens of context at which is measured (0,512,8192; with --kernel 8192,32768,131072)")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import unittest
 
 from command import HAS_READER, MODELS, CommandTest, call, clean_environment
@@ -190,6 +191,24 @@ class SelfTest(CheckTest):
                 result = self.check(model(), environment=environment)
                 self.assertEqual(result.returncode, 1, result.stderr)
                 self.assertIn(f"FAILED: {words}", result.stdout)
+
+
+class OnAGpu(CommandTest):
+    def test_every_head_dim(self):
+        info = json.loads(call("info", "--json").stdout)
+        result = call("check", "--device", "cuda")
+        if not info["gpus"]:
+            reason = re.search(r"^GPUs +none: (.+)$", call("info").stdout, re.M)[1]
+            return self.assert_fails(result, 1, f"check: --device cuda: {reason}")
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        self.assertIn(f"self-test with {info['gpus'][0]}, against", result.stdout)
+        for head_dim in info["head_dims"]:
+            for pages in ("", ", in pages of 64 tokens"):
+                self.assertIn(f"8 query heads, 2 KV heads, head_dim {head_dim}{pages}: passed", result.stdout)
+
+    def test_only_cpu_and_cuda(self):
+        self.assert_fails(call("check", "--device", "gpu"), 2, "--device", "cpu", "cuda")
+        self.assert_fails(call("check", "--device", "cpu"), 2, "the model is missing")
 
 
 @unittest.skipUnless(MODELS, "ADAMAS_MODELS_DIR is not set")

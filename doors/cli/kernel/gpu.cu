@@ -33,6 +33,17 @@ OnGpu<T> allocate(std::int64_t count) {
   check(cudaMalloc(&p, static_cast<std::size_t>(std::max<std::int64_t>(1, count)) * sizeof(T)), "the GPU's memory");
   return OnGpu<T>(static_cast<T*>(p));
 }
+struct FreeOnHost {
+  void operator()(void* p) const { cudaFreeHost(p); }
+};
+using OnHost = std::unique_ptr<__half, FreeOnHost>;
+OnHost copy_to_host(const OnGpu<__half>& from, std::int64_t count) {
+  void* p = nullptr;
+  check(cudaMallocHost(&p, static_cast<std::size_t>(count) * sizeof(__half)), "the host's memory");
+  OnHost to(static_cast<__half*>(p));
+  check(cudaMemcpy(p, from.get(), static_cast<std::size_t>(count) * sizeof(__half), cudaMemcpyDeviceToHost), "a copy");
+  return to;
+}
 struct Cache {
   adamas_cache* it = nullptr;
   ~Cache() { adamas_cache_destroy(it); }
@@ -105,7 +116,8 @@ double copy_bandwidth() {
 }
 
 double code_bytes(const GpuPlace& place) {
-  return double(place.batch) * double(place.tokens) * place.shape.kv_heads * (double(place.shape.head_dim) * (0.25 + 4.0 / 64));
+  return double(place.batch) * double(place.tokens) * place.shape.kv_heads *
+         (double(place.shape.head_dim) * (0.25 + 4.0 / 64));
 }
 double row_bytes(const GpuPlace& place) { return 2.0 * double(place.batch * place.tokens * place.shape.row_bytes()); }
 
@@ -140,15 +152,30 @@ GpuPoint measure_on_gpu(const GpuPlace& place, const std::vector<Setting>& setti
     fill_rows<<<2048, 256>>>(v.back().get(), rows, std::uint64_t(2 * i + 1));
   }
   const auto q = allocate<__half>(steps * queries);
-  fill_queries<<<1024, 256>>>(q.get(), steps * queries, shape.q_heads / shape.kv_heads, shape.head_dim, float(deviation), 1000);
+  fill_queries<<<1024, 256>>>(q.get(), steps * queries, shape.q_heads / shape.kv_heads, shape.head_dim, float(deviation),
+                              1000);
   const auto out = allocate<float>(queries);
   const std::vector<std::int64_t> host_lengths(static_cast<std::size_t>(place.batch), place.tokens);
   const auto lengths = allocate<std::int64_t>(place.batch);
   check(cudaMemcpy(lengths.get(), host_lengths.data(), host_lengths.size() * 8, cudaMemcpyHostToDevice), "lengths");
 
-  const auto view = [&](const OnGpu<__half>& from) {
+  std::vector<OnHost> host_k, host_v;
+  for (int i = 0; place.host && i < layers; i++) {
+    host_k.push_back(copy_to_host(k[std::size_t(i)], rows));
+    host_v.push_back(copy_to_host(v[std::size_t(i)], rows));
+  }
+  // What is sparse reads the host's rows, if there are any; what is dense reads them from both.
+  struct Run {
+    Setting setting;
+    bool host;
+  };
+  std::vector<Run> runs;
+  for (const Setting& setting : settings) runs.push_back({setting, place.host && &setting != &settings.back()});
+  if (place.host) runs.insert(runs.end() - 1, {{settings.back().name + " over the bus", settings.back().config}, true});
+
+  const auto view = [&](const __half* from) {
     adamas_rows of{};
-    of.data = from.get();
+    of.data = from;
     of.dtype = ADAMAS_F16;
     of.stride_token = shape.head_dim * 2;
     of.stride_head = place.tokens * of.stride_token;
@@ -157,7 +184,9 @@ GpuPoint measure_on_gpu(const GpuPlace& place, const std::vector<Setting>& setti
   };
   cudaStream_t stream;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
-  for (const Setting& setting : settings) {
+  for (const auto& [setting, host] : runs) {
+    const auto k_of = [&](int i) { return view(host ? host_k[std::size_t(i)].get() : k[std::size_t(i)].get()); };
+    const auto v_of = [&](int i) { return view(host ? host_v[std::size_t(i)].get() : v[std::size_t(i)].get()); };
     const adamas_config config = setting.config.native();
     std::vector<Cache> caches(static_cast<std::size_t>(layers));
     for (int i = 0; i < layers; i++) {
@@ -175,7 +204,7 @@ GpuPoint measure_on_gpu(const GpuPlace& place, const std::vector<Setting>& setti
       append.batch = place.batch;
       append.rows = place.tokens;
       append.lengths = lengths.get();
-      append.k = view(k[std::size_t(i)]), append.v = view(v[std::size_t(i)]);
+      append.k = k_of(i), append.v = v_of(i);
       check(adamas_append_rows(caches[std::size_t(i)].it, &append));
     }
     check(cudaDeviceSynchronize(), "append");
@@ -205,7 +234,7 @@ GpuPoint measure_on_gpu(const GpuPlace& place, const std::vector<Setting>& setti
       p.q = q.get() + i * queries;
       p.q_stride_head = shape.head_dim * 2;
       p.q_stride_row = p.q_stride_batch = shape.q_heads * p.q_stride_head;
-      p.k = view(k[std::size_t(i % layers)]), p.v = view(v[std::size_t(i % layers)]);
+      p.k = k_of(i % layers), p.v = v_of(i % layers);
       p.out = out.get();
       p.out_stride_head = shape.head_dim * 4;
       p.out_stride_row = p.out_stride_batch = shape.q_heads * p.out_stride_head;

@@ -38,6 +38,7 @@ struct GpuPlace {
   Shape shape;
   std::int64_t tokens, batch;
   std::int64_t replays;
+  bool host;  // K and V lie in the host's memory
 };
 
 struct GpuPoint {

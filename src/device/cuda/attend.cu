@@ -3,10 +3,10 @@
 // the sums are. All of it is linear in the values once three vectors are kept apart: the listed values by their weights
 // (A), the low ones less their blocks' means (E), and the means by the weights of what is not listed (M).
 //
-// Products are those of tensor cores, mma.m16n8k16. Rows are query heads: the upper eight have what the lower eight lose when
-// a query or a weight is rounded to 16 bits, so that the sums are those of f32. With a rest, row 4 + h has head h's low
-// tokens. A warp has 16 tokens at a time, and reads their rows straight into operands: what a lane needs of a row is 16 bytes
-// in line, since dimensions and tokens may come in any order. No warp waits for another before its sums are added up.
+// Products are those of tensor cores, mma.m16n8k16. Rows are query heads: the upper eight have what the lower eight lose
+// when a query or a weight is rounded to 16 bits, so that the sums are those of f32. With a rest, row 4 + h has head h's low
+// tokens. A warp has 16 tokens at a time, and reads their rows straight into operands: what a lane needs of a row is 16
+// bytes in line, since dimensions and tokens may come in any order. No warp waits for another before its sums are added up.
 //
 // Dense rows and heads are lists of all tokens, the policy `streaming` one of its first and last.
 #include <climits>
@@ -32,12 +32,11 @@ __device__ float weight_of(const Head& head, float base, int score) {
   return fmaf(soft_capped(x, head.softcap), log2e, -head.top);
 }
 
-#define ADAMAS_MMA(type, name)                                                                                      \
-  __device__ void mma(type, float(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) { \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                                      \
-        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                                \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                            \
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                    \
+#define ADAMAS_MMA(type, name)                                                                                              \
+  __device__ void mma(type, float(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {   \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                                    \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                            \
   }
 ADAMAS_MMA(__half, "f16")
 ADAMAS_MMA(__nv_bfloat16, "bf16")
@@ -90,7 +89,7 @@ struct Operand<float> {
 template <int D, int H>
 struct Shared {
   static constexpr int marked = H == 0 ? 1 : H, rows = H == 0 ? 8 : 2 * H;  // rows: of sums that are kept
-  static constexpr int pitch = D + 32;                                      // of a query, so that two of them meet in no bank
+  static constexpr int pitch = D + 32;  // of a query, so that two of them meet in no bank
   Head heads[8];
   uint16_t q[2][8][pitch];  // of row r: rounded; what that leaves
   float q_scale[8];
@@ -281,7 +280,8 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
   constexpr bool early = D * int(sizeof(T)) <= 256;  // whether there are registers for values beside keys
   const int r = lane() / 4, t = lane() % 4, h = min(head_of(r), heads - 1);
   const Head& head = m.heads[h];
-  const bool ours = head_of(r) < heads, low_row = is_low(r), lists_only = mixed && lists(h), has_low = low_row && ours && rest && lists(h);
+  const bool ours = head_of(r) < heads, low_row = is_low(r), lists_only = mixed && lists(h),
+             has_low = low_row && ours && rest && lists(h);
   const float to_score = m.q_scale[h];
   const bool plain = s.softcap == 0 && s.slopes == nullptr;
   const float to_log2 = to_score * s.scale * log2e;
@@ -384,7 +384,8 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           const int b = tokens[i][j] / block_tokens, v = scores[i][j], score = v + offsets[i][j];
-          const bool is = has_low && x[i][j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
+          const bool is =
+              has_low && x[i][j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
           const bool has_mean = is && first + b != view.hidden_block;
           if (is) {
             low += weights[i][j];
@@ -422,7 +423,8 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
     low += __shfl_xor_sync(~0u, low, 1), low += __shfl_xor_sync(~0u, low, 2);
     low_estimated += __shfl_xor_sync(~0u, low_estimated, 1), low_estimated += __shfl_xor_sync(~0u, low_estimated, 2);
   }
-  if (t == 0) m.sums[warp()][r][0] = top, m.sums[warp()][r][1] = sum, m.sums[warp()][r][2] = low, m.sums[warp()][r][3] = low_estimated;
+  if (t == 0)
+    m.sums[warp()][r][0] = top, m.sums[warp()][r][1] = sum, m.sums[warp()][r][2] = low, m.sums[warp()][r][3] = low_estimated;
   __syncthreads();
   float highest = nothing;
 #pragma unroll
@@ -436,9 +438,9 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
       for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int j = 0; j < 8; j += 4)
-          *reinterpret_cast<float4*>(&m.values[warp()][kept][64 * c + 8 * (2 * t + i) + j]) =
-              make_float4((sums[c][j][i] + sums[c][j][2 + i]) * by, (sums[c][j + 1][i] + sums[c][j + 1][2 + i]) * by,
-                          (sums[c][j + 2][i] + sums[c][j + 2][2 + i]) * by, (sums[c][j + 3][i] + sums[c][j + 3][2 + i]) * by);
+          *reinterpret_cast<float4*>(&m.values[warp()][kept][64 * c + 8 * (2 * t + i) + j]) = make_float4(
+              (sums[c][j][i] + sums[c][j][2 + i]) * by, (sums[c][j + 1][i] + sums[c][j + 1][2 + i]) * by,
+              (sums[c][j + 2][i] + sums[c][j + 2][2 + i]) * by, (sums[c][j + 3][i] + sums[c][j + 3][2 + i]) * by);
 }
 
 __device__ float whole(unsigned long long x) { return fmaf(float(uint32_t(x >> 32)), 4294967296.0f, float(uint32_t(x))); }
@@ -450,7 +452,8 @@ __device__ void Slice<T, D, H>::add_means(const float* tops) {
   const int mine = lane() % lanes * 8 < s.head_dim ? lane() % lanes * 8 : 0, own = warp() * rows_of_warp + lane() / lanes;
   float sums[2 * marked][8] = {}, to_low[marked];
 #pragma unroll
-  for (int h = 0; h < marked; h++) to_low[h] = exp2f(m.heads[min(h, heads - 1)].low_log2 - tops[h]) / low_one;
+  for (int h = 0; h < marked; h++)  // no infinity: there may be no low token to multiply with
+    to_low[h] = exp2f(fminf(m.heads[min(h, heads - 1)].low_log2 - tops[h], 100.0f)) / low_one;
   for (int base = own; base - lane() / lanes < n; base += ahead * step) {
     Eight<int16_t> raw[ahead];
     float scales[ahead];
@@ -469,7 +472,8 @@ __device__ void Slice<T, D, H>::add_means(const float* tops) {
 #pragma unroll
       for (int h = 0; h < marked; h++) {
         if (h >= heads) break;
-        const float rest_of = counts ? m.rest[h][b] * scales[i] : 0.0f, low = counts ? whole(m.low[h][b]) * to_low[h] * scales[i] : 0.0f;
+        const float rest_of = counts ? m.rest[h][b] * scales[i] : 0.0f,
+                    low = counts ? whole(m.low[h][b]) * to_low[h] * scales[i] : 0.0f;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
           sums[2 * h][j] = fmaf(rest_of, x[j], sums[2 * h][j]);
@@ -552,7 +556,7 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   const int group = s.q_heads / s.kv_heads, row = blockIdx.z, lists_of_kv_head = s.lists / s.kv_heads;
   const int g = blockIdx.y / lists_of_kv_head, most = (group + lists_of_kv_head - 1) / lists_of_kv_head;
   const int first_head = g * group + blockIdx.y % lists_of_kv_head * most, heads = min(most, (g + 1) * group - first_head);
-  const bool scored = s.policy == ADAMAS_POLICY_ADAMAS;
+  const bool scored = s.chosen();
   View view = see(s, row);
   const int blocks = blocks_in(view.tokens), slices = slices_of(blocks, s.lists), each = (blocks + slices - 1) / slices;
   const int slice = blockIdx.x;
@@ -583,7 +587,8 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   }
   of.mixed = of.any_all && any_list;
   of.rest = H != 0 && any_list;
-  const int listed = of.any_all && !any_list ? max(0, min(view.tokens - first * block_tokens, of.n * block_tokens)) : of.find_tokens();
+  const int listed =
+      of.any_all && !any_list ? max(0, min(view.tokens - first * block_tokens, of.n * block_tokens)) : of.find_tokens();
   of.attend_to(listed);
   float tops[Memory::marked];
 #pragma unroll
@@ -614,7 +619,7 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
   const float* partials = s.partials + (int64_t(row) * s.q_heads + h) * s.slices * stride;
   const float* sums = partials + 3 * D;
   wait_for_previous();
-  const bool scored = s.policy == ADAMAS_POLICY_ADAMAS, may_rest = scored && s.automatic;
+  const bool scored = s.chosen(), may_rest = scored && s.automatic;
   constexpr int ahead = 9;
   float loaded[ahead][3] = {};
   const auto load = [&](int base) {
@@ -678,8 +683,10 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
       const int64_t index = int64_t(row) * s.q_heads + h;
       if (s.lse != nullptr) s.lse[index] = lse;
       if (s.mass != nullptr)
-        s.mass[index] =
-            reading != reads_list ? 1.0f : rest ? listed / (listed + others + beside) : __int_as_float(0x7FC00000);
+        s.mass[index] = reading != reads_list ? 1.0f
+                        : rest                ? listed / (listed + others + beside)
+                        : scored              ? head.mass
+                                              : __int_as_float(0x7FC00000);
       if (s.noise != nullptr) s.noise[index] = scored ? head.noise : 0.0f;
     }
   }
@@ -720,7 +727,7 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
       cudaFuncSetAttribute(attend<T, D, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.slices), unsigned(s.lists), unsigned(s.query_rows));
-  if (s.policy == ADAMAS_POLICY_ADAMAS) return launch_behind(attend<T, D, H>, grid, threads, shared, stream, s);
+  if (s.chosen()) return launch_behind(attend<T, D, H>, grid, threads, shared, stream, s);
   attend<T, D, H><<<grid, threads, shared, stream>>>(s);
   return cudaGetLastError();
 }

@@ -10,10 +10,10 @@ namespace {
 
 constexpr int block_warps = 8, always_warps = 4, warps = block_warps + always_warps, threads = 32 * warps;
 constexpr int block_threads = 32 * block_warps;
-constexpr int groups = threads / 8;  // eight lanes have a block's 64 scores
-constexpr int kept = 4;              // blocks of which a thread keeps what it read
-constexpr int chunk = 2048;          // blocks that are looked through at a time
-constexpr int most_candidates = 4096;        // for a rank; of more it is found the slow way
+constexpr int groups = threads / 8;    // eight lanes have a block's 64 scores
+constexpr int kept = 4;                // blocks of which a thread keeps what it read
+constexpr int chunk = 2048;            // blocks that are looked through at a time
+constexpr int most_candidates = 4096;  // for a rank; of more it is found the slow way
 
 using Scan = cub::BlockScan<int, threads>;
 
@@ -39,58 +39,6 @@ struct Shared {
 };
 __shared__ Shared m;
 
-// What the threads of a warp have, in one; then what the warps have, once each has put it into `room` and all have met.
-template <class T, class Operation>
-__device__ T of_warp(T x, Operation operation) {
-  for (int o = 16; o > 0; o /= 2) x = operation(x, __shfl_xor_sync(~0u, x, o));
-  return x;
-}
-template <int count, class T, class Operation>
-__device__ T of_warps(const T (&room)[count], Operation operation) {
-  T x = room[min(int(threadIdx.x % 32), count - 1)];
-  if (int(threadIdx.x % 32) >= count) x = operation.none(x);
-  return of_warp(x, operation);
-}
-struct Max {
-  template <class T>
-  __device__ T none(T any) const {
-    return any;
-  }
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a > b ? a : b;
-  }
-};
-struct Min {
-  template <class T>
-  __device__ T none(T any) const {
-    return any;
-  }
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a < b ? a : b;
-  }
-};
-struct Sum {
-  template <class T>
-  __device__ T none(T) const {
-    return 0;
-  }
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-// Both steps at once, for what is rare.
-template <class Operation>
-__device__ double of_all(double x, Operation operation) {
-  x = of_warp(x, operation);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) m.result[threadIdx.x / 32] = x;
-  __syncthreads();
-  return of_warps(m.result, operation);
-}
-
 // What is rare stands apart: instructions that are jumped over have to be fetched, too.
 __device__ __noinline__ double capped_softly(double score, double softcap) { return softcap * tanh(score / softcap); }
 __device__ __noinline__ double uncapped(double capped, double softcap) {
@@ -99,13 +47,22 @@ __device__ __noinline__ double uncapped(double capped, double softcap) {
 __device__ double capped(double score, double softcap) { return softcap > 0 ? capped_softly(score, softcap) : score; }
 
 // The largest of a warp's numbers, from which a rounded one mostly tells.
-__device__ double max_of_warp(double x) {
+__device__ double highest_of_warp(double x) {
   const float rounded = float(x);
   const int bits = __float_as_int(rounded), ordered = bits ^ (bits >> 31 & 0x7FFFFFFF);
   unsigned first = __ballot_sync(~0u, ordered == __reduce_max_sync(~0u, ordered));
   double most = __shfl_sync(~0u, x, __ffs(first) - 1);
   while (first &= first - 1) most = fmax(most, __shfl_sync(~0u, x, __ffs(first) - 1));
   return most;
+}
+
+// The same of all threads, for what is rare.
+__device__ double highest_of_all(double x) {
+  x = highest_of_warp(x);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) m.result[threadIdx.x / 32] = x;
+  __syncthreads();
+  return highest_of_warp(m.result[min(int(threadIdx.x % 32), warps - 1)]);
 }
 
 // One head: its scores, and what is known of its blocks.
@@ -183,7 +140,7 @@ __device__ void score_always(const Step& s, const View& view, int h) {
 // The log of the sum of all of these; -inf when there is none, or one is no number. A warp's.
 __device__ float log_of_always() {
   const int own = threadIdx.x % always_warps;
-  const float most = m.always_max[own], highest = of_warps(m.always_max, Max());
+  const float most = m.always_max[own], highest = max_of_warp(most);
   if (!isfinite(highest)) return -INFINITY;
   float sum = most > -INFINITY ? m.always_sum[own] * expf(most - highest) : 0.0f;
   for (int o = always_warps / 2; o > 0; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
@@ -233,7 +190,7 @@ __device__ __noinline__ void rescale(const Step& s, const View& view, int h, con
     for (int j = 0; j < 8; j++)
       if (const int v = score_of(eight, j); v != hidden_score) top = fmaxf(top, estimate(b, 8 * eighth + j, v));
   });
-  top = float(of_all(double(top), Max()));
+  top = float(highest_of_all(double(top)));
   const double unit = fmax(head.unit, lightest / always_score);
   for_all(x, [&](int b, int eighth, const uint4& eight) {
     uint4 anew = eight;
@@ -372,7 +329,8 @@ __device__ __noinline__ Marked mark(const Chooser c, int bound, int lower, int l
         low += __popc(bits & lows);
         unsigned listed = bits;
         if (block == c.x.hidden_block && lower < bound)
-          for (int j = 0; j < 8; j++) listed |= unsigned(score_of(eight[i], j) >= max(hidden_score + 1, lower - offset)) << j;
+          for (int j = 0; j < 8; j++)
+            listed |= unsigned(score_of(eight[i], j) >= max(hidden_score + 1, lower - offset)) << j;
         count += __popc(listed);
         if (store) reinterpret_cast<uint8_t*>(c.marks + block)[eighth] = uint8_t(listed);
         if (!collect || bits == 0) continue;
@@ -461,7 +419,8 @@ __global__ void __launch_bounds__(threads, 2) choose(const __grid_constant__ Ste
   const int64_t at = s.blocks_at(row, h);
   const double* centres = s.centres + at;
   const float2* sums = s.sums + at;
-  const Chooser chooser{{s.scores + at * block_tokens, s.maxima + at, s.offsets + at, blocks, view.hidden_block}, s.marks + at};
+  const Chooser chooser{{s.scores + at * block_tokens, s.maxima + at, s.offsets + at, blocks, view.hidden_block},
+                        s.marks + at};
   const Scores& x = chooser.x;
   double c_kept[kept];
   int maxima[kept] = {};
@@ -495,7 +454,8 @@ __global__ void __launch_bounds__(threads, 2) choose(const __grid_constant__ Ste
     double highest = c_kept[0], lowest = c_kept[0];  // of what may be the last block, again
     float top = sum_kept[0].x, estimated = 0;
 #pragma unroll
-    for (int i = 1; i < kept; i++) highest = fmax(highest, c_kept[i]), lowest = fmin(lowest, c_kept[i]), top = fmaxf(top, sum_kept[i].x);
+    for (int i = 1; i < kept; i++)
+      highest = fmax(highest, c_kept[i]), lowest = fmin(lowest, c_kept[i]), top = fmaxf(top, sum_kept[i].x);
 #pragma unroll
     for (int i = 0; i < kept; i++)
       if (int(threadIdx.x) + i * block_threads < blocks)
@@ -511,13 +471,13 @@ __global__ void __launch_bounds__(threads, 2) choose(const __grid_constant__ Ste
     }
     const float of_all = max_of_warp(top);
     estimated = sum_of_warp(estimated * exp2_fast(top - of_all));
-    highest = max_of_warp(highest), lowest = -max_of_warp(-lowest);
+    highest = highest_of_warp(highest), lowest = -highest_of_warp(-lowest);
     if (lane == 0) m.highest[warp] = highest, m.lowest[warp] = lowest, m.top[warp] = of_all, m.estimated[warp] = estimated;
   }
   __syncthreads();
   if (warp == 0) {
     const int w = lane % block_warps;
-    const double highest = max_of_warp(m.highest[w]), lowest = -max_of_warp(-m.lowest[w]);
+    const double highest = highest_of_warp(m.highest[w]), lowest = -highest_of_warp(-m.lowest[w]);
     const float top = max_of_warp(m.top[w]);
     const float estimated = sum_of_warp(lane < block_warps ? m.estimated[w] * exp2_fast(m.top[w] - top) : 0.0f);
     if (lane == 0) m.c_max = highest, m.c_min = lowest, m.of_all = top, m.sum_of_all = estimated;
@@ -538,7 +498,7 @@ __global__ void __launch_bounds__(threads, 2) choose(const __grid_constant__ Ste
     double rounding = 0;
     for (int b = threadIdx.x; b < view.coded_blocks; b += threads)
       rounding = fmax(rounding, double(*s.codes.centre_scale.at<float>(s.codes.place(s.k, view.sequence, b), g)));
-    rounding = of_all(rounding, Max());
+    rounding = highest_of_all(rounding);
     unit = fmax((highest - lowest) / 16384.0, double(head.rms) * sqrt(double(s.head_dim)) * rounding);
     if (!(unit > 0)) unit = flat_unit;
   }
@@ -572,6 +532,7 @@ __global__ void __launch_bounds__(threads, 2) choose(const __grid_constant__ Ste
   head.unit2 = float(head.unit * double(log2e));
   head.reading = reads_list;
   head.low_top = always_score;
+  head.mass = __int_as_float(0x7FC00000);  // it follows from the rest
 
   const int sinks = min(s.sinks, view.tokens), always = sinks + view.tokens - max(view.estimated, sinks);
   if (!s.automatic) {

@@ -66,7 +66,7 @@ inline constexpr double spread_one = 4294967296.0;
 
 // A cache's codes, and where a sequence's blocks are among them.
 struct Codes {
-  Kind words, centre, centre_scale, sigma, mean, mean_scale;
+  Kind words, centre, centre_scale, sigma, mean, mean_scale, bounds;
   uint8_t* coded;    // [places] rows of a block that its codes are made of
   Spread* spreads;   // [places, kv_heads] of a sequence's blocks up to this one
   int64_t* lengths;  // [sequences]
@@ -105,6 +105,7 @@ struct Head {
   int bound, low_top;  // the head lists tokens from this score on; of these the low ones are up to that
   float low_log2;      // log2 of the weight at the bound
   int reading;
+  float mass;  // where it is known before anything is read
 };
 
 // Apart, since it is rare, and long where it is not called.
@@ -116,7 +117,7 @@ struct Step {
   int max_blocks, splits, slices;
   int policy;
   bool automatic, all_dense, causal, rotated, manhattan;
-  float query_threshold;  // of the estimator manhattan; 0: 0.98 times the query's RMS
+  float query_threshold;      // of the estimator manhattan; 0: 0.98 times the query's RMS
   int budget, sinks, recent;  // budget: tokens; with `automatic` those from which on a row is sparse
   int64_t min_context;
   double share, max_noise;
@@ -142,9 +143,14 @@ struct Step {
   int16_t* offsets;  // [max_blocks] C_b
   float* bases;      // [max_blocks] what a score of 0 stands for
   uint64_t* marks;   // [max_blocks] tokens that the head lists
+  float* keys;       // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
   float* partials;   // [slices, 3 head_dim + partial_sums]
 
   __device__ int64_t blocks_at(int row, int head) const { return (int64_t(row) * q_heads + head) * max_blocks; }
+  // Whether kernels before the list say what is read.
+  __host__ __device__ bool chosen() const {
+    return policy == ADAMAS_POLICY_ADAMAS || policy == ADAMAS_POLICY_QUEST || policy == ADAMAS_POLICY_ORACLE;
+  }
   __device__ float slope(int head) const { return slopes != nullptr ? __ldg(slopes + head) : 1.0f; }
   __device__ const char* query(int row, int head) const {
     return q + row / rows * q_stride_batch + row % rows * q_stride_row + head * q_stride_head;
@@ -323,7 +329,7 @@ __device__ void rotate(int head_dim, float (&x)[parts]) {
 // [first, first + rows) of one sequence.
 struct Appended {
   int kv_heads, head_dim, batch, open_rows, dtype;
-  bool one, rotate, means, paper;
+  bool one, rotate, means, paper, quest;
   int64_t rows, first, sequence;
   const int64_t *sequences, *lengths;
   Table k, v;
@@ -333,6 +339,7 @@ struct Appended {
 cudaError_t launch_append(const Codes& codes, const Appended& a, cudaStream_t stream);
 cudaError_t launch_scan(const Step& s, cudaStream_t stream);
 cudaError_t launch_choose(const Step& s, cudaStream_t stream);
+cudaError_t launch_rank(const Step& s, cudaStream_t stream);
 cudaError_t launch_attend(const Step& s, cudaStream_t stream);
 
 // Launches a kernel that may start before the one ahead of it in the stream has ended.

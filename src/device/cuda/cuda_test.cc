@@ -271,7 +271,8 @@ class Pair {
     step_gpu(lengths);
     fetch();
     int64_t other = 0, selected = 0;
-    if (config.policy == ADAMAS_POLICY_ADAMAS && lengths.back() > 0)
+    const bool chosen = config.policy != ADAMAS_POLICY_FULL && config.policy != ADAMAS_POLICY_STREAMING;
+    if (chosen && lengths.back() > 0)
       for (int h = 0; h < s.q_heads; h++) {
         const std::vector<int64_t> a = selection(false, h), b = selection(true, h);
         std::vector<int64_t> differ;
@@ -279,8 +280,8 @@ class Pair {
         other += int64_t(differ.size());
         selected += int64_t(a.size());
       }
-    // With a list its end is where a sum in f32 puts it.
-    if (automatic())
+    // With a list its end is where a sum in f32 puts it, with the oracle where a score's rounding does.
+    if (automatic() || config.policy == ADAMAS_POLICY_ORACLE)
       EXPECT_LE(other, 4 + selected / 200) << s.text();
     else
       EXPECT_EQ(other, 0) << s.text();
@@ -298,7 +299,7 @@ class Pair {
       EXPECT_NEAR(lse[0][i], lse[1][i], automatic() ? 1e-2 : 2e-4) << s.text() << " head " << i;
       worst_lse = std::max(worst_lse, std::abs(double(lse[0][i]) - double(lse[1][i])));
     }
-    for (size_t i = 0; i < mass[0].size() && automatic(); i++) {
+    for (size_t i = 0; i < mass[0].size() && chosen; i++) {
       if (std::isnan(mass[0][i]) && std::isnan(mass[1][i])) continue;
       EXPECT_NEAR(mass[0][i], mass[1][i], 1e-2) << s.text() << " head " << i;
     }
@@ -379,7 +380,9 @@ Shape random_shape(uint64_t seed) {
   s.softcap = random() % 5 == 0 ? 20.0f : 0;
   s.alibi = random() % 6 == 0;
   s.sink_logits = random() % 5 == 0;
-  switch (random() % 9) {
+  switch (random() % 11) {
+    case 9: s.settings = {{"policy", "quest"}, {"budget", "96"}}; break;
+    case 10: s.settings = {{"policy", "oracle"}, {"budget", "96"}}; break;
     case 6: s.settings = {{"preset", "paper"}, {"dense_layers", "0"}, {"budget", "96"}}; break;
     case 7: s.settings = {{"estimator", "manhattan"}}; break;
     case 8: s.settings = {{"estimator", "manhattan"}, {"budget", "96"}}; break;
@@ -396,7 +399,7 @@ Shape random_shape(uint64_t seed) {
 
 TEST_F(Cuda, RandomStepsAreTheReferences) {
   double worst_list = 0, worst = 0, worst_lse = 0;
-  for (uint64_t seed = 1; seed <= 160 && !HasFatalFailure(); seed++) {
+  for (uint64_t seed = 1; seed <= 200 && !HasFatalFailure(); seed++) {
     Pair pair(random_shape(seed));
     std::vector<int64_t> lengths;
     for (int64_t b = 0; b < pair.s.sequences; b++) lengths.push_back(1 + int64_t(pair.random() % uint64_t(pair.s.capacity)));
@@ -409,7 +412,7 @@ TEST_F(Cuda, RandomStepsAreTheReferences) {
     double& of = pair.automatic() ? worst_list : worst;
     of = std::max(of, pair.worst_out);
     worst_lse = std::max(worst_lse, pair.worst_lse);
-    if (HasFailure()) std::printf("  %s\n", pair.s.text().c_str());
+    if (HasFailure()) break;
   }
   std::printf("farthest from the reference: lists %.2e, others %.2e, log-sum-exps %.2e\n", worst_list, worst, worst_lse);
 }
@@ -548,6 +551,18 @@ TEST_F(Cuda, NothingDependsOnTheRunOrTheBatch) {
 }
 
 // What no row of the step may see is not looked at, and a bad row spoils only who attends to it.
+// Where all that matters lies at both ends, most slices of a list are empty.
+TEST_F(Cuda, SlicesWithoutAListedToken) {
+  for (const int64_t tokens : {int64_t{4000}, int64_t{9000}}) {
+    Pair pair(Shape{.q_heads = 2, .kv_heads = 2, .capacity = tokens, .settings = {{"share", "0.05"}}});
+    const std::vector<int64_t> lengths{tokens};
+    pair.append_all(lengths);
+    pair.new_queries(2.0f);
+    pair.compare(lengths);
+    for (const float x : pair.out[1]) ASSERT_TRUE(std::isfinite(x));
+  }
+}
+
 TEST_F(Cuda, RowsThatAreNoNumbers) {
   Shape s;
   s.sequences = 2, s.capacity = 900;
@@ -595,8 +610,7 @@ TEST_F(Cuda, WhatIsNotServedIsSaid) {
   expect_ok(adamas_cache_create(&pair.config, &few, &cache));
   adamas_cache_destroy(cache);
   adamas_config config;
-  for (auto [name, value] :
-       {std::pair{"policy", "quest"}, {"policy", "oracle"}, {"min_mass", "0.9"}}) {
+  for (auto [name, value] : {std::pair{"min_mass", "0.9"}}) {
     expect_ok(adamas_config_init(&config));
     expect_ok(adamas_config_set(&config, name, value));
     const adamas_plan_params plan{sizeof plan, 4, 2, 64, 100, 1, ADAMAS_DEVICE_CUDA, 1};

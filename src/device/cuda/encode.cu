@@ -2,6 +2,7 @@
 // order of operations that docs/codes.md states, so that the bits are the CPU's.
 #include <climits>
 
+#include "baselines/quest.h"
 #include "device/cuda/common.cuh"
 
 namespace adamas::cuda {
@@ -81,6 +82,23 @@ __device__ float store_mean(const float* x, int head_dim, int skipped, int count
   return unit;
 }
 
+// Quest's bounds of a block: baselines/quest.h.
+__device__ void bound_pages(const Codes& codes, const Appended& a, const Change& c, int head, int64_t block, int count,
+                            int64_t place) {
+  float* bounds = codes.bounds.at<float>(place, head);
+  for (int i = threadIdx.x; i < block_tokens / quest_page * a.head_dim; i += threads) {
+    const int page = i / a.head_dim, d = i % a.head_dim;
+    float low = 0, high = 0;
+    for (int t = page * quest_page; t < min(count, (page + 1) * quest_page); t++) {
+      float x = load_element(a.k.row(c.sequence, head, block * block_tokens + t), a.dtype, d);
+      if (isnan(x)) x = 0;
+      low = t % quest_page == 0 ? x : fminf(low, x), high = t % quest_page == 0 ? x : fmaxf(high, x);
+    }
+    bounds[page * 2 * a.head_dim + d] = low;
+    bounds[(page * 2 + 1) * a.head_dim + d] = high;
+  }
+}
+
 // Takes a block's centre off its rows; the deviation of what is left, and the threshold of its codes.
 __device__ void centre_rows(float* x, int head_dim, int skipped, int count, int16_t* stored, float* scale, float* deviation,
                             float* centre, float* squares, float* threshold) {
@@ -118,9 +136,9 @@ __device__ void load_rows(const Table& rows, const Appended& a, const Change& c,
   }
 }
 
-// The reference deviation of blocks [0, b], for all b from `from` on: the largest, but at most 16 times the median to a power
-// of two. Counts of their exponents are kept from one block to the next. The squares are whole numbers, so that their sum
-// does not depend on how rows came. All threads of a block call it.
+// The reference deviation of blocks [0, b], for all b from `from` on: the largest, but at most 16 times the median to a
+// power of two. Counts of their exponents are kept from one block to the next. The squares are whole numbers, so that their
+// sum does not depend on how rows came. All threads of a block call it.
 __device__ void refer(const Codes& codes, const Appended& a, const Change& c, int head, int64_t from, int64_t end) {
   __shared__ int histogram[256];
   __shared__ float largest, reference;
@@ -208,6 +226,7 @@ __global__ void __launch_bounds__(threads) encode(Codes codes, Appended a) {
                  centre);
       continue;
     }
+    if (a.quest) bound_pages(codes, a, c, head, block, count, place);
     load_rows<parts>(a.k, a, c, head, block, count, a.rotate, x);
     __syncthreads();
     int16_t* stored = codes.centre.at<int16_t>(place, head);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "baselines/quest.h"
 #include "cache/cache.h"
 #include "core/config.h"
 #include "device/cuda/common.cuh"
@@ -75,8 +76,6 @@ Status no(const char* what) { return unsupported(std::string(what) + " is not se
 
 // The settings that a GPU serves so far.
 Status check_settings(const adamas_config& config) {
-  if (config.policy == ADAMAS_POLICY_QUEST) return no("policy quest");
-  if (config.policy == ADAMAS_POLICY_ORACLE) return no("policy oracle");
   if (config.policy != ADAMAS_POLICY_ADAMAS) return {};
   if (config.min_mass > 0) return no("min_mass");
   return {};
@@ -232,6 +231,8 @@ class DeviceCache final : public Cache {
     to += 2 * dims;
     std::memset(to, 0, block_tokens * sizeof(uint32_t));  // no hashes
     to += block_tokens * sizeof(uint32_t);
+    if (quest())
+      if (Status status = read(codes_.bounds, to + 8, quest_block(dims) * 4); !status.ok()) return status;
     if (Status status = read(codes_.centre_scale, to, 4); !status.ok()) return status;
     if (Status status = read(codes_.sigma, to + 4, 4); !status.ok()) return status;
     if (!means_) return {};
@@ -243,20 +244,22 @@ class DeviceCache final : public Cache {
   const Codes& codes() const { return codes_; }
 
  private:
+  bool quest() const { return config.policy == ADAMAS_POLICY_QUEST; }
   // What is kept of blocks: where, where a caller may want it, and its bytes; 0: not kept.
   struct KeptKind {
     Kind Codes::*kind;
     adamas_code_array adamas_code_memory::*given;
     int64_t bytes;
   };
-  std::array<KeptKind, 6> kept_kinds() const {
+  std::array<KeptKind, 7> kept_kinds() const {
     const int dims = params.head_dim;
     return {{{&Codes::words, &adamas_code_memory::codes, code_bytes(dims)},
              {&Codes::centre, &adamas_code_memory::centre, 2 * dims},
              {&Codes::centre_scale, &adamas_code_memory::centre_scale, 4},
              {&Codes::sigma, &adamas_code_memory::sigma, 4},
              {&Codes::mean, &adamas_code_memory::mean, means_ ? 2 * dims : 0},
-             {&Codes::mean_scale, &adamas_code_memory::mean_scale, means_ ? 4 : 0}}};
+             {&Codes::mean_scale, &adamas_code_memory::mean_scale, means_ ? 4 : 0},
+             {&Codes::bounds, &adamas_code_memory::bounds, quest() ? quest_block(dims) * 4 : 0}}};
   }
   Status check(const adamas_rows& k, const adamas_rows& v) const { return means_ ? check_rows(k, v) : check_rows(k, "k"); }
   Appended appended(const adamas_rows& k, const adamas_rows& v) const {
@@ -268,6 +271,7 @@ class DeviceCache final : public Cache {
     a.rotate = params.rotated == 0;
     a.means = means_;
     a.paper = coding_of(config) == Coding::paper;
+    a.quest = quest();
     a.k = table_of(k);
     a.v = table_of(v);
     a.tickets = tickets_;
@@ -293,13 +297,15 @@ class DevicePlan final : public Plan {
     s.policy = config.policy;
     s.automatic = has_rest(config);
     s.passes = (group + 7) / 8;
-    const bool own_lists = config.policy == ADAMAS_POLICY_ADAMAS && !s.automatic;
+    const bool ranks = config.policy == ADAMAS_POLICY_QUEST || config.policy == ADAMAS_POLICY_ORACLE;
+    const bool own_lists = ranks || (config.policy == ADAMAS_POLICY_ADAMAS && !s.automatic);
     const int at_once = s.automatic ? 4 : 8;  // heads that one kernel attends to
     s.lists = own_lists ? params.q_heads : params.kv_heads * ((group + at_once - 1) / at_once);
     s.slices = slices_of(s.max_blocks, s.lists);
     s.budget = int(budget_of(config));
     s.sinks = int(config.sinks < params.max_tokens ? config.sinks : params.max_tokens);
     s.recent = int(config.recent < params.max_tokens ? config.recent : params.max_tokens);
+    if (ranks) s.sinks = s.recent = 0;
     s.min_context = config.min_context;
     s.share = config.share;
     s.manhattan = config.estimator == ADAMAS_ESTIMATOR_MANHATTAN;
@@ -366,6 +372,8 @@ class DevicePlan final : public Plan {
     if (s.policy == ADAMAS_POLICY_ADAMAS) {
       ADAMAS_CUDA(launch_scan(s, stream), "scan");
       ADAMAS_CUDA(launch_choose(s, stream), "choose");
+    } else if (s.chosen()) {
+      ADAMAS_CUDA(launch_rank(s, stream), "rank");
     }
     ADAMAS_CUDA(launch_attend(s, stream), "attend");
     last_ = s;
@@ -378,10 +386,9 @@ class DevicePlan final : public Plan {
     ADAMAS_CUDA(cudaStreamSynchronize(stream_), "selection");
     const Step& s = last_;
     const int row = s.query_rows - 1;
-    const bool scored = s.policy == ADAMAS_POLICY_ADAMAS;
     View view{};
     std::vector<Head> heads(size_t(s.q_heads));
-    if (!scored) return unsupported("on a GPU a selection is known of the policy adamas alone");
+    if (!s.chosen()) return unsupported("on a GPU no selection is kept of the policies full and streaming");
     ADAMAS_CUDA(cudaMemcpy(&view, s.views + row, sizeof view, cudaMemcpyDeviceToHost), "selection");
     ADAMAS_CUDA(
         cudaMemcpy(heads.data(), s.heads + int64_t(row) * s.q_heads, heads.size() * sizeof(Head), cudaMemcpyDeviceToHost),
@@ -420,13 +427,17 @@ class DevicePlan final : public Plan {
     take(s.views, rows);
     take(s.heads, heads);
     take(s.partials, heads * s.slices * (3 * s.head_dim + partial_sums));
-    if (config.policy != ADAMAS_POLICY_ADAMAS) return size_t(next);
+    if (!s.chosen()) return size_t(next);
+    take(s.marks, blocks);
+    if (config.policy != ADAMAS_POLICY_ADAMAS) {
+      take(s.keys, blocks * block_tokens);
+      return size_t(next);
+    }
     take(s.sums, blocks);
     take(s.centres, blocks);
     take(s.maxima, blocks);
     take(s.offsets, blocks);
     take(s.bases, blocks);
-    take(s.marks, blocks);
     take(s.scores, blocks * block_tokens);
     return size_t(next);
   }

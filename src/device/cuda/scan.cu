@@ -11,7 +11,8 @@
 //
 //   c = 0: k    c = 1: k - 1 + 2 [k = 0]    c = 2: 2 - k + 2 [k = 3]    c = 3: 3 - k
 //
-// So the query's bytes are signs and twos, for three operands: codes, which of them are 0, which are 3. The sums are twice I.
+// So the query's bytes are signs and twos, for three operands: codes, which of them are 0, which are 3. The sums are twice
+// I.
 //
 // A block of threads scans a part of the context. Each warp has a ring of blocks in shared memory, filled ahead by
 // asynchronous copies; the queries are rotated and quantised while the first of them are on their way.
@@ -195,7 +196,8 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     head.rms = m.queries.rms[h];
     head.unit = unit_of<M>(head.largest, head.rms, reference);
     const double rms = head.rms, scale = s.scale, squares = double(spread.squares) / spread_one * reference * reference;
-    head.noise = float((M ? manhattan_distortion : distortion) * (rms * rms * s.head_dim) * (squares / blocks) * scale * scale);
+    head.noise =
+        float((M ? manhattan_distortion : distortion) * (rms * rms * s.head_dim) * (squares / blocks) * scale * scale);
   }
 
   // Centres: products of 16-bit numbers as four of bytes, for 16 blocks of a warp at a time.
@@ -393,8 +395,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
 template <int W, int G, bool M>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
   constexpr int shared = sizeof(Shared<W, G, M>);
-  static const cudaError_t error =
-      cudaFuncSetAttribute(scan<W, G, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  static const cudaError_t error = cudaFuncSetAttribute(scan<W, G, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.splits), unsigned(s.kv_heads * s.passes), unsigned(s.query_rows));
   scan<W, G, M><<<grid, threads, shared, stream>>>(s);
