@@ -288,6 +288,11 @@ struct Elements {
   }
 };
 
+// Of what may be left out.
+inline void require(const char* name, std::size_t size, std::int64_t expected, const char* shape) {
+  if (size != 0) Elements{nullptr, static_cast<std::int64_t>(size)}.require(name, expected, shape);
+}
+
 }  // namespace detail
 
 // K or V of every sequence; head_dim is contiguous. From a range: [sequences, kv_heads, tokens, head_dim], where the
@@ -455,6 +460,18 @@ struct TokenRange {
   std::int64_t count = 0;
 };
 
+// The newest rows of each of a batch of sequences. On a GPU every pointer is one of its memory, and is read when the call's
+// work runs in `stream`.
+struct NewRows {
+  RowsView k{};
+  RowsView v{};
+  std::int64_t batch = 1;
+  std::int64_t rows = 1;                      // of each sequence
+  std::span<const std::int64_t> sequences{};  // [batch]; empty: 0, 1, 2, ...
+  std::span<const std::int64_t> lengths{};    // [batch] tokens, these rows included
+  void* stream = nullptr;                     // a cudaStream_t; nullptr: the default stream
+};
+
 class Cache {
  public:
   explicit Cache(const CacheParams& params, const Config& config = {}) : params_(params) {
@@ -485,6 +502,23 @@ class Cache {
 
   // The same, but their blocks are encoded by the next step that shows them.
   void append(const TokenRange& range) { append(range, nullptr, nullptr); }
+
+  // The newest rows of each of a batch of sequences were written.
+  void append(const NewRows& rows) {
+    detail::require("sequences", rows.sequences.size(), rows.batch, "[batch]");
+    detail::Elements{nullptr, std::ssize(rows.lengths)}.require("lengths", rows.batch, "[batch]");
+    const std::int64_t tokens = longest_of(rows.lengths);
+    const adamas_append_params params{.struct_size = sizeof params,
+                                      .batch = rows.batch,
+                                      .rows = rows.rows,
+                                      .sequences = rows.sequences.data(),
+                                      .lengths = rows.lengths.data(),
+                                      .k = native("k", rows.k, tokens),
+                                      .v = native("v", rows.v, tokens),
+                                      .stream = rows.stream};
+    detail::check(adamas_append_rows(get(), &params));
+    longest_ = std::max(longest_, tokens);
+  }
 
   // Rows [length, ...) of a sequence are gone.
   void truncate(std::int64_t sequence, std::int64_t length) { detail::check(adamas_truncate(get(), sequence, length)); }
@@ -531,6 +565,11 @@ class Cache {
   const CacheParams& params() const { return params_; }
   adamas_cache* get() const { return cache_.get(); }
 
+  // Tokens of the longest of a batch. Lengths in a GPU's memory are not known here.
+  std::int64_t longest_of(std::span<const std::int64_t> lengths) const {
+    return lengths.empty() || params_.device == ADAMAS_DEVICE_CUDA ? 0 : std::ranges::max(lengths);
+  }
+
   // A view of K or V with this cache's shape, which holds `tokens` and all that were appended so far.
   adamas_rows native(const char* name, const RowsView& rows, std::int64_t tokens) const {
     return rows.native(name, params_.sequences, params_.kv_heads, std::max(tokens, longest_), params_.head_dim);
@@ -559,9 +598,11 @@ struct PlanParams {
   std::int64_t max_tokens = 0;  // the longest context of a step
   std::int32_t max_threads = 1;
   std::int32_t device = ADAMAS_DEVICE_CPU;  // the cache's
+  std::int64_t max_rows = 0;                // on a GPU: query rows of a step, of all sequences; 0: one
 };
 
-// Attention of `rows` query rows of each of `batch` sequences; adamas_step_params has the formula.
+// Attention of `rows` query rows of each of `batch` sequences; adamas_step_params has the formula. On a GPU every pointer is
+// one of its memory, and a step returns before its work has run.
 struct Step {
   QueryView q{};
   RowsView k{};
@@ -584,6 +625,8 @@ struct Step {
   bool verify = false;                   // check the hashes of the key rows that are read ...
   std::int64_t verify_rows = 0;          // ... and of this many more
   adamas_step_times* times = nullptr;    // where the time went, with its struct_size; null: not wanted
+  void* stream = nullptr;                // on a GPU: a cudaStream_t; nullptr: the default stream
+  std::span<std::byte> workspace{};      // on a GPU: workspace_bytes() of it, at a multiple of 256
 };
 
 class Plan {
@@ -597,13 +640,20 @@ class Plan {
                                            .max_tokens = params.max_tokens,
                                            .max_threads = params.max_threads,
                                            .device = params.device,
-                                           .max_rows = 0};
+                                           .max_rows = params.max_rows};
     adamas_plan* plan = nullptr;
     detail::check(adamas_plan_create(&native_config, &native_params, &plan));
     plan_.reset(plan);
   }
 
-  // Allocates nothing.
+  // Of the GPU's memory, for Step::workspace; 0 on a CPU.
+  std::size_t workspace_bytes() const {
+    std::size_t bytes = 0;
+    detail::check(adamas_plan_workspace(get(), &bytes));
+    return bytes;
+  }
+
+  // Allocates nothing. A GPU counts nothing: there the stats are zeros.
   adamas_step_stats step(Cache& cache, const Step& step);
 
   // The tokens that the last step attended to for its last sequence and row, ascending.
@@ -627,10 +677,7 @@ class Plan {
 };
 
 inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
-  const auto require = [&](const char* name, std::size_t size, std::int64_t expected, const char* shape) {
-    detail::Elements::of(static_cast<const float*>(nullptr), static_cast<std::int64_t>(size))
-        .require(name, size == 0 ? 0 : expected, shape);
-  };
+  using detail::require;
   require("lse", step.lse.size(), detail::product({step.batch, step.rows, params_.q_heads}), "[batch, rows, q_heads]");
   require("mass", step.mass.size(), detail::product({step.batch, step.rows, params_.q_heads}), "[batch, rows, q_heads]");
   require("noise", step.noise.size(), detail::product({step.batch, step.rows, params_.q_heads}), "[batch, rows, q_heads]");
@@ -639,7 +686,7 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
   require("slopes", step.slopes.size(), params_.q_heads, "[q_heads]");
   require("sink_logits", step.sink_logits.size(), params_.q_heads, "[q_heads]");
 
-  const std::int64_t tokens = step.lengths.empty() ? 0 : std::ranges::max(step.lengths);  // of the longest in view
+  const std::int64_t tokens = cache.longest_of(step.lengths);  // in view
 
   const QueryStrides q = step.q.bytes("q", step.batch, step.rows, params_.q_heads, params_.head_dim);
   const QueryStrides out = step.out.layout().bytes("out", step.batch, step.rows, params_.q_heads, params_.head_dim);
@@ -679,8 +726,11 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
   native.verify_rows = step.verify_rows;
   native.slopes = step.slopes.data();
   native.sink_logits = step.sink_logits.data();
-  native.stats = &stats;
+  native.stats = params_.device == ADAMAS_DEVICE_CUDA ? nullptr : &stats;
   native.times = step.times;
+  native.stream = step.stream;
+  native.workspace = step.workspace.data();
+  native.workspace_bytes = step.workspace.size();
   detail::check(adamas_step(get(), cache.get(), &native));
   return stats;
 }

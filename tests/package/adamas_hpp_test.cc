@@ -146,6 +146,19 @@ TEST_F(Attention, TruncateClearAndAppendLater) {
   EXPECT_GT(cache.bytes(), 0u);
 }
 
+// As an engine appends: the newest rows of a batch, whose lengths say where they are.
+TEST_F(Attention, TheNewestRowsOfABatch) {
+  cache.clear_all();
+  const std::array<std::int64_t, 1> most{tokens - 3}, all{tokens};
+  cache.append({.k = k, .v = v, .rows = tokens - 3, .lengths = most});
+  cache.append({.k = k, .v = v, .rows = 3, .lengths = all});
+  plan.step(cache, {.q = q, .k = k, .v = v, .out = out});
+  EXPECT_EQ(out, expected);
+  EXPECT_EQ(plan.workspace_bytes(), 0u);  // a CPU needs none
+  const auto error = error_of([&] { cache.append({.k = k, .v = v, .batch = 2, .lengths = all}); });
+  EXPECT_NE(std::string(error.what()).find("lengths"), std::string::npos) << error.what();
+}
+
 TEST_F(Attention, MovesAndDoesNotCopy) {
   static_assert(!std::is_copy_constructible_v<adamas::Cache> && std::is_nothrow_move_constructible_v<adamas::Cache>);
   static_assert(!std::is_copy_constructible_v<adamas::Plan> && std::is_nothrow_move_constructible_v<adamas::Plan>);
