@@ -10,8 +10,9 @@
 #include "eval/progress.h"
 #include "eval/table.h"
 #include "failure.h"
-#include "pages.h"
 #include "kernel/gpu.h"
+#include "kernel/show.h"
+#include "pages.h"
 #include "plot.h"
 
 namespace cli {
@@ -20,8 +21,6 @@ using namespace kernel;
 
 namespace {
 
-std::string microseconds(double seconds) { return fmt::format("{:.1f}", seconds * 1e6); }
-
 void print_point(const GpuPoint& point) {
   const GpuMeasured& one = point.ours.front();
   fmt::print("{}, {} tokens, batch {}: a KV head reads {:.0f} rows of K and of V\n{} layers in turn; a copy {:.0f} GB/s\n\n",
@@ -29,10 +28,9 @@ void print_point(const GpuPoint& point) {
              point.bandwidth / 1e9);
   Table table({"kernel", "us", "of the step", "bytes", "of the copy's pace"}, 1);
   for (const GpuKernel& kernel : one.kernels)
-    table.add(
-        {kernel.name, microseconds(kernel.seconds), fmt::format("{:.1f}%", 100 * kernel.seconds / one.step()), "-", "-"});
+    table.add({kernel.name, microseconds(kernel.seconds), percent(kernel.seconds / one.step()), "-", "-"});
   table.add({"step", microseconds(one.step()), "100.0%", fmt::format("{:.0f}", one.bytes),
-             fmt::format("{:.1f}%", 100 * one.bytes / one.step() / point.bandwidth)});
+             percent(one.bytes / one.step() / point.bandwidth)});
   table.print();
   fmt::print("\n");
 }

@@ -195,8 +195,8 @@ ADAMAS_API const char* adamas_dtype_name(int32_t dtype);
  * change. A page id out of range is read as page 0. Rows are f32, f16 or bf16, K and V of one dtype, and their addresses and
  * strides are multiples of 16 bytes. Appended rows have to be told of (adamas_append_rows, adamas_append): a sequence's rows
  * are its first `length` tokens, and a step that sees more than its newest block without codes reads densely. No hashes are
- * kept, so `verify` is not served; nor are yet: masks, stats and times of a step, min_mass, the policies quest and oracle,
- * the estimator manhattan. Unless codes lie by page every sequence has places of its own: fewer blocks are refused. */
+ * kept, so `verify` is not served; nor are yet: masks, stats and times of a step, min_mass. Unless codes lie by page every
+ * sequence has places of its own: fewer blocks are refused. */
 ADAMAS_API int32_t adamas_gpu_count(void);
 ADAMAS_API const char* adamas_gpu_name(int32_t index);
 ADAMAS_API const char* adamas_gpu_reason(void);

@@ -12,13 +12,14 @@
 namespace cli::kernel {
 namespace {
 
-std::string microseconds(double seconds) { return fmt::format("{:.1f}", seconds * 1e6); }
-std::string percent(double share) { return fmt::format("{:.1f}%", 100 * share); }
 std::string times_text(double ratio) { return std::isnan(ratio) ? "-" : fmt::format("{:.1f}x", ratio); }
 
 Json json_number(double value) { return std::isnan(value) ? Json(nullptr) : Json(value); }
 
 }  // namespace
+
+std::string microseconds(double seconds) { return fmt::format("{:.1f}", seconds * 1e6); }
+std::string percent(double share) { return fmt::format("{:.1f}%", 100 * share); }
 
 void print_stages(const Point& point) {
   const Measured& one = point.first();

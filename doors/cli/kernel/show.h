@@ -10,6 +10,9 @@
 
 namespace cli::kernel {
 
+std::string microseconds(double seconds);  // "12.5"
+std::string percent(double share);         // "43.2%"
+
 void print_stages(const Point& point);               // of its first setting
 void print_steps(const std::vector<Point>& points);  // a line for each
 Json json_of(const Point& point);

@@ -105,7 +105,6 @@ struct Shared {
   float means[H == 0 ? 1 : warps][H == 0 ? 1 : 2 * H][H == 0 ? 1 : D];
   int counts[2][warps];
   float sums[warps][8][4];
-  float total[8][4];
 };
 
 // A block of threads: a slice of a row, for the heads [first_head, first_head + heads) of a KV head.

@@ -176,7 +176,8 @@ __device__ int low_top_of(const Head& e, int score) {
 }
 
 // Scores anew, relative to the highest estimate: list/rescale.h.
-__device__ __noinline__ void rescale(const Step& s, const View& view, int h, const double* centres, Scores& x, Head& head) {
+__device__ __noinline__ void rescale(const Step& s, const View& view, int h, const double* centres, const Scores& x,
+                                     Head& head) {
   const double origin = capped(head.highest, head.softcap), slope = s.slope(h), scale = s.scale;
   const auto estimate = [&](int b, int t, int score) {
     const int full = score + x.offsets[b];
@@ -431,20 +432,16 @@ __global__ void __launch_bounds__(threads, 2) choose(const __grid_constant__ Ste
 #pragma unroll 1
     for (int b = int(threadIdx.x) + kept * block_threads; b < blocks; b += block_threads) visit(b, __ldcg(centres + b), -1);
   };
-  Head head;
-  if (!of_blocks) {  // needs nothing of the scan
-    if (s.automatic) {
-      const char* q = s.query(row, h);
-      for (int d = int(threadIdx.x) - block_threads; d < s.head_dim; d += 32 * always_warps)
-        m.query[d] = load_element(q, s.q_dtype, d);
-      asm volatile("bar.sync 1, %0;" ::"n"(32 * always_warps) : "memory");
-      score_always(s, view, h);
-    }
-    wait_for_previous();
-    head = result;
-  } else {
-    wait_for_previous();
-    head = result;
+  if (!of_blocks && s.automatic) {  // needs nothing of the scan
+    const char* q = s.query(row, h);
+    for (int d = int(threadIdx.x) - block_threads; d < s.head_dim; d += 32 * always_warps)
+      m.query[d] = load_element(q, s.q_dtype, d);
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * always_warps) : "memory");
+    score_always(s, view, h);
+  }
+  wait_for_previous();
+  Head head = result;
+  if (of_blocks) {
     float2 sum_kept[kept];
 #pragma unroll
     for (int i = 0; i < kept; i++) {
@@ -519,8 +516,7 @@ __global__ void __launch_bounds__(threads, 2) choose(const __grid_constant__ Ste
     });
   if (anew) {
     __syncthreads();
-    Scores again = x;
-    rescale(s, view, h, centres, again, head);
+    rescale(s, view, h, centres, x, head);
     __syncthreads();
     if (of_blocks)
       for_centres([&](int b, double, int) {

@@ -13,27 +13,24 @@ namespace {
 constexpr int score_threads = 256, threads = 512;
 constexpr int pages_of_block = block_tokens / quest_page;
 
-// What a row sees: all of it is ranked.
-__device__ View see_all(const Step& s, int row) {
+// How both kernels of scores begin: what a row sees, all of which is ranked, and a head's query, unless the row is dense.
+__device__ View begin(const Step& s, int row, int h, float (&query)[256]) {
   View view = see(s, row);
   view.estimated = view.tokens;
-  return view;
-}
-
-__device__ void load_query(const Step& s, int row, int h, float (&query)[256]) {
+  if (blockIdx.x == 0 && h == 0 && threadIdx.x == 0) s.views[row] = view;
+  if (view.dense) return view;
   for (int d = threadIdx.x; d < 256; d += score_threads)
     query[d] = d < s.head_dim ? load_element(s.query(row, h), s.q_dtype, d) : 0.0f;
   __syncthreads();
+  return view;
 }
 
 // keys: [rows, q_heads, max_blocks * 64]. Eight lanes have a token.
 __global__ void __launch_bounds__(score_threads) score_tokens(const __grid_constant__ Step s) {
   __shared__ float query[256];
   const int h = blockIdx.y, row = blockIdx.z, g = h / (s.q_heads / s.kv_heads), part = threadIdx.x % 8;
-  const View view = see_all(s, row);
-  if (blockIdx.x == 0 && h == 0 && threadIdx.x == 0) s.views[row] = view;
+  const View view = begin(s, row, h, query);
   if (view.dense) return;
-  load_query(s, row, h, query);
   float* keys = s.keys + s.blocks_at(row, h) * block_tokens;
   const auto score = [&](auto zero) {
     using T = decltype(zero);
@@ -63,10 +60,8 @@ __global__ void __launch_bounds__(score_threads) score_tokens(const __grid_const
 __global__ void __launch_bounds__(score_threads) score_pages(const __grid_constant__ Step s) {
   __shared__ float query[256];
   const int h = blockIdx.y, row = blockIdx.z, g = h / (s.q_heads / s.kv_heads), part = threadIdx.x % 16;
-  const View view = see_all(s, row);
-  if (blockIdx.x == 0 && h == 0 && threadIdx.x == 0) s.views[row] = view;
+  const View view = begin(s, row, h, query);
   if (view.dense) return;
-  load_query(s, row, h, query);
   float* keys = s.keys + s.blocks_at(row, h) * block_tokens;
   constexpr int step = score_threads / 16;
   const int pages = (view.tokens + quest_page - 1) / quest_page;
