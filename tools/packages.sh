@@ -5,7 +5,7 @@ set -euo pipefail
 packages=(
     g++ cmake ninja-build pkg-config make             # to build
     libhwy-dev libcli11-dev libfmt-dev nlohmann-json3-dev   # SIMD, command line, text, JSON
-    libgtest-dev libbenchmark-dev                     # tests and benchmarks
+    libgtest-dev libbenchmark-dev libboost-context-dev      # tests and benchmarks
     python3 python3-pip python3-venv                  # to fetch the engine and the models, and the client of a test
     bible-kjv bible-kjv-text                          # a long text that everyone may use
     "$@"                                              # what one command needs besides

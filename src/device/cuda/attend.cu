@@ -32,15 +32,6 @@ __device__ float weight_of(const Head& head, float base, int score) {
   return fmaf(soft_capped(x, head.softcap), log2e, -head.top);
 }
 
-#define ADAMAS_MMA(type, name)                                                                                              \
-  __device__ void mma(type, float(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {   \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                                    \
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                            \
-  }
-ADAMAS_MMA(__half, "f16")
-ADAMAS_MMA(__nv_bfloat16, "bf16")
-
 __device__ uint32_t bits_of(__half2 x) { return *reinterpret_cast<uint32_t*>(&x); }
 __device__ uint32_t bits_of(__nv_bfloat162 x) { return *reinterpret_cast<uint32_t*>(&x); }
 __device__ __half2 round_two(__half, float x, float y) { return __floats2half2_rn(x, y); }
@@ -164,7 +155,7 @@ __device__ void Slice<T, D, H>::store_queries() {
 }
 
 // The estimated weights of eight tokens, of those whose bits are set, with a softcap.
-__device__ __noinline__ float sum_softly(const Head& head, float base, const float* x, unsigned counts) {
+__device__ ADAMAS_NOINLINE float sum_softly(const Head& head, float base, const float* x, unsigned counts) {
   float sum = 0;
   for (int j = 0; j < 8; j++)
     if (counts >> j & 1) sum += exp2_fast(weight_of(head, base, int(x[j])));
@@ -175,7 +166,7 @@ __device__ __noinline__ float sum_softly(const Head& head, float base, const flo
 template <class T, int D, int H>
 __device__ int Slice<T, D, H>::find_tokens() {
   constexpr int ahead = H == 1 ? 2 : 1;
-  const int items = 8 * n, group = s.q_heads / s.kv_heads, eighth = threadIdx.x % 8;
+  const int items = 8 * n, group = s.group, eighth = threadIdx.x % 8;
   const int64_t of_first = block_at(0, 0);
   const int first_token = first * block_tokens;
   int listed = 0;
@@ -549,15 +540,14 @@ __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
 template <class T, int D, int H>
 __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid_constant__ Step s) {
   using Memory = Shared<D, H>;
-  extern __shared__ __align__(16) unsigned char memory[];
-  Memory& m = *reinterpret_cast<Memory*>(memory);
+  Memory& m = *reinterpret_cast<Memory*>(shared_memory());
   launch_next();
-  const int group = s.q_heads / s.kv_heads, row = blockIdx.z, lists_of_kv_head = s.lists / s.kv_heads;
-  const int g = blockIdx.y / lists_of_kv_head, most = (group + lists_of_kv_head - 1) / lists_of_kv_head;
-  const int first_head = g * group + blockIdx.y % lists_of_kv_head * most, heads = min(most, (g + 1) * group - first_head);
+  const int row = blockIdx.z, g = s.lists_each == 1 ? blockIdx.y : blockIdx.y / s.lists_each;
+  const int first_head = g * s.group + (blockIdx.y - g * s.lists_each) * s.at_once,
+            heads = min(s.at_once, (g + 1) * s.group - first_head);
   const bool scored = s.chosen();
   View view = see(s, row);
-  const int blocks = blocks_in(view.tokens), slices = slices_of(blocks, s.lists), each = (blocks + slices - 1) / slices;
+  const int blocks = blocks_in(view.tokens), slices = s.slices_of(blocks), each = (blocks + slices - 1) / slices;
   const int slice = blockIdx.x;
   if (slice >= slices) return;
   const int first = min(blocks, slice * each), last = min(blocks, first + each);
@@ -565,7 +555,7 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
     const int lines = (2 * s.head_dim + 127) / 128;
     for (int i = threadIdx.x; i < (last - first) * lines; i += threads) {
       const char* line = s.codes.mean.at<char>(s.codes.place(s.k, view.sequence, first + i / lines), g) + i % lines * 128;
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+      prefetch_to_l2(line);
     }
   }
   Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored, false, false, false};
@@ -614,7 +604,7 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
   const int h = blockIdx.x, row = blockIdx.y, D = s.head_dim, width = D <= 64 ? 64 : D <= 128 ? 128 : 256;
   const int d = threadIdx.x % width, turn = threadIdx.x / width, turns = combine_threads / width, lane = threadIdx.x % 32;
   const View seen = see(s, row);
-  const int slices = slices_of(blocks_in(seen.tokens), s.lists), stride = 3 * D + partial_sums;
+  const int slices = s.slices_of(blocks_in(seen.tokens)), stride = 3 * D + partial_sums;
   const float* partials = s.partials + (int64_t(row) * s.q_heads + h) * s.slices * stride;
   const float* sums = partials + 3 * D;
   wait_for_previous();
@@ -726,9 +716,7 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
       cudaFuncSetAttribute(attend<T, D, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.slices), unsigned(s.lists), unsigned(s.query_rows));
-  if (s.chosen()) return launch_behind(attend<T, D, H>, grid, threads, shared, stream, s);
-  attend<T, D, H><<<grid, threads, shared, stream>>>(s);
-  return cudaGetLastError();
+  return cuda::launch(s.chosen() ? Start::beside : Start::after, attend<T, D, H>, grid, threads, shared, stream, s);
 }
 template <class T, int D>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
@@ -747,7 +735,8 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
 cudaError_t launch_attend(const Step& s, cudaStream_t stream) {
   const cudaError_t error = with_element(s.k_dtype, [&](auto zero) { return launch<decltype(zero)>(s, stream); });
   if (error != cudaSuccess) return error;
-  return launch_behind(combine, dim3(unsigned(s.q_heads), unsigned(s.query_rows)), combine_threads, 0, stream, s);
+  return cuda::launch(Start::beside, combine, dim3(unsigned(s.q_heads), unsigned(s.query_rows)), combine_threads, 0, stream,
+                      s);
 }
 
 }  // namespace adamas::cuda

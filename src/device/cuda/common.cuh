@@ -11,6 +11,7 @@
 #include "codes/codes.h"
 #include "core/shape.h"
 #include "device/cuda/layout.h"
+#include "device/cuda/ptx.cuh"
 #include "estimate/estimate.h"
 #include "hadamard/hadamard.h"
 #include "list/list.h"
@@ -21,6 +22,7 @@
 namespace adamas::cuda {
 
 inline constexpr int slice_blocks = 256;  // of a part that a block of threads scans or attends to, at most
+inline constexpr int span_blocks = 16;    // of which a scan leaves one summary
 inline constexpr float log2e = 1.4426950408889634f;
 inline constexpr float ln2 = 0.6931471805599453f;
 inline constexpr float nothing = -1e30f;  // a logarithm of nothing, without the NaNs of infinities
@@ -81,6 +83,26 @@ struct Codes {
   }
 };
 
+// What `choose` has to know of all estimates of a span of blocks.
+struct alignas(16) Span {
+  double highest, lowest;  // centre score
+  float top, sum;          // of estimated weights: log2 of what the sum is relative to; {inf, }: not all of them have codes
+  float rounding;          // the largest unit of a centre
+};
+
+// A head as the scan leaves it, and what the blocks of threads that choose for it have found so far.
+struct Tally {
+  double unit;       // u
+  float rms, noise;  // rms: of the rotated query
+  int through, candidates;
+  int count, least, low;  // of the marked
+};
+// A token that may be among those wanted, by its rank.
+struct Candidate {
+  int score, token;
+};
+inline constexpr int most_candidates = 2048;
+
 // How a query head is read, and why: Reading of step/step.h.
 enum Reading : int { reads_list = 0, reads_noisy = 3, reads_short = 4 };
 
@@ -94,14 +116,13 @@ struct View {
   int dense;
 };
 
-// A query head, as the scan leaves it and as `choose` completes it.
+// A query head, as `choose` leaves it.
 struct Head {
   double unit, highest;  // of a score: scale u, scale c_max
   float unit2;           // scale u log2(e)
   float top;             // log2 of the weight that all estimated weights are relative to
   float softcap;         // 0: none, or scores have it in them already
   float noise;
-  float largest, rms;  // of the rotated query
   int bound, low_top;  // the head lists tokens from this score on; of these the low ones are up to that
   float low_log2;      // log2 of the weight at the bound
   int reading;
@@ -109,18 +130,22 @@ struct Head {
 };
 
 // Apart, since it is rare, and long where it is not called.
-__device__ static __noinline__ float soft_capped(float x, float cap) { return cap * tanhf(x / cap); }
+__device__ static ADAMAS_NOINLINE float soft_capped(float x, float cap) { return cap * tanhf(x / cap); }
 
 struct Step {
   int q_heads, kv_heads, head_dim, rows, query_rows;  // query_rows: of all sequences
-  int passes, lists;  // a KV head's query heads are scanned in so many passes; lists of a row
+  int group;                                          // query heads of a KV head
+  int passes, lists;            // a KV head's query heads are scanned in so many passes; lists of a row
+  int lists_each, at_once;      // lists of a KV head; query heads of a list
+  int most_slices, most_parts;  // that fill a large GPU
   int max_blocks, splits, slices;
   int policy;
   bool automatic, all_dense, causal, rotated, manhattan;
   float query_threshold;      // of the estimator manhattan; 0: 0.98 times the query's RMS
   int budget, sinks, recent;  // budget: tokens; with `automatic` those from which on a row is sparse
   int64_t min_context;
-  double share, max_noise;
+  double max_noise;
+  float log2_share;
   float scale, softcap;
   const int64_t *sequences, *lengths;
   const char* q;
@@ -136,24 +161,47 @@ struct Step {
   // The workspace; [query_rows, q_heads] of each but the first, which is [query_rows].
   View* views;
   Head* heads;
-  int16_t* scores;   // [max_blocks, 64] S less C of its block; hidden where there is no estimate
-  float2* sums;      // [max_blocks] sum of estimated weights, relative to a log2: {log2, sum}; {inf, }: it has not all codes
-  double* centres;   // [max_blocks] c_b
-  int16_t* maxima;   // [max_blocks] the highest of a block's scores
-  int16_t* offsets;  // [max_blocks] C_b
-  float* bases;      // [max_blocks] what a score of 0 stands for
-  uint64_t* marks;   // [max_blocks] tokens that the head lists
-  float* keys;       // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
-  float* partials;   // [slices, 3 head_dim + partial_sums]
+  int16_t* scores;  // [max_blocks, 64] S less C of its block; hidden where there is no estimate
+  float2*
+      sums;     // [max_blocks] log2 of the highest estimated weight, their sum relative to it; {inf, }: it has not all codes
+  Span* spans;  // [max_spans]
+  Tally* tallies;
+  Candidate* candidates;  // [candidate_room]
+  double* centres;        // [max_blocks] c_b
+  int16_t* offsets;       // [max_blocks] C_b
+  float* bases;           // [max_blocks] what a score of 0 stands for
+  uint64_t* marks;        // [max_blocks] tokens that the head lists
+  float* keys;            // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
+  float* partials;        // [slices, 3 head_dim + partial_sums]
 
   __device__ int64_t blocks_at(int row, int head) const { return (int64_t(row) * q_heads + head) * max_blocks; }
+  __host__ __device__ int64_t max_spans() const { return (max_blocks + span_blocks - 1) / span_blocks; }
+  // Parts that a list is split into: of its length alone, so that no result depends on the rest of a batch.
+  __host__ __device__ int slices_of(int blocks) const {
+    const int most = blocks / 8, least = (blocks + slice_blocks - 1) / slice_blocks;
+    int slices = most_slices < most ? most_slices : most;
+    if (slices < least) slices = least;
+    return slices < 1 ? 1 : slices;
+  }
+  // Blocks of threads that choose for a query head: what they have to tell each other takes as long as looking through half
+  // of the blocks that a list leaves, or all that a rank does.
+  __host__ __device__ int parts_of(int blocks) const {
+    const int each = automatic ? 256 : 2048, parts = (blocks + each - 1) / each;
+    return parts < 1 ? 1 : parts < most_parts ? parts : most_parts;
+  }
+  __host__ __device__ int candidate_room() const {
+    const int of_blocks = 16 * max_blocks;
+    return of_blocks < most_candidates ? of_blocks : most_candidates;
+  }
+  __device__ int64_t spans_at(int row, int head) const { return (int64_t(row) * q_heads + head) * max_spans(); }
   // Whether kernels before the list say what is read.
   __host__ __device__ bool chosen() const {
     return policy == ADAMAS_POLICY_ADAMAS || policy == ADAMAS_POLICY_QUEST || policy == ADAMAS_POLICY_ORACLE;
   }
   __device__ float slope(int head) const { return slopes != nullptr ? __ldg(slopes + head) : 1.0f; }
   __device__ const char* query(int row, int head) const {
-    return q + row / rows * q_stride_batch + row % rows * q_stride_row + head * q_stride_head;
+    const int b = rows == 1 ? row : row / rows;
+    return q + b * q_stride_batch + (row - b * rows) * q_stride_row + head * q_stride_head;
   }
   // The score of a product q . k, of a token so many before the last one in view.
   __device__ float score_of(float product, int head, int distance) const {
@@ -167,18 +215,15 @@ inline constexpr int partial_sums = 8;
 
 __device__ inline int blocks_in(int tokens) { return int(blocks_of(tokens)); }
 
-// Parts that a list is split into: of its length alone, so that no result depends on the rest of a batch.
-__host__ __device__ inline int slices_of(int blocks, int lists) {
-  const int wanted = 264 / lists, most = blocks / 8;
-  int slices = wanted < most ? wanted : most;
-  const int least = (blocks + slice_blocks - 1) / slice_blocks;
-  if (slices < least) slices = least;
-  return slices < 1 ? 1 : slices;
+// Blocks of a part of the scan, of `splits` parts at most: whole spans.
+__host__ __device__ inline int blocks_of_split(int blocks, int splits) {
+  const int spans = (blocks + span_blocks - 1) / span_blocks;
+  return (spans + splits - 1) / splits * span_blocks;
 }
 
 // How far a row sees, and whether it is so short that all of it is read.
 __device__ inline View see(const Step& s, int row) {
-  const int b = row / s.rows, r = row % s.rows;
+  const int b = s.rows == 1 ? row : row / s.rows, r = row - b * s.rows;
   View view{};
   view.sequence = s.sequences != nullptr ? s.sequences[b] : b;
   const int64_t length = s.lengths != nullptr ? s.lengths[b] : s.codes.lengths[view.sequence];
@@ -191,26 +236,13 @@ __device__ inline View see(const Step& s, int row) {
   if (s.policy == ADAMAS_POLICY_STREAMING) view.estimated = view.tokens - (s.budget - s.sinks);
   return view;
 }
-// What codes say of it.
-__device__ inline void find_estimated(const Step& s, View& view) {
-  const int last = blocks_in(view.tokens) - 1;
-  const int coded = s.codes.coded[s.codes.place(s.k, view.sequence, last)], in_block = view.tokens - last * block_tokens;
+// What codes say of it; coded: of how many rows those of the last block are.
+__device__ inline void find_estimated(const Step& s, View& view, int coded) {
+  const int last = blocks_in(view.tokens) - 1, in_block = view.tokens - last * block_tokens;
   if (coded > in_block) view.hidden_block = last;
   view.coded_blocks = coded > 0 ? last + 1 : last;
   const int end = last * block_tokens + (coded < in_block ? coded : in_block), old = view.tokens - s.recent;
   view.estimated = end < old ? end : old;
-}
-
-// A kernel whose predecessor in the stream may still run waits for its results here, and lets its successor start.
-__device__ inline void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ inline void launch_next() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 __device__ inline float to_f32(float x) { return x; }
@@ -264,37 +296,49 @@ __device__ inline void to_f32(const Eight<int16_t>& from, float (&x)[8]) {
   }
 }
 
-__device__ inline float exp2_fast(float x) {
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x));
-  return e;
-}
-__device__ inline float max_of_warp(float x) {
-  for (int o = 16; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, o));
+// Of each `lanes` lanes in line.
+template <int lanes>
+__device__ float max_of_lanes(float x) {
+  for (int o = lanes / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, o));
   return x;
 }
+template <int lanes, class T>
+__device__ T sum_of_lanes(T x) {
+  for (int o = lanes / 2; o > 0; o /= 2) x += __shfl_xor_sync(~0u, x, o);
+  return x;
+}
+__device__ inline float max_of_warp(float x) { return max_of_lanes<32>(x); }
 template <class T>
 __device__ T sum_of_warp(T x) {
-  for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(~0u, x, o);
-  return x;
+  return sum_of_lanes<32>(x);
 }
 
-// A warp's row as codes are made of it: no NaN, nothing beyond 1e15. Lane l has dimension 32 i + l in x[i].
+// A warp's row: lane l has dimension 32 i + l at i.
 template <int parts>
-__device__ void load_tame(const char* row, int dtype, int head_dim, float (&x)[parts]) {
-  const int lane = threadIdx.x % 32;
-  const auto load = [&](auto zero) {
-    using T = decltype(zero);
-    T raw[parts];
+struct RawRow {
+  uint32_t bits[parts];
+  __device__ void load(const char* row, int dtype, int head_dim) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < parts; i++) raw[i] = __ldg(reinterpret_cast<const T*>(row) + min(32 * i + lane, head_dim - 1));
+    for (int i = 0; i < parts; i++) {
+      const int d = min(32 * i + lane, head_dim - 1);
+      bits[i] = dtype == ADAMAS_F32 ? __ldg(reinterpret_cast<const uint32_t*>(row) + d)
+                                    : __ldg(reinterpret_cast<const uint16_t*>(row) + d);
+    }
+  }
+  // As codes are made of it: no NaN, nothing beyond 1e15.
+  __device__ void tame(int dtype, int head_dim, float (&x)[parts]) const {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < parts; i++) x[i] = 32 * i + lane < head_dim ? to_f32(raw[i]) : 0.0f;
-  };
-  with_element(dtype, load);
-#pragma unroll
-  for (int i = 0; i < parts; i++) x[i] = isnan(x[i]) ? 0.0f : fminf(fmaxf(x[i], -largest_key), largest_key);
-}
+    for (int i = 0; i < parts; i++) {
+      x[i] = dtype == ADAMAS_F32   ? __uint_as_float(bits[i])
+             : dtype == ADAMAS_F16 ? to_f32(__ushort_as_half(uint16_t(bits[i])))
+                                   : to_f32(__ushort_as_bfloat16(uint16_t(bits[i])));
+      if (32 * i + lane >= head_dim || isnan(x[i])) x[i] = 0;
+      x[i] = fminf(fmaxf(x[i], -largest_key), largest_key);
+    }
+  }
+};
 
 // Rotates it. The butterfly's order is hadamard.h's, so the bits are.
 template <int parts>
@@ -342,20 +386,21 @@ cudaError_t launch_choose(const Step& s, cudaStream_t stream);
 cudaError_t launch_rank(const Step& s, cudaStream_t stream);
 cudaError_t launch_attend(const Step& s, cudaStream_t stream);
 
-// Launches a kernel that may start before the one ahead of it in the stream has ended.
+enum class Start { after, beside };  // beside: a kernel may start before the one ahead of it in the stream has ended
+
 template <class... Parameters, class... Arguments>
-cudaError_t launch_behind(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
-                          const Arguments&... arguments) {
+cudaError_t launch(Start start, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
+                   const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = dim3(threads);
+  config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  cudaLaunchAttribute behind{};
-  behind.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  behind.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &behind;
-  config.numAttrs = 1;
+  cudaLaunchAttribute beside{};
+  beside.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  beside.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &beside;
+  config.numAttrs = start == Start::beside ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -1,4 +1,5 @@
-// Steps on a GPU beside the device `reference`: codes bit for bit, selections, outputs. Skipped where there is no GPU.
+// Steps on a GPU beside the device `reference`: codes bit for bit, selections, outputs. Skipped where there is no GPU; there
+// the same tests run on a CPU, fewer of them.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -21,6 +22,12 @@ namespace adamas::cuda {
 namespace {
 
 using testing::store_row;
+
+#ifdef ADAMAS_FEW_RUNS
+constexpr int random_steps = 14, twin_runs = 2, graph_runs = 31;
+#else
+constexpr int random_steps = 200, twin_runs = 1000, graph_runs = 150;
+#endif
 
 void expect_ok(adamas_status status) { ASSERT_EQ(status, ADAMAS_OK) << adamas_last_error(); }
 
@@ -399,7 +406,7 @@ Shape random_shape(uint64_t seed) {
 
 TEST_F(Cuda, RandomStepsAreTheReferences) {
   double worst_list = 0, worst = 0, worst_lse = 0;
-  for (uint64_t seed = 1; seed <= 200 && !HasFatalFailure(); seed++) {
+  for (uint64_t seed = 1; seed <= random_steps && !HasFatalFailure(); seed++) {
     Pair pair(random_shape(seed));
     std::vector<int64_t> lengths;
     for (int64_t b = 0; b < pair.s.sequences; b++) lengths.push_back(1 + int64_t(pair.random() % uint64_t(pair.s.capacity)));
@@ -495,7 +502,7 @@ TEST_F(Cuda, AGraphServesAGrowingContext) {
   expect_ok(adamas_step(pair.plans[1], pair.caches[1], &step));
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
-  for (int i = 0; i < 150; i++) {
+  for (int i = 0; i < graph_runs; i++) {
     for (int64_t& length : lengths) length++;
     pair.gpu_lengths->put(lengths);
     ASSERT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
@@ -526,9 +533,9 @@ TEST_F(Cuda, NothingDependsOnTheRunOrTheBatch) {
     many.step_gpu(lengths);
     many.fetch();
     const std::vector<float> first = many.out[1];
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < twin_runs; i++) {
       many.step_gpu(lengths);
-      if (i % 100 != 0 && i < 990) continue;
+      if (i % 100 != 0 && i < twin_runs - 10) continue;
       many.fetch();
       ASSERT_EQ(many.out[1], first) << budget << ", run " << i;
     }

@@ -127,8 +127,10 @@ __device__ void load_rows(const Table& rows, const Appended& a, const Change& c,
                           bool rotated, float* x) {
   const int lane = threadIdx.x % 32;
   for (int t = threadIdx.x / 32; t < count; t += warps) {
+    RawRow<parts> raw;
+    raw.load(rows.row(c.sequence, head, block * block_tokens + t), a.dtype, a.head_dim);
     float row[parts];
-    load_tame(rows.row(c.sequence, head, block * block_tokens + t), a.dtype, a.head_dim, row);
+    raw.tame(a.dtype, a.head_dim, row);
     if (rotated) rotate(a.head_dim, row);
 #pragma unroll
     for (int i = 0; i < parts; i++)
@@ -141,7 +143,7 @@ __device__ void load_rows(const Table& rows, const Appended& a, const Change& c,
 // sum does not depend on how rows came. All threads of a block call it.
 __device__ void refer(const Codes& codes, const Appended& a, const Change& c, int head, int64_t from, int64_t end) {
   __shared__ int histogram[256];
-  __shared__ float largest, reference;
+  __shared__ float reference;
   __shared__ unsigned long long of_warp[warps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto sigma_of = [&](int64_t b) { return __ldcg(codes.sigma.at<float>(codes.place(a.k, c.sequence, b), head)); };
@@ -155,15 +157,13 @@ __device__ void refer(const Codes& codes, const Appended& a, const Change& c, in
     if (sigma > 0) atomicAdd(&histogram[exponent_of(sigma)], 1);
   }
   most = block_max(most);
-  if (threadIdx.x == 0) largest = most, reference = 0;
+  if (threadIdx.x == 0) reference = 0;
   unsigned long long sum = 0;
   for (int64_t b = from; b < end; b++) {
     __syncthreads();
     const float own = sigma_of(b), before = reference;
-    if (threadIdx.x == 0) {
-      largest = fmaxf(largest, own);
-      if (own > 0) histogram[exponent_of(own)]++;
-    }
+    most = fmaxf(most, own);
+    if (threadIdx.x == 0 && own > 0) histogram[exponent_of(own)]++;
     __syncthreads();
     if (warp == 0) {
       int counts[8], mine = 0;
@@ -180,7 +180,7 @@ __device__ void refer(const Codes& codes, const Appended& a, const Change& c, in
         for (int i = 0; i < 8 && median < 0; i++)
           if ((below += counts[i]) >= wanted) median = 8 * lane + i;
       median = __reduce_max_sync(~0u, median);
-      if (lane == 0) reference = all == 0 ? 0.0f : fminf(largest, ldexpf(1.0f, min(median - 127 + 4, 127)));
+      if (lane == 0) reference = all == 0 ? 0.0f : fminf(most, ldexpf(1.0f, min(median - 127 + 4, 127)));
     }
     __syncthreads();
     const float now = reference;
@@ -205,7 +205,7 @@ __device__ void refer(const Codes& codes, const Appended& a, const Change& c, in
 
 template <int parts>
 __global__ void __launch_bounds__(threads) encode(Codes codes, Appended a) {
-  extern __shared__ float x[];  // [64, head_dim]
+  float* x = reinterpret_cast<float*>(shared_memory());  // [64, head_dim]
   __shared__ float centre[32 * parts], squares[32 * parts];
   __shared__ float threshold;
   __shared__ bool last;
@@ -294,8 +294,7 @@ cudaError_t launch(const Codes& codes, const Appended& a, cudaStream_t stream) {
     return error;
   const int64_t blocks = a.rows / block_tokens + 2;
   const dim3 grid(unsigned(blocks < 1024 ? blocks : 1024), unsigned(a.kv_heads * (a.means ? 2 : 1)), unsigned(a.batch));
-  encode<parts><<<grid, threads, shared, stream>>>(codes, a);
-  return cudaGetLastError();
+  return cuda::launch(Start::after, encode<parts>, grid, threads, shared, stream, codes, a);
 }
 
 }  // namespace

@@ -81,7 +81,7 @@ Status check_settings(const adamas_config& config) {
   return {};
 }
 
-__global__ void cut(Codes codes, int64_t first, int64_t sequences, int64_t length) {
+__global__ void cut_to(Codes codes, int64_t first, int64_t sequences, int64_t length) {
   for (int64_t sequence = first; sequence < first + sequences; sequence++) {
     const int64_t kept = (length + block_tokens - 1) / block_tokens;
     for (int64_t b = kept + threadIdx.x + int64_t(blockIdx.x) * blockDim.x; b < codes.blocks;
@@ -164,14 +164,12 @@ class DeviceCache final : public Cache {
 
   Status truncate(int64_t sequence, int64_t length) override {
     if (codes_.by_page) return {};  // lengths are the engine's
-    cut<<<16, 256>>>(codes_, sequence, 1, length);
-    return status_of(cudaGetLastError(), "truncate");
+    return cut(sequence, 1, length);
   }
 
   Status clear(int64_t sequence) override {
     if (codes_.by_page) return {};
-    cut<<<16, 256>>>(codes_, sequence < 0 ? 0 : sequence, sequence < 0 ? params.sequences : 1, 0);
-    return status_of(cudaGetLastError(), "clear");
+    return cut(sequence < 0 ? 0 : sequence, sequence < 0 ? params.sequences : 1, 0);
   }
 
   // A thirteenth of K and V is copied.
@@ -191,12 +189,11 @@ class DeviceCache final : public Cache {
     ADAMAS_CUDA(cudaMemcpyAsync(codes_.spreads + target * params.kv_heads, codes_.spreads + source * params.kv_heads,
                                 size_t(blocks * params.kv_heads) * sizeof(Spread), cudaMemcpyDeviceToDevice, nullptr),
                 "share");
-    cut<<<16, 256>>>(codes_, to, 1, length);
+    if (Status status = cut(to, 1, length); !status.ok()) return status;
     ADAMAS_CUDA(
         cudaMemcpyAsync(codes_.coded + target, codes_.coded + source, size_t(blocks), cudaMemcpyDeviceToDevice, nullptr),
         "share");
-    set_length<<<1, 1>>>(codes_, to, length);
-    return status_of(cudaGetLastError(), "share");
+    return status_of(launch(Start::after, set_length, dim3(1), 1, 0, nullptr, codes_, to, length), "share");
   }
 
   Status length(int64_t sequence, int64_t& tokens) const override {
@@ -244,6 +241,9 @@ class DeviceCache final : public Cache {
   const Codes& codes() const { return codes_; }
 
  private:
+  Status cut(int64_t first, int64_t sequences, int64_t length) {
+    return status_of(launch(Start::after, cut_to, dim3(16), 256, 0, nullptr, codes_, first, sequences, length), "rows");
+  }
   bool quest() const { return config.policy == ADAMAS_POLICY_QUEST; }
   // What is kept of blocks: where, where a caller may want it, and its bytes; 0: not kept.
   struct KeptKind {
@@ -290,6 +290,7 @@ class DevicePlan final : public Plan {
   DevicePlan(const adamas_config& config, const adamas_plan_params& params) : Plan(config, params) {
     const int group = params.q_heads / params.kv_heads;
     Step& s = shape_;
+    s.group = group;
     s.q_heads = params.q_heads;
     s.kv_heads = params.kv_heads;
     s.head_dim = params.head_dim;
@@ -300,14 +301,20 @@ class DevicePlan final : public Plan {
     const bool ranks = config.policy == ADAMAS_POLICY_QUEST || config.policy == ADAMAS_POLICY_ORACLE;
     const bool own_lists = ranks || (config.policy == ADAMAS_POLICY_ADAMAS && !s.automatic);
     const int at_once = s.automatic ? 4 : 8;  // heads that one kernel attends to
-    s.lists = own_lists ? params.q_heads : params.kv_heads * ((group + at_once - 1) / at_once);
-    s.slices = slices_of(s.max_blocks, s.lists);
+    s.lists_each = own_lists ? group : (group + at_once - 1) / at_once;
+    s.lists = params.kv_heads * s.lists_each;
+    s.at_once = (group + s.lists_each - 1) / s.lists_each;
+    // Two blocks of threads for each multiprocessor of a large GPU, and one of those that choose. A plan of many rows has
+    // fewer for each: what a slice costs in any case is most of its cost.
+    s.most_slices = int(std::max<int64_t>(88, 264 / max_rows())) / s.lists;
+    s.most_parts = std::clamp(132 / s.q_heads, 1, 32);
+    s.slices = s.slices_of(s.max_blocks);
     s.budget = int(budget_of(config));
     s.sinks = int(config.sinks < params.max_tokens ? config.sinks : params.max_tokens);
     s.recent = int(config.recent < params.max_tokens ? config.recent : params.max_tokens);
     if (ranks) s.sinks = s.recent = 0;
     s.min_context = config.min_context;
-    s.share = config.share;
+    s.log2_share = float(std::log2(config.share));
     s.manhattan = config.estimator == ADAMAS_ESTIMATOR_MANHATTAN;
     s.query_threshold = coding_of(config) == Coding::paper ? paper_threshold : 0.0f;
     s.max_noise = config.max_noise;
@@ -364,10 +371,10 @@ class DevicePlan final : public Plan {
     s.slopes = p.slopes;
     s.sink_logits = p.sink_logits;
     s.codes = cache.codes();
-    // Parts of the scan: two blocks of threads for each multiprocessor of a large GPU, none below four blocks of codes.
+    // Parts of the scan: two blocks of threads for each multiprocessor of a large GPU, none below a span.
     const int units = s.query_rows * s.kv_heads * s.passes, wanted = std::max(1, 264 / units);
-    const int least = (s.max_blocks + slice_blocks - 1) / slice_blocks, most = (s.max_blocks + 3) / 4;
-    s.splits = std::max(least, std::min(wanted, most));
+    const int least = (s.max_blocks + slice_blocks - 1) / slice_blocks;
+    s.splits = std::max(least, std::min(wanted, int(s.max_spans())));
     const auto stream = static_cast<cudaStream_t>(p.stream);
     if (s.policy == ADAMAS_POLICY_ADAMAS) {
       ADAMAS_CUDA(launch_scan(s, stream), "scan");
@@ -435,7 +442,9 @@ class DevicePlan final : public Plan {
     }
     take(s.sums, blocks);
     take(s.centres, blocks);
-    take(s.maxima, blocks);
+    take(s.spans, heads * s.max_spans());
+    take(s.tallies, heads);
+    take(s.candidates, heads * s.candidate_room());
     take(s.offsets, blocks);
     take(s.bases, blocks);
     take(s.scores, blocks * block_tokens);

@@ -28,7 +28,7 @@ __device__ View begin(const Step& s, int row, int h, float (&query)[256]) {
 // keys: [rows, q_heads, max_blocks * 64]. Eight lanes have a token.
 __global__ void __launch_bounds__(score_threads) score_tokens(const __grid_constant__ Step s) {
   __shared__ float query[256];
-  const int h = blockIdx.y, row = blockIdx.z, g = h / (s.q_heads / s.kv_heads), part = threadIdx.x % 8;
+  const int h = blockIdx.y, row = blockIdx.z, g = h / s.group, part = threadIdx.x % 8;
   const View view = begin(s, row, h, query);
   if (view.dense) return;
   float* keys = s.keys + s.blocks_at(row, h) * block_tokens;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(score_threads) score_tokens(const __grid_const
 // does.
 __global__ void __launch_bounds__(score_threads) score_pages(const __grid_constant__ Step s) {
   __shared__ float query[256];
-  const int h = blockIdx.y, row = blockIdx.z, g = h / (s.q_heads / s.kv_heads), part = threadIdx.x % 16;
+  const int h = blockIdx.y, row = blockIdx.z, g = h / s.group, part = threadIdx.x % 16;
   const View view = begin(s, row, h, query);
   if (view.dense) return;
   float* keys = s.keys + s.blocks_at(row, h) * block_tokens;
@@ -174,13 +174,10 @@ __global__ void __launch_bounds__(threads) rank(const __grid_constant__ Step s) 
 
 cudaError_t launch_rank(const Step& s, cudaStream_t stream) {
   const dim3 grid(unsigned(s.splits), unsigned(s.q_heads), unsigned(s.query_rows));
-  if (s.policy == ADAMAS_POLICY_QUEST)
-    score_pages<<<grid, score_threads, 0, stream>>>(s);
-  else
-    score_tokens<<<grid, score_threads, 0, stream>>>(s);
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  rank<<<dim3(unsigned(s.q_heads), unsigned(s.query_rows)), threads, 0, stream>>>(s);
-  return cudaGetLastError();
+  const auto score = s.policy == ADAMAS_POLICY_QUEST ? score_pages : score_tokens;
+  if (const cudaError_t error = launch(Start::after, score, grid, score_threads, 0, stream, s); error != cudaSuccess)
+    return error;
+  return launch(Start::after, rank, dim3(unsigned(s.q_heads), unsigned(s.query_rows)), threads, 0, stream, s);
 }
 
 }  // namespace adamas::cuda

@@ -24,38 +24,18 @@ namespace {
 constexpr int warps = 8, threads = 32 * warps;
 constexpr int unknown = -1;  // the weight of a block before the last whose rows were never appended
 
-__device__ void copy16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from));
-}
-__device__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
-template <int pending>
-__device__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-}
-
-#define ADAMAS_MMA(name, type_a, type_b)                                                                           \
-  __device__ void name(int(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) { \
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." type_a "." type_b                                        \
-                 ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                      \
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                                  \
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                          \
-  }
-ADAMAS_MMA(mma_ss, "s8", "s8")
-ADAMAS_MMA(mma_su, "s8", "u8")
-ADAMAS_MMA(mma_us, "u8", "s8")
-ADAMAS_MMA(mma_uu, "u8", "u8")
-
 // What a block of threads needs of its queries. M: the estimator is manhattan.
 template <int W, bool M>
 struct Queries {
   int8_t q8[8][64 * W];
   int8_t zeros[M ? 8 : 1][64 * W], threes[M ? 8 : 1][64 * W];
   int16_t q16[8][64 * W];
-  int start[8];  // of a sum
-  float largest[8], rms[8];
+  int start[8];                       // of a sum
+  float largest[8], rms[8], unit[8];  // unit: of a score, in logits or, where nothing else is done to them, in their log2
+  double unit16[8];                   // of a product with q16
 };
 
-// Rotates and quantises the query heads of a row; each warp has one in y, the others zeros.
+// Rotates and quantises a query head of a row, which the warp has in y.
 template <int W, bool M>
 __device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W, M>& to) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -93,6 +73,7 @@ __device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W, M>&
     to.start[warp] = M ? sum + 2 * __double2int_rn(mean_distance * distance_scale * s.head_dim) : sum;
     to.largest[warp] = m;
     to.rms[warp] = rms;
+    to.unit16[warp] = double(m) / 32767.0;
   }
 }
 
@@ -109,16 +90,18 @@ struct Shared {
   uint4 ring[warps][stages][block_words];
   Queries<W, M> queries;
   float bases[G][slice_blocks];
+  float2 sums[G][slice_blocks];
+  double highest[G][slice_blocks / span_blocks], lowest[G][slice_blocks / span_blocks];  // centre scores of a span
+  float roundings[slice_blocks / span_blocks];
   int weights[slice_blocks];
   int places[slice_blocks];
 };
 
-// The centres of the 16 blocks from `base` on: a lane's part of two of them, which have its products, too.
+// The centres of a span's blocks: a lane's part of two of them, which have its products, too.
 template <int W>
 struct Centres {
   uint4 x[2 * W][2];
-  float scale[2], sigma[2];
-  int coded[2];
+  float scale[2];
   template <class Place>
   __device__ void load(const Step& s, int g, int base, int last, Place&& place) {
     const int row = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -130,8 +113,6 @@ struct Centres {
       for (int k = 0; k < 2 * W; k++)
         x[k][i] = __ldcs(reinterpret_cast<const uint4*>(from + min(32 * k + 8 * t, s.head_dim - 8)));
       scale[i] = __ldg(s.codes.centre_scale.at<float>(here, g));
-      sigma[i] = __ldg(s.codes.sigma.at<float>(here, g));
-      coded[i] = __ldg(s.codes.coded + here);
     }
   }
 };
@@ -142,18 +123,18 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   constexpr int tiles = G == 1 ? 4 : 8 / G, rounds = tiles >= 4 ? 1 : 4 / tiles, in_round = 4 / rounds;
   using Memory = Shared<W, G, M>;
   constexpr int stages = Memory::stages;
-  extern __shared__ __align__(128) unsigned char memory[];
-  Memory& m = *reinterpret_cast<Memory*>(memory);
+  Memory& m = *reinterpret_cast<Memory*>(shared_memory());
   launch_next();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4, r8 = lane / 4;
-  const int row = blockIdx.z, g = blockIdx.y / s.passes, pass = blockIdx.y % s.passes;
-  const int group = s.q_heads / s.kv_heads, first_head = g * group + pass * G, heads = min(G, group - pass * G);
+  const int row = blockIdx.z, g = s.passes == 1 ? blockIdx.y : blockIdx.y / s.passes, pass = blockIdx.y - g * s.passes;
+  const int first_head = g * s.group + pass * G, heads = min(G, s.group - pass * G);
 
-  // What is small is asked for first: behind the copies it would wait for all of them.
-  float y[2 * W] = {};
-  if (warp < heads) load_tame(s.query(row, first_head + warp), s.q_dtype, s.head_dim, y);
+  // What is small is asked for first, and looked at when the first copies are on their way: behind those it would wait for
+  // all of them. After a row's length nothing waits for anything else.
+  RawRow<2 * W> raw;
+  if (warp < heads) raw.load(s.query(row, first_head + warp), s.q_dtype, s.head_dim);
   View view = see(s, row);
-  const int blocks = blocks_in(view.tokens), each = (blocks + gridDim.x - 1) / gridDim.x;
+  const int blocks = blocks_in(view.tokens), each = blocks_of_split(blocks, gridDim.x);
   const int first = blockIdx.x * each, last = min(blocks, first + each);
   if (view.dense || first >= last) {
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
@@ -166,12 +147,18 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     __syncthreads();
   }
   const auto place = [&](int b) { return s.codes.by_page ? m.places[b - first] : in_line + b; };
-  find_estimated(s, view);
-  Spread spread{};
-  if (view.coded_blocks > 0)
-    spread = s.codes.spreads[s.codes.place(s.k, view.sequence, view.coded_blocks - 1) * s.kv_heads + g];
+  const int64_t newest = s.codes.place(s.k, view.sequence, blocks - 1),
+                before = s.codes.place(s.k, view.sequence, max(0, blocks - 2));
+  const int newest_coded = __ldg(s.codes.coded + newest);
+  const Spread spread_newest = s.codes.spreads[newest * s.kv_heads + g],
+               spread_before = s.codes.spreads[before * s.kv_heads + g];
+  // A thread has a block's deviation, in reverse: the first warp has the queries to do.
+  const int own = threads - 1 - int(threadIdx.x);
+  const int64_t own_place = place(min(first + own, last - 1));
+  const float own_sigma = __ldg(s.codes.sigma.at<float>(own_place, g));
+  const int own_coded = __ldg(s.codes.coded + own_place);
   Centres<W> centres;
-  centres.load(s, g, first + 16 * warp, last, place);
+  centres.load(s, g, first + span_blocks * warp, last, place);
   const auto copy = [&](int b, int stage) {
     if (b < last) {
       const uint4* from = s.codes.words.at<uint4>(place(b), g) + lane;
@@ -185,25 +172,39 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
 #pragma unroll
   for (int i = 0; i < stages - 1; i++) copy(b + i * warps, i);
 
-  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
-  prepare_queries(s, y, m.queries);
+  if (warp < heads) {  // what has no head is garbage, and nobody looks at its products
+    float y[2 * W];
+    raw.tame(s.q_dtype, s.head_dim, y);
+    prepare_queries(s, y, m.queries);
+  }
+  find_estimated(s, view, newest_coded);
+  const Spread spread = view.coded_blocks == blocks ? spread_newest : view.coded_blocks > 0 ? spread_before : Spread{};
   const float reference = spread.reference;
+  if (first + own < last) {
+    const bool coded = first + own < view.coded_blocks;
+    int weight =
+        coded && reference > 0 ? __double2int_rn(fmin(32767.0, 32767.0 * (double(own_sigma) / double(reference)))) : 0;
+    if (first + own + 1 < blocks && own_coded != block_tokens) weight = unknown;
+    m.weights[own] = weight;
+  }
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == threads - 1) s.views[row] = view;
   __syncthreads();
-  if (blockIdx.x == 0 && int(threadIdx.x) < heads) {  // for `choose`
-    const int h = threadIdx.x;
-    Head& head = s.heads[row * s.q_heads + first_head + h];
-    head.largest = m.queries.largest[h];
-    head.rms = m.queries.rms[h];
-    head.unit = unit_of<M>(head.largest, head.rms, reference);
-    const double rms = head.rms, scale = s.scale, squares = double(spread.squares) / spread_one * reference * reference;
-    head.noise =
-        float((M ? manhattan_distortion : distortion) * (rms * rms * s.head_dim) * (squares / blocks) * scale * scale);
+  const bool plain = s.softcap == 0 && s.slopes == nullptr;
+  if (const int h = threads - 1 - int(threadIdx.x); h < heads) {
+    const float rms = m.queries.rms[h];
+    const double unit = unit_of<M>(m.queries.largest[h], rms, reference);
+    m.queries.unit[h] = plain ? float(unit * s.scale * double(log2e)) : float(unit * s.scale);
+    if (blockIdx.x == 0) {  // for `choose`
+      const double scale = s.scale, squares = double(spread.squares) / spread_one * reference * reference;
+      const float noise = float((M ? manhattan_distortion : distortion) * (double(rms) * rms * s.head_dim) *
+                                (squares / blocks) * scale * scale);
+      s.tallies[row * s.q_heads + first_head + h] = {unit, rms, noise, 0, 0, 0, always_score, 0};
+    }
   }
 
-  // Centres: products of 16-bit numbers as four of bytes, for 16 blocks of a warp at a time.
-  const bool plain = s.softcap == 0 && s.slopes == nullptr;
-  for (int base = first + 16 * warp; base < last; base += 16 * warps) {
-    if (base != first + 16 * warp) centres.load(s, g, base, last, place);
+  // Centres: products of 16-bit numbers as four of bytes, a span of a warp at a time.
+  for (int base = first + span_blocks * warp; base < last; base += span_blocks * warps) {
+    if (base != first + span_blocks * warp) centres.load(s, g, base, last, place);
     int high[4] = {}, middle[4] = {}, low[4] = {};
 #pragma unroll
     for (int k = 0; k < 2 * W; k++) {
@@ -222,21 +223,32 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
       mma_us(middle, l[0], l[1], l[2], l[3], q_high[0], q_high[1]);
       mma_uu(low, l[0], l[1], l[2], l[3], q_low[0], q_low[1]);
     }
+    double most[2] = {-INFINITY, -INFINITY}, least[2] = {INFINITY, INFINITY};
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const int h = 2 * t + k % 2, block = base + r8 + 8 * (k / 2);
       if (h >= heads || block >= last) continue;
-      const double unit = double(m.queries.largest[h]) / 32767.0 * double(centres.scale[k / 2]);
-      const bool coded = block < view.coded_blocks;
-      const double c = coded ? double(int64_t(high[k]) * 65536 + int64_t(middle[k]) * 256 + low[k]) * unit : 0;
+      const double product = fma(double(high[k]), 65536.0, fma(double(middle[k]), 256.0, double(low[k]))),
+                   c = block < view.coded_blocks ? product * (m.queries.unit16[h] * double(centres.scale[k / 2])) : 0;
+      most[k % 2] = fmax(most[k % 2], c), least[k % 2] = fmin(least[k % 2], c);
       s.centres[s.blocks_at(row, first_head + h) + block] = c;
       m.bases[h][block - first] = plain ? float(c * s.scale * double(log2e)) : float(c * s.scale);
-      if (h != 0) continue;
-      const double sigma = centres.sigma[k / 2];
-      m.weights[block - first] =
-          coded && reference > 0 ? __double2int_rn(fmin(32767.0, 32767.0 * (sigma / double(reference)))) : 0;
-      if (block + 1 < blocks && centres.coded[k / 2] != block_tokens) m.weights[block - first] = unknown;
     }
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      for (int o = 4; o < 32; o *= 2) {
+        most[k] = fmax(most[k], __shfl_xor_sync(~0u, most[k], o));
+        least[k] = fmin(least[k], __shfl_xor_sync(~0u, least[k], o));
+      }
+      const int h = 2 * t + k, span = (base - first) / span_blocks;
+      if (r8 == 0 && h < heads) m.highest[h][span] = most[k], m.lowest[h][span] = least[k];
+    }
+    float rounding = 0;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      if (base + r8 + 8 * i < view.coded_blocks) rounding = fmaxf(rounding, centres.scale[i]);
+    rounding = max_of_warp(rounding);
+    if (lane == 0) m.roundings[(base - first) / span_blocks] = rounding;
   }
 
   // This lane's column of the queries, and its columns of the products.
@@ -255,17 +267,16 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   }
   constexpr int columns = G == 1 ? 1 : 2;
   int start[columns], head[columns], tile[columns];
-  float unit[columns], top[columns];
+  float unit[columns];
 #pragma unroll
   for (int k = 0; k < columns; k++) {
     const int column = 2 * t + k;
     head[k] = G == 1 ? 0 : column % G, tile[k] = G == 1 ? t : column / G;
     start[k] = m.queries.start[head[k]];
-    const double u = unit_of<M>(m.queries.largest[head[k]], m.queries.rms[head[k]], reference) * s.scale;
-    unit[k] = plain ? float(u * double(log2e)) : float(u);
-    top[k] = nothing;
   }
   __syncthreads();
+#pragma unroll
+  for (int k = 0; k < columns; k++) unit[k] = m.queries.unit[head[k]];
   for (int stage = 0; b < last; b += warps, stage = stage + 1 == stages ? 0 : stage + 1) {
     wait_for_copies<stages - 2>();
     __syncwarp();
@@ -316,11 +327,12 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     }
     const int weight = m.weights[b - first], b64 = b * block_tokens;
     const bool whole = b64 >= s.sinks && b64 + block_tokens <= view.estimated;
-    float sum[columns];
-    int highest[columns];
+    // Lanes that have the same heads: over these a block's tokens are spread.
+    constexpr int from = G == 1 ? 1 : G <= 4 ? 2 : 4;
+    int v[columns][2 * rounds], most[columns];
 #pragma unroll
     for (int k = 0; k < columns; k++) {
-      int v[2 * rounds], most = hidden_score;
+      most[k] = hidden_score;
 #pragma unroll
       for (int r = 0; r < rounds; r++)
 #pragma unroll
@@ -330,65 +342,78 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
             const int token = b64 + (r * in_round + tile[k]) * 16 + 2 * r8 + half;
             if (token < s.sinks || token >= view.estimated) score = hidden_score;
           }
-          v[2 * r + half] = score;
-          most = max(most, score);
+          v[k][2 * r + half] = score;
+          most[k] = max(most[k], score);
         }
-      highest[k] = most;
       if (head[k] < heads) {
         uint32_t* to = reinterpret_cast<uint32_t*>(s.scores + (s.blocks_at(row, first_head + head[k]) + b) * block_tokens) +
                        tile[k] * 8 + r8;
 #pragma unroll
-        for (int r = 0; r < rounds; r++) __stcg(to + r * in_round * 8, __byte_perm(v[2 * r], v[2 * r + 1], 0x5410));
+        for (int r = 0; r < rounds; r++) __stcg(to + r * in_round * 8, __byte_perm(v[k][2 * r], v[k][2 * r + 1], 0x5410));
       }
-      const float base = m.bases[head[k]][b - first];
-      sum[k] = 0;
-      const auto raise = [&](float reached) {  // rare: the first block, and one far above all before
-        if (!__any_sync(~0u, reached - top[k] > 60.0f)) return;
-        for (int o = 4; o < 32; o *= 2) reached = fmaxf(reached, __shfl_xor_sync(~0u, reached, o));
-        if (G <= 2) reached = fmaxf(reached, __shfl_xor_sync(~0u, reached, 1));
-        if (G <= 4) reached = fmaxf(reached, __shfl_xor_sync(~0u, reached, 2));
-        top[k] = fmaxf(top[k], reached);
-      };
-      if (plain) {
-        raise(most > hidden_score ? fmaf(float(most), unit[k], base) : nothing);
-        const float shift = base - top[k];
+    }
+    // Estimated weights are added up relative to the block's own highest: nothing depends on other blocks.
+    float top[columns], sum[columns] = {};
+    if (plain) {
+      unsigned both = __byte_perm(most[0], most[columns - 1], 0x5410);
+#pragma unroll
+      for (int o = from; o < 32; o *= 2) both = __vmaxs2(both, __shfl_xor_sync(~0u, both, o));
+#pragma unroll
+      for (int k = 0; k < columns; k++) {
+        const int highest = int16_t(both >> 16 * k);
+        top[k] = highest > hidden_score ? fmaf(float(highest), unit[k], m.bases[head[k]][b - first]) : nothing;
 #pragma unroll
         for (int i = 0; i < 2 * rounds; i++) {
-          const float f = __int_as_float(0x4B400000 + v[i]) - 12582912.0f;  // the float of an int
-          const float e = exp2_fast(fmaf(f, unit[k], shift));
-          sum[k] += whole || v[i] != hidden_score ? e : 0.0f;
+          const float f = __int_as_float(0x4B400000 + v[k][i] - highest) - 12582912.0f;  // the float of an int
+          const float e = exp2_fast(f * unit[k]);
+          sum[k] += whole || v[k][i] != hidden_score ? e : 0.0f;
         }
-      } else {
-        float logs[2 * rounds], reached = nothing;
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < columns; k++) {
+        float logs[2 * rounds];
+        top[k] = nothing;
 #pragma unroll
         for (int i = 0; i < 2 * rounds; i++) {
           const int token = b64 + (i / 2 * in_round + tile[k]) * 16 + 2 * r8 + i % 2;
-          float x = fmaf(float(v[i]), unit[k], base);
+          float x = fmaf(float(v[k][i]), unit[k], m.bases[head[k]][b - first]);
           if (s.softcap > 0) x = soft_capped(x, s.softcap);
           if (s.slopes != nullptr && head[k] < heads)
             x += __ldg(s.slopes + first_head + head[k]) * float(token - (view.tokens - 1));
-          logs[i] = v[i] == hidden_score ? nothing : x * log2e;
-          reached = fmaxf(reached, logs[i]);
+          logs[i] = v[k][i] == hidden_score ? nothing : x * log2e;
+          top[k] = fmaxf(top[k], logs[i]);
         }
-        raise(reached);
 #pragma unroll
-        for (int i = 0; i < 2 * rounds; i++) sum[k] += v[i] == hidden_score ? 0.0f : exp2_fast(logs[i] - top[k]);
+        for (int o = from; o < 32; o *= 2) top[k] = fmaxf(top[k], __shfl_xor_sync(~0u, top[k], o));
+#pragma unroll
+        for (int i = 0; i < 2 * rounds; i++) sum[k] += v[k][i] == hidden_score ? 0.0f : exp2_fast(logs[i] - top[k]);
       }
     }
-    unsigned both = __byte_perm(highest[0], highest[columns - 1], 0x5410);
 #pragma unroll
-    for (int o = G <= 4 ? (G == 1 ? 1 : 2) : 4; o < 32; o *= 2) {
-      both = __vmaxs2(both, __shfl_xor_sync(~0u, both, o));
+    for (int o = from; o < 32; o *= 2)
 #pragma unroll
       for (int k = 0; k < columns; k++) sum[k] += __shfl_xor_sync(~0u, sum[k], o);
-    }
 #pragma unroll
     for (int k = 0; k < columns; k++) {
       if (r8 != k || tile[k] != 0 || head[k] >= heads) continue;
-      const int64_t of = s.blocks_at(row, first_head + head[k]) + b;
-      s.sums[of] = make_float2(weight == unknown ? INFINITY : top[k], sum[k]);
-      s.maxima[of] = int16_t(both >> 16 * k);
+      const float2 both = make_float2(weight == unknown ? INFINITY : top[k], sum[k]);
+      s.sums[s.blocks_at(row, first_head + head[k]) + b] = both;
+      m.sums[head[k]][b - first] = both;
     }
+  }
+  __syncthreads();
+  // Half a warp has a span.
+  const int n = last - first, padded = (n + span_blocks - 1) / span_blocks * span_blocks;
+  for (int i = threadIdx.x; i - lane < heads * padded; i += threads) {
+    const int h = min(i / padded, heads - 1), at = i % padded;
+    const float2 own_sum = at < n ? m.sums[h][at] : make_float2(nothing, 0.0f);
+    const float highest = max_of_lanes<span_blocks>(own_sum.x);
+    const float sum = sum_of_lanes<span_blocks>(own_sum.y * exp2_fast(own_sum.x - highest));
+    if (lane % span_blocks != 0 || i >= heads * padded) continue;
+    const int span = at / span_blocks;
+    s.spans[s.spans_at(row, first_head + h) + first / span_blocks + span] = {m.highest[h][span], m.lowest[h][span], highest,
+                                                                             sum, m.roundings[span]};
   }
 }
 
@@ -398,8 +423,7 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
   static const cudaError_t error = cudaFuncSetAttribute(scan<W, G, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.splits), unsigned(s.kv_heads * s.passes), unsigned(s.query_rows));
-  scan<W, G, M><<<grid, threads, shared, stream>>>(s);
-  return cudaGetLastError();
+  return cuda::launch(Start::after, scan<W, G, M>, grid, threads, shared, stream, s);
 }
 template <int W, int G>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
@@ -407,8 +431,7 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
 }
 template <int W>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
-  const int group = s.q_heads / s.kv_heads;
-  return group == 1 ? launch<W, 1>(s, stream) : group <= 4 ? launch<W, 4>(s, stream) : launch<W, 8>(s, stream);
+  return s.group == 1 ? launch<W, 1>(s, stream) : s.group <= 4 ? launch<W, 4>(s, stream) : launch<W, 8>(s, stream);
 }
 
 }  // namespace

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "cuda_runtime.h"
+
+namespace cub {
+
+// Of all threads of a block.
+template <class T, int threads>
+struct BlockScan {
+  struct TempStorage {
+    T values[threads];
+  };
+  explicit BlockScan(TempStorage& room) : room(room) {}
+  void ExclusiveSum(T own, T& before, T& all) {
+    room.values[threadIdx.x] = own;
+    __syncthreads();
+    before = all = 0;
+    for (unsigned i = 0; i < unsigned(threads); i++) {
+      if (i < threadIdx.x) before += room.values[i];
+      all += room.values[i];
+    }
+    __syncthreads();
+  }
+  TempStorage& room;
+};
+
+}  // namespace cub
