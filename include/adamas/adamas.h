@@ -68,12 +68,13 @@ typedef enum adamas_dtype {
   ADAMAS_F32 = 0,
   ADAMAS_F16 = 1,
   ADAMAS_BF16 = 2,
-  ADAMAS_Q8_0 = 3,  /* 34 bytes a block of 32 elements */
-  ADAMAS_Q5_0 = 4,  /* 22 */
-  ADAMAS_Q5_1 = 5,  /* 24 */
-  ADAMAS_Q4_0 = 6,  /* 18 */
-  ADAMAS_Q4_1 = 7,  /* 20 */
-  ADAMAS_IQ4_NL = 8 /* 18 */
+  ADAMAS_Q8_0 = 3,   /* 34 bytes a block of 32 elements */
+  ADAMAS_Q5_0 = 4,   /* 22 */
+  ADAMAS_Q5_1 = 5,   /* 24 */
+  ADAMAS_Q4_0 = 6,   /* 18 */
+  ADAMAS_Q4_1 = 7,   /* 20 */
+  ADAMAS_IQ4_NL = 8, /* 18 */
+  ADAMAS_F8_E4M3 = 9 /* a byte: sign, 4 bits of exponent (bias 7), 3 of mantissa; 0x7F is no number, there is no infinity */
 } adamas_dtype;
 
 typedef enum adamas_policy {
@@ -192,11 +193,11 @@ ADAMAS_API const char* adamas_dtype_name(int32_t dtype);
  * With ADAMAS_DEVICE_CUDA every pointer to data names memory that the GPU can read: rows, queries, outputs, sequences,
  * lengths, page tables, slopes, codes. Numbers and strides are the host's. A call checks what the host knows, puts its work
  * into a stream and returns; no step allocates or waits, and a captured graph may be replayed while lengths and tables
- * change. A page id out of range is read as page 0. Rows are f32, f16 or bf16, K and V of one dtype, and their addresses and
- * strides are multiples of 16 bytes. Appended rows have to be told of (adamas_append_rows, adamas_append): a sequence's rows
- * are its first `length` tokens, and a step that sees more than its newest block without codes reads densely. No hashes are
- * kept, so `verify` is not served; nor are yet: masks, stats and times of a step, min_mass. Unless codes lie by page every
- * sequence has places of its own: fewer blocks are refused. */
+ * change. A page id out of range is read as page 0. Rows are f32, f16, bf16 or f8_e4m3, K and V of one dtype, and their
+ * addresses and strides are multiples of 16 bytes. Appended rows have to be told of (adamas_append_rows, adamas_append): a
+ * sequence's rows are its first `length` tokens, and a step that sees more than its newest block without codes reads
+ * densely. No hashes are kept, so `verify` is not served; nor are yet: masks, stats and times of a step, min_mass. Unless
+ * codes lie by page every sequence has places of its own: fewer blocks are refused. */
 ADAMAS_API int32_t adamas_gpu_count(void);
 ADAMAS_API const char* adamas_gpu_name(int32_t index);
 ADAMAS_API const char* adamas_gpu_reason(void);
@@ -402,7 +403,7 @@ typedef struct adamas_step_params {
   const int64_t* sequences; /* [batch]; NULL: 0, 1, 2, ... */
   const int64_t* lengths;   /* [batch] tokens in view; NULL: as many as were appended */
   int32_t causal;           /* 1: row r sees tokens [0, length - rows + r]; 0: [0, length) */
-  int32_t q_dtype;          /* adamas_dtype, not a quantised one */
+  int32_t q_dtype;          /* f32, f16 or bf16 */
   const void* q;            /* [batch, rows, q_heads, head_dim] */
   int64_t q_stride_batch, q_stride_row, q_stride_head;
   adamas_rows k; /* [sequences, kv_heads, tokens, head_dim] */
@@ -427,6 +428,8 @@ typedef struct adamas_step_params {
   void* stream;             /* on a GPU: a cudaStream_t; NULL: the default stream */
   void* workspace;          /* on a GPU: adamas_plan_workspace bytes, at a multiple of 256 */
   size_t workspace_bytes;
+  float k_scale; /* what K's and V's elements are multiplied by, as f8_e4m3 needs it: scores are, and so is out; 0: 1. */
+  float v_scale; /* Codes and means are of the elements as they lie: a factor holds for all rows of a sequence. */
 } adamas_step_params;
 
 ADAMAS_API adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, const adamas_step_params* params);

@@ -64,12 +64,15 @@ class Error : public std::runtime_error {
   Status status_;
 };
 
-// Storage of 16-bit floats: K, V, q and masks are read as they are.
+// Storage of small floats: K, V, q and masks are read as they are, of 8 bits K and V alone.
 struct f16 {
   std::uint16_t bits;
 };
 struct bf16 {
   std::uint16_t bits;
+};
+struct f8_e4m3 {
+  std::uint8_t bits;
 };
 
 // The adamas_dtype of an element type. Specialise it for a 16-bit float type of your own.
@@ -81,6 +84,8 @@ template <>
 struct dtype_of<f16> : std::integral_constant<std::int32_t, ADAMAS_F16> {};
 template <>
 struct dtype_of<bf16> : std::integral_constant<std::int32_t, ADAMAS_BF16> {};
+template <>
+struct dtype_of<f8_e4m3> : std::integral_constant<std::int32_t, ADAMAS_F8_E4M3> {};
 #if defined(__FLT16_MAX__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 13))
 template <>
 struct dtype_of<_Float16> : std::integral_constant<std::int32_t, ADAMAS_F16> {};
@@ -627,6 +632,7 @@ struct Step {
   adamas_step_times* times = nullptr;    // where the time went, with its struct_size; null: not wanted
   void* stream = nullptr;                // on a GPU: a cudaStream_t; nullptr: the default stream
   std::span<std::byte> workspace{};      // on a GPU: workspace_bytes() of it, at a multiple of 256
+  float k_scale = 0, v_scale = 0;        // what K's and V's elements are multiplied by; 0: 1
 };
 
 class Plan {
@@ -731,6 +737,8 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
   native.stream = step.stream;
   native.workspace = step.workspace.data();
   native.workspace_bytes = step.workspace.size();
+  native.k_scale = step.k_scale;
+  native.v_scale = step.v_scale;
   detail::check(adamas_step(get(), cache.get(), &native));
   return stats;
 }

@@ -225,6 +225,9 @@ Status check_shapes(const adamas_plan& plan, const adamas_cache& cache, const ad
   ADAMAS_TRY(check_rows(p.v, codes, "v"));
   ADAMAS_TRY(check_keys_by_page(p.k, codes));
   if (!(p.scale >= 0 && p.scale < std::numeric_limits<float>::infinity())) return invalid("scale is negative or not finite");
+  for (const auto& [name, scale] : {std::pair{"k_scale", p.k_scale}, std::pair{"v_scale", p.v_scale}})
+    if (!(scale >= 0 && scale < std::numeric_limits<float>::infinity()))
+      return invalid(std::string(name) + " is negative or not finite");
   if (!(p.softcap >= 0 && p.softcap < std::numeric_limits<float>::infinity()))
     return invalid("softcap is negative or not finite");
   if (p.mask != nullptr) {

@@ -321,6 +321,12 @@ TEST(BadInput, ShapesThatAreNotServedSayWhichAre) {
     p = o.p;
     p.softcap = bad;
     expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "softcap");
+    p = o.p;
+    p.k_scale = bad;
+    expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "k_scale");
+    p = o.p;
+    p.v_scale = bad;
+    expect_sentence(adamas_step(o.plan, o.cache, &p), ADAMAS_INVALID_ARGUMENT, "v_scale");
   }
   adamas_step_params p = o.p;
   for (int32_t dtype : {-1, adamas_dtype_count(), INT32_MAX}) {
@@ -356,7 +362,7 @@ TEST(BadInput, QuantisedRowsNeedWholeBlocks) {
   adamas_cache* cache = nullptr;
   ASSERT_EQ(adamas_cache_create(&o.config, &c, &cache), ADAMAS_OK);
   adamas_rows rows = o.rows;
-  for (int32_t dtype = ADAMAS_Q8_0; dtype < adamas_dtype_count(); dtype++) {
+  for (int32_t dtype = ADAMAS_Q8_0; dtype <= ADAMAS_IQ4_NL; dtype++) {
     rows.dtype = dtype;
     expect_sentence(adamas_append(cache, 0, 0, 1, &rows, nullptr), ADAMAS_UNSUPPORTED,
                     "head_dim 80 in " + std::string(adamas_dtype_name(dtype)));

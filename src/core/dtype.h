@@ -22,14 +22,20 @@ enum class DType : int32_t {
   q5_1 = ADAMAS_Q5_1,
   q4_0 = ADAMAS_Q4_0,
   q4_1 = ADAMAS_Q4_1,
-  iq4_nl = ADAMAS_IQ4_NL
+  iq4_nl = ADAMAS_IQ4_NL,
+  f8_e4m3 = ADAMAS_F8_E4M3
 };
 
-inline constexpr const char* dtype_names[] = {"f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl"};
+inline constexpr const char* dtype_names[] = {"f32",  "f16",  "bf16", "q8_0",   "q5_0",
+                                              "q5_1", "q4_0", "q4_1", "iq4_nl", "f8_e4m3"};
 inline constexpr int32_t dtype_count = std::size(dtype_names);
 
 constexpr bool is_dtype(int32_t dtype) { return dtype >= 0 && dtype < dtype_count; }
-constexpr bool is_quantised(int32_t dtype) { return dtype > ADAMAS_BF16; }
+constexpr bool is_quantised(int32_t dtype) { return dtype >= ADAMAS_Q8_0 && dtype <= ADAMAS_IQ4_NL; }
+
+struct F8E4M3 {
+  uint8_t bits;
+};
 
 // Blocks of the quantised types, as adamas.h describes them. Bytes all through: a row may lie at any address.
 inline constexpr int quantised_block = 32;
@@ -75,13 +81,14 @@ decltype(auto) with_dtype(DType dtype, Visit&& visit) {
     case DType::q4_0: return visit(Q4_0{});
     case DType::q4_1: return visit(Q4_1{});
     case DType::iq4_nl: return visit(Iq4Nl{});
+    case DType::f8_e4m3: return visit(F8E4M3{});
     default: return visit(float{});
   }
 }
 
 // Of a row of so many elements: whole blocks. No switch, because kernels ask for it with every four tokens.
 inline constexpr uint8_t unit_bytes[] = {
-    4, 2, 2, sizeof(Q8_0), sizeof(Q5_0), sizeof(Q5_1), sizeof(Q4_0), sizeof(Q4_1), sizeof(Iq4Nl)};
+    4, 2, 2, sizeof(Q8_0), sizeof(Q5_0), sizeof(Q5_1), sizeof(Q4_0), sizeof(Q4_1), sizeof(Iq4Nl), sizeof(F8E4M3)};
 static_assert(std::size(unit_bytes) == dtype_count);
 constexpr int64_t row_bytes(DType dtype, int64_t elements) {
   return (is_quantised(int32_t(dtype)) ? elements / quantised_block : elements) * unit_bytes[int32_t(dtype)];
@@ -109,6 +116,14 @@ inline float element(const float* row, int64_t i) { return bits_at<float>(row + 
 inline float element(const hwy::float16_t* row, int64_t i) { return f32_from_f16_bits(bits_at<uint16_t>(row + i)); }
 inline float element(const hwy::bfloat16_t* row, int64_t i) {
   return std::bit_cast<float>(uint32_t{bits_at<uint16_t>(row + i)} << 16);
+}
+
+// Scaling by 2^120 moves the exponent's bias from 7 to 127.
+inline float element(const F8E4M3* row, int64_t i) {
+  const uint32_t bits = row[i].bits, sign = (bits & 0x80) << 24, magnitude = bits & 0x7F;
+  if (magnitude == 0x7F) return std::bit_cast<float>(sign | 0x7FC00000u);
+  const float value = std::bit_cast<float>(magnitude << 20) * std::bit_cast<float>(0x7B800000u);
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
 }
 
 inline float f16_at(const F16Bytes& from) { return f32_from_f16_bits(bits_at<uint16_t>(from)); }

@@ -49,6 +49,17 @@ HWY_INLINE hn::Vec<F32> load(F32 d, const hwy::float16_t* row, int i) {
   return from_f16(d, hn::LoadU(hn::Rebind<uint16_t, F32>(), reinterpret_cast<const uint16_t*>(row) + i));
 }
 
+// core/dtype.h, for a vector.
+HWY_INLINE hn::Vec<F32> load(F32 d, const F8E4M3* row, int i) {
+  const hn::RebindToUnsigned<F32> du;
+  const auto bits = hn::PromoteTo(du, hn::LoadU(hn::Rebind<uint8_t, F32>(), &row[i].bits));
+  const auto magnitude = hn::And(bits, hn::Set(du, 0x7F));
+  const auto scaled = hn::Mul(hn::BitCast(d, hn::ShiftLeft<20>(magnitude)), hn::BitCast(d, hn::Set(du, 0x7B800000u)));
+  const auto none = hn::IfThenElseZero(hn::Eq(magnitude, hn::Set(du, 0x7F)), hn::Set(du, 0x7FC00000u));
+  const auto sign = hn::ShiftLeft<24>(hn::Xor(bits, magnitude));
+  return hn::BitCast(d, hn::Or(hn::Or(hn::BitCast(du, scaled), none), sign));
+}
+
 // The quantised types. A vector has at most 16 elements, so it lies within one half of one block.
 
 HWY_INLINE hn::Vec<F32> scale(F32 d, const F16Bytes& from) {

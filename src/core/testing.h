@@ -33,8 +33,8 @@ class OnEveryIsa : public ::testing::TestWithParam<std::string> {
                            [](const auto& info) { return info.param; })
 
 inline constexpr DType plain_dtypes[] = {DType::f32, DType::f16, DType::bf16};
-inline constexpr DType dtypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,  DType::q5_0,
-                                   DType::q5_1, DType::q4_0, DType::q4_1, DType::iq4_nl};
+inline constexpr DType dtypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,   DType::q5_0,
+                                   DType::q5_1, DType::q4_0, DType::q4_1, DType::iq4_nl, DType::f8_e4m3};
 static_assert(std::size(dtypes) == dtype_count);
 
 // What rows of a dtype need: quantised ones are whole blocks.
@@ -47,6 +47,20 @@ inline void store_plain(std::byte* to, DType dtype, float value) {
     return;
   }
   const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if (dtype == DType::f8_e4m3) {  // to the nearest, at most 448
+    const uint8_t sign = uint8_t(bits >> 24 & 0x80);
+    uint8_t nearest = 0x7F;
+    if (!std::isnan(value)) {
+      const float x = std::min(std::abs(value), 448.0f);
+      int exponent = 0;
+      std::frexp(x, &exponent);
+      const int power = x == 0 ? -6 : std::max(exponent - 1, -6);
+      const int steps = int(std::nearbyint(std::ldexp(x, 3 - power)));  // 8 to 16 of them, or fewer when it is denormal
+      nearest = uint8_t((power + 6) * 8 + steps);
+    }
+    *to = std::byte(nearest | sign);
+    return;
+  }
   uint16_t half;
   if (dtype == DType::bf16) {
     half = uint16_t(bits >> 16);

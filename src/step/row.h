@@ -26,7 +26,10 @@ struct Row {
   int group() const { return plan.params.q_heads / plan.params.kv_heads; }
   float* q(int h) const { return plan.q.get() + int64_t(h) * head_dim(); }
   float slope(int h) const { return p.slopes != nullptr ? p.slopes[h] : 1.0f; }
-  float scale() const { return p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(head_dim())); }
+  float scale() const {
+    return (p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(head_dim()))) * (p.k_scale != 0 ? p.k_scale : 1.0f);
+  }
+  float value_scale() const { return p.v_scale != 0 ? p.v_scale : 1.0f; }
   SoftmaxState* states(int h) const { return &plan.states[int64_t(h) * plan.splits]; }
   int16_t* scores(int h) const { return plan.scores.get() + int64_t(h) * plan.blocks * block_tokens; }
   Estimator estimator() const {

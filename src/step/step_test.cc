@@ -290,6 +290,30 @@ TEST_P(StepTest, TakesKAndVOfEveryDtype) {
   }
 }
 
+// Rows that are to be multiplied by factors, and rows that were: the same bits, for powers of two.
+TEST_P(StepTest, ScalesOfKAndVAreFactors) {
+  for (const char* policy : {"adamas", "full"}) {
+    const Shape shape{.tokens = 3000,
+                      .k_dtype = DType::f32,
+                      .v_dtype = DType::f32,
+                      .settings = {{"min_context", "0"}, {"share", "0.002"}, {"policy", policy}}};
+    Fixture plain(shape), small(shape);
+    const auto multiply = [](Cached& rows, float by) {
+      auto* x = reinterpret_cast<float*>(rows.bytes.data());
+      for (size_t i = 0; i < rows.bytes.size() / 4; i++) x[i] *= by;
+    };
+    multiply(small.k, 0.25f), multiply(small.v, 0.125f);
+    plain.append_all();
+    small.append_all();
+    adamas_step_params p = plain.params(1, 1), q = small.params(1, 1);
+    q.k_scale = 4, q.v_scale = 8;
+    ASSERT_OK_STEP(plain, p);
+    ASSERT_OK_STEP(small, q);
+    EXPECT_EQ(plain.out, small.out) << policy;
+    EXPECT_EQ(plain.lse, small.lse) << policy;
+  }
+}
+
 // Keys and queries that the caller rotated: the same step. Rotated values give a rotated output, and nothing needs to know.
 TEST_P(StepTest, RotatedRowsGiveTheSameStep) {
   for (bool values : {false, true}) {

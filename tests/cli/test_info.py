@@ -23,7 +23,7 @@ class Info(CommandTest):
         document = info()
         self.assertIn(document["instruction_set"], document["instruction_sets"])
         self.assertEqual(document["head_dims"], [64, 80, 96, 112, 128, 192, 256])
-        self.assertEqual(document["dtypes"], ["f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl"])
+        self.assertEqual(document["dtypes"], ["f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl", "f8_e4m3"])
         self.assertIn("\nK and V           f32, f16", call("info").stdout)
         self.assertRegex(document["version"], r"^\d+\.\d+\.\d+$")
         self.assertIn("\nGPUs              " + (", ".join(document["gpus"]) or "none: "), call("info").stdout)

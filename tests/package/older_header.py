@@ -10,7 +10,7 @@ LAST_FIELDS = {  # of each struct that may grow, last first; together as large a
     "adamas_step_stats": ["rows_stale"],
     "adamas_step_times": ["dense"],
     "adamas_plan_params": ["max_rows"],
-    "adamas_step_params": ["workspace_bytes", "workspace", "stream", "times"],
+    "adamas_step_params": ["v_scale", "k_scale", "workspace_bytes", "workspace", "stream", "times"],
 }
 
 

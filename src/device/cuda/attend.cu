@@ -58,6 +58,12 @@ struct Operand {
   }
 };
 template <>
+struct Operand<F8> {
+  using Element = __half;
+  static constexpr int parts = 1;
+  static __device__ void get(const Eight<F8>& from, uint32_t (&to)[1][4]) { from.widen(to[0]); }
+};
+template <>
 struct Operand<float> {
   using Element = __nv_bfloat16;
   static constexpr int parts = 3;
@@ -706,7 +712,7 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
     for (int j = 0; j < 3; j++) sum[j] += vectors[j][i * width + d];
   // Not all heads of a row have a rest: of what has none the factors are 0.
   const float value = may_rest ? fmaf(sum[1], leaning, fmaf(sum[2], factor, sum[0])) : sum[0];
-  reinterpret_cast<float*>(out)[d] = share == 0 ? 0.0f : value * share;
+  reinterpret_cast<float*>(out)[d] = share == 0 ? 0.0f : value * (share * s.v_scale);
 }
 
 template <class T, int D, int H>

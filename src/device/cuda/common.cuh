@@ -146,7 +146,7 @@ struct Step {
   int64_t min_context;
   double max_noise;
   float log2_share;
-  float scale, softcap;
+  float scale, softcap, v_scale;
   const int64_t *sequences, *lengths;
   const char* q;
   int q_dtype, k_dtype;
@@ -248,15 +248,28 @@ __device__ inline void find_estimated(const Step& s, View& view, int coded) {
 __device__ inline float to_f32(float x) { return x; }
 __device__ inline float to_f32(__half x) { return __half2float(x); }
 __device__ inline float to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }
+struct F8 {  // e4m3
+  uint8_t bits;
+};
+__device__ inline float to_f32(F8 x) {
+  const uint32_t wide = f16_from_e4m3(x.bits);
+  return to_f32(*reinterpret_cast<const __half*>(&wide));
+}
+__device__ inline F8 load_one(const F8* from) { return {__ldg(&from->bits)}; }
+template <class T>
+__device__ T load_one(const T* from) {
+  return __ldg(from);
+}
 // Calls visit with a zero of the type that elements of a dtype have here.
 template <class Visit>
 __host__ __device__ auto with_element(int dtype, Visit&& visit) {
   if (dtype == ADAMAS_F32) return visit(float{});
   if (dtype == ADAMAS_F16) return visit(__half{});
+  if (dtype == ADAMAS_F8_E4M3) return visit(F8{});
   return visit(__nv_bfloat16{});
 }
 __device__ inline float load_element(const char* row, int dtype, int d) {
-  return with_element(dtype, [&](auto zero) { return to_f32(__ldg(reinterpret_cast<const decltype(zero)*>(row) + d)); });
+  return with_element(dtype, [&](auto zero) { return to_f32(load_one(reinterpret_cast<const decltype(zero)*>(row) + d)); });
 }
 
 // Eight elements of a row as they lie, and as numbers: so that many can be on their way before the first is looked at.
@@ -267,6 +280,15 @@ struct Eight {
     for (int i = 0; i < int(sizeof(T)) / 2; i++) raw[i] = __ldg(static_cast<const uint4*>(from) + i);
   }
 };
+template <>
+struct Eight<F8> {
+  uint2 raw;
+  __device__ void load(const void* from) { raw = __ldg(static_cast<const uint2*>(from)); }
+  __device__ void widen(uint32_t (&to)[4]) const {
+    to[0] = f16_from_e4m3(uint16_t(raw.x)), to[1] = f16_from_e4m3(uint16_t(raw.x >> 16));
+    to[2] = f16_from_e4m3(uint16_t(raw.y)), to[3] = f16_from_e4m3(uint16_t(raw.y >> 16));
+  }
+};
 __device__ inline void to_f32(const Eight<float>& from, float (&x)[8]) {
 #pragma unroll
   for (int i = 0; i < 8; i++) x[i] = reinterpret_cast<const float*>(from.raw)[i];
@@ -275,6 +297,15 @@ __device__ inline void to_f32(const Eight<__half>& from, float (&x)[8]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const float2 two = __half22float2(reinterpret_cast<const __half2*>(from.raw)[i]);
+    x[2 * i] = two.x, x[2 * i + 1] = two.y;
+  }
+}
+__device__ inline void to_f32(const Eight<F8>& from, float (&x)[8]) {
+  uint32_t wide[4];
+  from.widen(wide);
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&wide[i]));
     x[2 * i] = two.x, x[2 * i + 1] = two.y;
   }
 }
@@ -322,8 +353,9 @@ struct RawRow {
 #pragma unroll
     for (int i = 0; i < parts; i++) {
       const int d = min(32 * i + lane, head_dim - 1);
-      bits[i] = dtype == ADAMAS_F32 ? __ldg(reinterpret_cast<const uint32_t*>(row) + d)
-                                    : __ldg(reinterpret_cast<const uint16_t*>(row) + d);
+      bits[i] = dtype == ADAMAS_F32       ? __ldg(reinterpret_cast<const uint32_t*>(row) + d)
+                : dtype == ADAMAS_F8_E4M3 ? __ldg(reinterpret_cast<const uint8_t*>(row) + d)
+                                          : __ldg(reinterpret_cast<const uint16_t*>(row) + d);
     }
   }
   // As codes are made of it: no NaN, nothing beyond 1e15.
@@ -331,9 +363,10 @@ struct RawRow {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < parts; i++) {
-      x[i] = dtype == ADAMAS_F32   ? __uint_as_float(bits[i])
-             : dtype == ADAMAS_F16 ? to_f32(__ushort_as_half(uint16_t(bits[i])))
-                                   : to_f32(__ushort_as_bfloat16(uint16_t(bits[i])));
+      x[i] = dtype == ADAMAS_F32       ? __uint_as_float(bits[i])
+             : dtype == ADAMAS_F16     ? to_f32(__ushort_as_half(uint16_t(bits[i])))
+             : dtype == ADAMAS_F8_E4M3 ? to_f32(F8{uint8_t(bits[i])})
+                                       : to_f32(__ushort_as_bfloat16(uint16_t(bits[i])));
       if (32 * i + lane >= head_dim || isnan(x[i])) x[i] = 0;
       x[i] = fminf(fmaxf(x[i], -largest_key), largest_key);
     }

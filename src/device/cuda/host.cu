@@ -40,10 +40,12 @@ Status allocate(int64_t bytes, DeviceMemory& memory) {
   return status_of(cudaMemset(p, 0, size_t(bytes)), "the GPU's memory");
 }
 
-bool is_rows_dtype(int32_t dtype) { return dtype == ADAMAS_F32 || dtype == ADAMAS_F16 || dtype == ADAMAS_BF16; }
+bool is_rows_dtype(int32_t dtype) {
+  return dtype == ADAMAS_F32 || dtype == ADAMAS_F16 || dtype == ADAMAS_BF16 || dtype == ADAMAS_F8_E4M3;
+}
 
 Status check_rows(const adamas_rows& rows, const char* name) {
-  if (!is_rows_dtype(rows.dtype)) return unsupported(std::string(name) + ": on a GPU rows are f32, f16 or bf16");
+  if (!is_rows_dtype(rows.dtype)) return unsupported(std::string(name) + ": on a GPU rows are f32, f16, bf16 or f8_e4m3");
   const auto bits = reinterpret_cast<uintptr_t>(rows.data) | uintptr_t(rows.stride_head) | uintptr_t(rows.stride_token) |
                     (rows.pages != nullptr ? uintptr_t(rows.stride_page) : uintptr_t(rows.stride_sequence));
   if (bits % 16 != 0) return unsupported(std::string(name) + ": on a GPU its address and strides are multiples of 16 bytes");
@@ -349,7 +351,8 @@ class DevicePlan final : public Plan {
     if (s.all_dense) s.policy = ADAMAS_POLICY_FULL;
     s.causal = p.causal != 0;
     s.rotated = cache.params.rotated == 0;
-    s.scale = p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(s.head_dim));
+    s.scale = (p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(s.head_dim))) * (p.k_scale != 0 ? p.k_scale : 1.0f);
+    s.v_scale = p.v_scale != 0 ? p.v_scale : 1.0f;
     s.softcap = p.softcap;
     s.sequences = p.sequences;
     s.lengths = p.lengths;

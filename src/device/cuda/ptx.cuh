@@ -47,6 +47,21 @@ __device__ inline float exp2_fast(float x) {
   return e;
 }
 
+// Two numbers of 8 bits, e4m3, as two of 16.
+__device__ inline uint32_t f16_from_e4m3(uint16_t both) {
+  uint32_t wide;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(wide) : "h"(both));
+#else
+  const uint32_t bytes = __byte_perm(both, 0, 0x1404), magnitudes = bytes >> 1 & 0x3F803F80;
+  const __half2 scaled = __hmul2(*reinterpret_cast<const __half2*>(&magnitudes), __float2half2_rn(256.0f));
+  wide = *reinterpret_cast<const uint32_t*>(&scaled) | (bytes & 0x80008000);
+  if ((magnitudes & 0xFFFF) == 0x3F80) wide |= 0x7E00;  // no number
+  if (magnitudes >> 16 == 0x3F80) wide |= 0x7E000000;
+#endif
+  return wide;
+}
+
 // c += a b of bytes: 16 x 32 by 32 x 8, signed (s) or not (u). A warp's; the order of elements is PTX's m16n8k32.
 #define ADAMAS_MMA(name, type_a, type_b)                                                                                  \
   __device__ inline void name(int(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) { \

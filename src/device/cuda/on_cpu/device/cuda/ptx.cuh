@@ -6,6 +6,8 @@
 
 #include <array>
 
+#include "core/dtype.h"
+
 #define ADAMAS_NOINLINE __attribute__((noinline))
 
 namespace adamas::cuda {
@@ -19,6 +21,14 @@ template <int pending>
 void wait_for_copies() {}
 inline void prefetch_to_l2(const void*) {}
 inline float exp2_fast(float x) { return std::exp2(x); }
+
+inline uint32_t f16_from_e4m3(uint16_t both) {
+  const auto wide = [](unsigned byte) {
+    const F8E4M3 one{uint8_t(byte)};
+    return uint32_t{__float2half_rn(element(&one, 0)).bits};
+  };
+  return wide(both) | wide(both >> 8) << 16;
+}
 
 // PTX's fragments: lane l has of A the rows l / 4 and l / 4 + 8, of B the column l / 4, of C the rows of A and the columns
 // 2 (l % 4) and the next; `each` elements of a word of A and B lie in line.
