@@ -15,7 +15,7 @@ export ADAMAS_MODELS := $(ADAMAS_CACHE)/models
 
 compile := cmake --build --preset cpu --parallel $(shell nproc)
 
-.PHONY: build demo test eval figures ops sweep bench models clean packages browser client checks engine model configure sanitized
+.PHONY: build demo test eval figures ops sweep bench models clean packages browser python checks engine model configure sanitized
 
 build: configure
 	@$(compile)
@@ -24,7 +24,7 @@ demo: configure model
 	@$(compile) --target adamas adamas_cli ggml-adamas
 	@python3 tools/demo.py $(if $(MODEL),--model "$$MODEL") $(if $(FILE),--file "$$FILE") $(if $(QUESTION),--question "$$QUESTION")
 
-test: build sanitized model browser client checks
+test: build sanitized model browser python checks
 	@ctest --preset cpu --output-on-failure --parallel $(shell nproc)
 
 ops: configure
@@ -56,8 +56,8 @@ packages:
 browser: packages
 	@tools/packages.sh chromium chromium-driver  # the tests look at the pages
 
-client: packages
-	@tools/client.sh
+python: packages
+	@tools/python.sh
 
 checks: packages
 	@tools/packages.sh clang-format clang-tidy git

@@ -1,0 +1,61 @@
+"""The library, through its C header: structs and functions are what the header says, read by cffi."""
+
+import os
+import re
+from pathlib import Path
+
+import cffi
+
+_HERE = Path(__file__).resolve().parent
+
+
+def _find(name, variable, *elsewhere):
+    """A file of the package; of a checkout, when the package is used from there; or what a variable of the environment names."""
+    given = os.environ.get(variable)
+    places = [Path(given)] if given else [_HERE / name, *elsewhere]
+    for place in places:
+        if place.exists():
+            return place
+    raise ImportError(f"{name} is not there: {', '.join(map(str, places))}. {variable} may name it.")
+
+
+def _declarations(header):
+    """What cffi reads of a C header: no preprocessor, no functions with a body."""
+    text = re.sub(r"static inline .*?\n}\n", "", header, flags=re.S)
+    text = re.sub(r'extern "C" \{.*?#endif|#ifdef __cplusplus.*?#endif', "", text, flags=re.S)
+    constants = re.findall(r"^#define (ADAMAS_\w+) \(?(-?\d+)\)?(?:\s|$)", text, flags=re.M)
+    text = re.sub(r"^#.*$", "", text, flags=re.M).replace("ADAMAS_API ", "")
+    return text + "".join(f"\n#define {name} {value}" for name, value in constants)
+
+
+_checkout = _HERE.parents[2]
+ffi = cffi.FFI()
+ffi.cdef(_declarations(_find("adamas.h", "ADAMAS_HEADER", _checkout / "include/adamas/adamas.h").read_text(encoding="utf-8")))
+lib = ffi.dlopen(str(_find("libadamas.so", "ADAMAS_LIBRARY", _checkout / "build/lib/libadamas.so")))
+
+
+class Error(RuntimeError):
+    """What the library refuses or could not do. ``status`` is its name: ``"invalid argument"``, ``"out of range"``, ..."""
+
+    def __init__(self, sentence, status):
+        super().__init__(sentence)
+        self.status = status
+
+
+Error.__module__ = "adamas"
+
+
+def text(value):
+    return ffi.string(value).decode("utf-8")
+
+
+def check(status):
+    if status != lib.ADAMAS_OK:
+        raise Error(text(lib.adamas_last_error()), text(lib.adamas_status_name(status)))
+
+
+def struct(name):
+    """A struct of the header, all zeros but for its size."""
+    value = ffi.new(f"{name} *")
+    value.struct_size = ffi.sizeof(name)
+    return value

@@ -1,0 +1,114 @@
+"""Arrays as the library takes them: an address, a type, strides in bytes."""
+
+import numpy as np
+
+from ._library import ffi, lib
+
+# Their names in PyTorch and in ml_dtypes.
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3"}
+
+
+class View:
+    """An array of NumPy's or a tensor of PyTorch's on the CPU: where it lies."""
+
+    def __init__(self, array, name):
+        self.keep, self.name = array, name
+        if hasattr(array, "data_ptr"):
+            if array.device.type != "cpu":
+                raise ValueError(f"{name}: it is on {array.device}; here tensors are on the CPU")
+            self.address, self.dtype_name = array.data_ptr(), str(array.dtype)[len("torch.") :]
+            self.shape, self.itemsize = tuple(array.shape), array.element_size()
+            self.strides = tuple(stride * self.itemsize for stride in array.stride())
+        else:
+            self.keep = array = np.asarray(array)
+            self.address, self.dtype_name = array.ctypes.data, array.dtype.name
+            self.shape, self.itemsize, self.strides = array.shape, array.itemsize, array.strides
+
+    @property
+    def dtype(self):
+        """The library's number of the element type."""
+        if self.dtype_name not in _DTYPES:
+            raise TypeError(f"{self.name}: elements are {self.dtype_name}; there are {', '.join(_DTYPES)}")
+        return getattr(lib, "ADAMAS_" + _DTYPES[self.dtype_name])
+
+    @property
+    def pointer(self):
+        return ffi.cast("void *", self.address)
+
+    def empty(self, *shape):
+        """float32 of a shape, of NumPy's or of PyTorch's as this one is; and a pointer to it."""
+        if hasattr(self.keep, "data_ptr"):
+            import torch
+
+            made = torch.empty(shape, dtype=torch.float32)
+            return made, ffi.cast("float *", made.data_ptr())
+        made = np.empty(shape, np.float32)
+        return made, ffi.cast("float *", made.ctypes.data)
+
+
+def whole(array, name, shape):
+    """The view of an array of this shape whose last dimension lies in line. None in ``shape`` is any size."""
+    view = View(array, name)
+    if len(view.shape) != len(shape) or any(want is not None and want != have for want, have in zip(shape, view.shape)):
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name}: shape {view.shape}; it has to be ({wanted})")
+    if view.shape[-1] > 1 and view.strides[-1] != view.itemsize:
+        raise ValueError(f"{name}: the last dimension has to lie in line")
+    return view
+
+
+def integers(values, name, count=None):
+    """A contiguous array of int64, or NULL of None; with what keeps it alive."""
+    if values is None:
+        return ffi.NULL, None
+    array = np.ascontiguousarray(values, dtype=np.int64)
+    if array.ndim != 1 or (count is not None and len(array) != count):
+        raise ValueError(f"{name}: shape {array.shape}; it has to be ({'any' if count is None else count},)")
+    return ffi.cast("int64_t *", array.ctypes.data), array
+
+
+class Pages:
+    """Where the pages of K and V are: ``table[s, i]`` is the page of tokens [i * page_tokens, (i + 1) * page_tokens) of
+    sequence s. K and V are [pages, kv_heads, page_tokens, head_dim] then.
+
+    Args:
+        table: int32 [sequences, pages of a sequence]; it is read when a call runs, and may change between calls.
+        page_tokens: a power of two.
+    """
+
+    def __init__(self, table, page_tokens):
+        self.table = np.ascontiguousarray(table, dtype=np.int32)
+        if self.table.ndim != 2:
+            raise ValueError(f"table: shape {self.table.shape}; it has to be (sequences, pages of a sequence)")
+        self.page_tokens = int(page_tokens)
+
+    def native(self, count):
+        pages = ffi.new("adamas_pages *")
+        pages.struct_size = ffi.sizeof("adamas_pages")
+        pages.page_tokens = self.page_tokens
+        pages.count = count
+        pages.table = ffi.cast("int32_t *", self.table.ctypes.data)
+        pages.stride = self.table.shape[1]
+        return pages
+
+
+def rows(array, name, kv_heads, head_dim, pages=None, layout="HND", first=0):
+    """K or V, [sequences or pages, kv_heads, tokens, head_dim] (``layout="HND"``) or [..., tokens, kv_heads, head_dim]
+    ("NHD"), as ``adamas_rows``; with what has to live as long as it is used. first: which sequence the first one is."""
+    if layout not in ("HND", "NHD"):
+        raise ValueError(f"layout {layout!r}; there are 'HND' and 'NHD'")
+    hnd = layout == "HND"
+    tokens = pages.page_tokens if pages is not None else None
+    view = whole(array, name, (None, kv_heads, tokens, head_dim) if hnd else (None, tokens, kv_heads, head_dim))
+    native = ffi.new("adamas_rows *")
+    native.data = ffi.cast("void *", view.address - first * view.strides[0])
+    native.dtype = view.dtype
+    native.stride_head, native.stride_token = view.strides[1:3] if hnd else view.strides[2:0:-1]
+    keep = [view, native]
+    if pages is None:
+        native.stride_sequence = view.strides[0]
+    else:
+        native.stride_page = view.strides[0]
+        native.pages = pages.native(view.shape[0])
+        keep.append(native.pages)
+    return native, keep

@@ -1,0 +1,183 @@
+"""The door for transformers: tiny random models, beside the attention that they come with."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+import adamas  # noqa: E402
+
+SHAPE = dict(
+    vocab_size=97, hidden_size=128, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=64, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=None,
+)
+MODELS = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {}),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {}),
+    "mistral": ("MistralForCausalLM", "MistralConfig", dict(sliding_window=None)),
+    "mistral-window": ("MistralForCausalLM", "MistralConfig", dict(sliding_window=128)),
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", dict(sliding_window=128, attn_logit_softcapping=5.0, query_pre_attn_scalar=64)),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", dict(sliding_window=128, query_pre_attn_scalar=64, layer_types=["sliding_attention", "full_attention"] * 2)),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", dict(sliding_window=None)),
+    "gpt-oss": ("GptOssForCausalLM", "GptOssConfig", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=128)),
+}
+ALL = dict(budget=100000)  # reads everything
+
+
+def made(name, **more):
+    model, config, own = MODELS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, config)(**{**SHAPE, **own, **more})
+    model = getattr(transformers, model)._from_config(config, attn_implementation="eager")
+    for parameter in model.parameters():  # larger than they are initialised: attention is not flat
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.08)
+    return model.eval()
+
+
+def prompt(batch=1, tokens=300, seed=1):
+    return torch.randint(2, 97, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def generate(model, ids, **options):
+    options = {"max_new_tokens": 12, "do_sample": False, **options}
+    with torch.no_grad():
+        return model.generate(ids, output_scores=True, return_dict_in_generate=True, **options)
+
+
+def expect_same(model, ids, settings=ALL, **options):
+    plain = generate(model, ids, **options)
+    with adamas.enable(model, **settings) as enabled:
+        ours = generate(model, ids, **options)
+    for a, b in zip(plain.scores, ours.scores):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
+    assert torch.equal(plain.sequences, ours.sequences)
+    return enabled
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_budget_that_covers_all_is_the_models_attention(name):
+    enabled = expect_same(made(name), prompt())
+    assert bool(enabled.stats) == (name != "mistral-window"), "layers with a window are the model's own"
+
+
+def test_full_policy_and_half_precision():
+    expect_same(made("llama"), prompt(), settings=dict(policy="full"))
+    model = made("llama").to(torch.bfloat16)
+    with adamas.enable(model, **ALL):
+        assert generate(model, prompt()).sequences.shape == (1, 312)
+
+
+def test_batches_that_are_padded_on_the_left():
+    ids = prompt(3)
+    mask = torch.ones_like(ids)
+    for b, padding in enumerate((0, 70, 131)):
+        mask[b, :padding], ids[b, :padding] = 0, 0
+    expect_same(made("llama"), ids, attention_mask=mask)
+
+
+def test_beams():
+    expect_same(made("llama"), prompt(2), num_beams=3, max_new_tokens=20)
+
+
+def test_assistants_and_their_crops():
+    model, assistant = made("llama"), made("llama", num_hidden_layers=2)
+    plain = generate(model, prompt())
+    with adamas.enable(model, **ALL) as enabled, adamas.enable(assistant, **ALL):
+        ours = generate(model, prompt(), assistant_model=assistant)
+    assert enabled.stats["rows_dense"] > 0
+    assert torch.equal(plain.sequences, ours.sequences)
+
+
+def test_turns_reuse_a_cache_and_crop_it():
+    model, ids = made("llama"), prompt(1, 400)
+
+    def turns():
+        cache = transformers.DynamicCache(config=model.config)
+        name = "cache" if "cache" in model.forward.__code__.co_varnames else "past_key_values"
+        outs = []
+        with torch.no_grad():
+            for end in (200, 203, 204, 300, 301):
+                first = cache.get_seq_length()
+                outs.append(model(ids[:, first:end], **{name: cache}).logits[:, -1])
+            cache.crop(-100)
+            outs.append(model(ids[:, 201:202], **{name: cache}).logits[:, -1])
+        return outs
+
+    plain = turns()
+    with adamas.enable(model, **ALL) as enabled:
+        ours = turns()
+    assert enabled.stats["rows_dense"] > 0
+    for a, b in zip(plain, ours):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
+
+
+def test_codes_follow_the_rows():
+    """Whatever is done to a layer, its codes are those of a layer that gets the same rows at once."""
+    from adamas.transformers import AdamasLayer, attention
+
+    with adamas.enable(made("llama"), budget=48, min_context=0) as enabled:
+        torch.manual_seed(5)
+        layer = AdamasLayer(0, enabled)
+        rows = lambda count, batch=3: torch.randn(batch, 2, count, 64)  # noqa: E731
+        operations = [
+            lambda: layer.update(rows(400), rows(400)),
+            lambda: layer.update(rows(1), rows(1)),
+            lambda: layer.reorder_cache(torch.tensor([2, 0, 0])),
+            lambda: layer.update(rows(3), rows(3)),
+            lambda: layer.crop(-70),
+            lambda: layer.update(rows(2), rows(2)),
+            lambda: layer.reorder_cache(torch.tensor([1, 1, 2])),
+            lambda: layer.reorder_cache(torch.tensor([2, 1, 0])),
+            lambda: layer.update(rows(500), rows(500)),
+            lambda: layer.batch_select_indices(torch.tensor([0, 2])),
+            lambda: layer.update(rows(1, 2), rows(1, 2)),
+            lambda: layer.batch_repeat_interleave(2),
+            lambda: layer.update(rows(1, 4), rows(1, 4)),
+        ]
+        for i, operation in enumerate(operations):
+            operation()
+            if layer.buffers is None:
+                continue
+            query = torch.randn(layer.keys.shape[0], 4, 1, 64)
+            outs = []
+            for of in (layer, AdamasLayer(0, enabled)):
+                if of is not layer:
+                    of.update(layer.keys.clone(), layer.values.clone())
+                of.keys.adamas_layer = of
+                outs.append(attention(None, query, of.keys, of.values, None, scaling=0.125)[0])
+            torch.testing.assert_close(*outs, msg=f"operation {i}")
+        assert enabled.stats["rows_sparse"] > 0
+
+
+def test_sparse_rows_are_near_the_models():
+    model, ids = made("llama"), prompt(1, 3000)
+    plain = generate(model, ids, max_new_tokens=4)
+    with adamas.enable(model, budget="auto", min_context=0) as enabled:
+        ours = generate(model, ids, max_new_tokens=4)
+    counts = adamas.transformers.stats(model) if hasattr(model, "_adamas") else enabled.stats
+    assert counts["rows_sparse"] > 0
+    assert counts["tokens_selected"] < counts["tokens_visible"]
+    a, b = plain.scores[1].log_softmax(-1), ours.scores[1].log_softmax(-1)
+    assert (a.exp() * (a - b)).sum() < 0.02
+
+
+def test_what_is_not_served_is_dense_and_said(caplog):
+    model = made("llama")
+    adamas.transformers._say_once.cache_clear()
+    plain = generate(model, prompt(), cache_implementation="static")
+    with adamas.enable(model, **ALL), caplog.at_level("WARNING"):
+        ours = generate(model, prompt(), cache_implementation="static")
+    assert torch.equal(plain.sequences, ours.sequences)
+    assert caplog.text.count("attended to densely") == 1
+
+
+def test_a_model_is_as_before_afterwards():
+    model = made("llama")
+    before = generate(model, prompt()).sequences
+    adamas.enable(model, budget=64)
+    adamas.enable(model, budget=32)
+    adamas.disable(model)
+    adamas.disable(model)
+    assert model.config._attn_implementation == "eager" and not model._forward_pre_hooks
+    assert torch.equal(generate(model, prompt()).sequences, before)
