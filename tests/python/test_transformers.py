@@ -1,10 +1,13 @@
 """The door for transformers: tiny random models, beside the attention that they come with."""
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 import adamas  # noqa: E402
+import adamas.transformers  # noqa: E402
 
 SHAPE = dict(
     vocab_size=97, hidden_size=128, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -94,7 +97,7 @@ def test_turns_reuse_a_cache_and_crop_it():
 
     def turns():
         cache = transformers.DynamicCache(config=model.config)
-        name = "cache" if "cache" in model.forward.__code__.co_varnames else "past_key_values"
+        name = adamas.transformers.cache_parameter(model)
         outs = []
         with torch.no_grad():
             for end in (200, 203, 204, 300, 301):
@@ -110,6 +113,21 @@ def test_turns_reuse_a_cache_and_crop_it():
     assert enabled.stats["rows_dense"] > 0
     for a, b in zip(plain, ours):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
+
+
+def test_a_prompts_cache_is_copied_and_used_again():
+    model, ids = made("llama"), prompt(1, 400)
+    name = adamas.transformers.cache_parameter(model)
+    with adamas.enable(model, budget=48, min_context=0) as enabled, torch.no_grad():
+        cache = transformers.DynamicCache(config=model.config)
+        model(ids, **{name: cache})
+        outs = []
+        for _ in range(2):
+            own = copy.deepcopy(cache)
+            outs.append([model(ids[:, i : i + 1], **{name: own}).logits for i in range(5)])
+        assert cache.get_seq_length() == 400 and enabled.stats["rows_sparse"] > 0
+    for a, b in zip(*outs):
+        assert torch.equal(a, b)
 
 
 def test_codes_follow_the_rows():

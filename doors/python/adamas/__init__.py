@@ -12,10 +12,17 @@ of its blocks. ``Cache`` holds the codes of one layer, ``Plan.step`` is attentio
 ((1, 1, 8, 64), 1)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ._attention import Cache, Plan, Result
 from ._config import Config, settings
 from ._library import Error, lib, text
 from ._rows import Pages
+
+if TYPE_CHECKING:
+    from .transformers import disable, enable, stats
 
 __all__ = [
     "Cache",
@@ -34,7 +41,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """What needs PyTorch and transformers is there where they are."""
     if name in ("enable", "disable", "stats"):
         from . import transformers
@@ -43,7 +50,7 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def version():
+def version() -> str:
     """The library's version."""
     return text(lib.adamas_version())
 
@@ -51,11 +58,11 @@ def version():
 __version__ = version()
 
 
-def head_dims():
+def head_dims() -> list[int]:
     """The head_dims that are served, ascending."""
     return [lib.adamas_head_dim(i) for i in range(lib.adamas_head_dim_count())]
 
 
-def gpu_names():
+def gpu_names() -> list[str]:
     """The GPUs that can be used; none where there is no driver, or the library was built without CUDA."""
     return [text(lib.adamas_gpu_name(i)) for i in range(lib.adamas_gpu_count())]

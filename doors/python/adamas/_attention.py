@@ -1,6 +1,9 @@
 """Caches of codes, and steps of attention on them, for NumPy's arrays and PyTorch's tensors on a CPU."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +11,12 @@ import numpy as np
 
 from ._config import Config
 from ._library import check, ffi, lib, struct
-from ._rows import integers, rows, whole
+from ._rows import Pages, integers, rows, whole
 
 _DEVICES = {"cpu": "CPU", "reference": "REFERENCE"}
 
 
-def _device(name):
+def _device(name: str) -> int:
     if name not in _DEVICES:
         raise ValueError(f"device {name!r}; there are {', '.join(map(repr, _DEVICES))}")
     return getattr(lib, "ADAMAS_DEVICE_" + _DEVICES[name])
@@ -31,7 +34,16 @@ class Cache:
         device: "cpu", or "reference": slow, and the definition.
     """
 
-    def __init__(self, kv_heads, head_dim, capacity, sequences=1, config=None, layer=0, device="cpu"):
+    def __init__(
+        self,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        sequences: int = 1,
+        config: Config | None = None,
+        layer: int = 0,
+        device: str = "cpu",
+    ) -> None:
         self.kv_heads, self.head_dim, self.sequences, self.capacity = kv_heads, head_dim, sequences, capacity
         self.config, self.device = config or Config(), device
         params = struct("adamas_cache_params")
@@ -41,7 +53,17 @@ class Cache:
         check(lib.adamas_cache_create(self.config._native, params, made))
         self._native = ffi.gc(made[0], lib.adamas_cache_destroy)
 
-    def append(self, sequence, first, count, k, v=None, pages=None, layout="HND", first_sequence=0):
+    def append(
+        self,
+        sequence: int,
+        first: int,
+        count: int,
+        k: Any,
+        v: Any = None,
+        pages: Pages | None = None,
+        layout: str = "HND",
+        first_sequence: int = 0,
+    ) -> None:
         """Rows [first, first + count) of a sequence were written to K and V: their blocks are encoded.
 
         Args:
@@ -56,20 +78,20 @@ class Cache:
         check(lib.adamas_append(self._native, sequence, first, count, native_k, native_v))
         del keep_k, keep_v
 
-    def truncate(self, sequence, length):
+    def truncate(self, sequence: int, length: int) -> None:
         """Rows [length, ...) of a sequence are gone."""
         check(lib.adamas_truncate(self._native, sequence, length))
 
-    def clear(self, sequence=-1):
+    def clear(self, sequence: int = -1) -> None:
         """Every row of a sequence is gone; of all of them, without one."""
         check(lib.adamas_clear(self._native, sequence))
 
-    def share(self, source, target, length):
+    def share(self, source: int, target: int, length: int) -> None:
         """Sequence ``target`` becomes the first ``length`` tokens of ``source``; their codes are shared."""
         check(lib.adamas_share(self._native, source, target, length))
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         """Memory of codes, means and lengths when every place is used."""
         count = ffi.new("uint64_t *")
         check(lib.adamas_cache_bytes(self._native, count))
@@ -84,7 +106,7 @@ class Result:
     lse: Any  #: float32 [batch, rows, q_heads]: log-sum-exp of the scores, natural log
     mass: Any  #: float32 [batch, rows, q_heads]: share of the softmax in the tokens that were read, estimated; NaN: not
     noise: Any  #: float32 [batch, rows, q_heads]: variance of the estimated scores
-    stats: dict  #: counts: adamas_step_stats of the C header
+    stats: dict[str, float]  #: counts: adamas_step_stats of the C header
 
 
 class Plan:
@@ -97,7 +119,16 @@ class Plan:
         threads: that work on a step; None: one for each processor.
     """
 
-    def __init__(self, q_heads, kv_heads, head_dim, max_tokens, config=None, threads=None, device="cpu"):
+    def __init__(
+        self,
+        q_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        max_tokens: int,
+        config: Config | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
         self.q_heads, self.kv_heads, self.head_dim = q_heads, kv_heads, head_dim
         self.config, self.threads = config or Config(), threads or len(os.sched_getaffinity(0))
         params = struct("adamas_plan_params")
@@ -109,24 +140,24 @@ class Plan:
 
     def step(
         self,
-        cache,
-        q,
-        k,
-        v,
-        lengths=None,
-        sequences=None,
-        causal=True,
-        scale=None,
-        softcap=0.0,
-        mask=None,
-        slopes=None,
-        sink_logits=None,
-        pages=None,
-        layout="HND",
-        k_scale=1.0,
-        v_scale=1.0,
-        first_sequence=0,
-    ):
+        cache: Cache,
+        q: Any,
+        k: Any,
+        v: Any,
+        lengths: Iterable[int] | None = None,
+        sequences: Iterable[int] | None = None,
+        causal: bool = True,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        mask: Any = None,
+        slopes: Any = None,
+        sink_logits: Any = None,
+        pages: Pages | None = None,
+        layout: str = "HND",
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+        first_sequence: int = 0,
+    ) -> Result:
         """Attention of ``rows`` query rows of each of ``batch`` sequences:
         ``softmax(softcap(scale q k) + slope mask) v``, over the tokens that a row sees and the policy selects, the others
         counted through their blocks' means where the budget is automatic.
@@ -189,7 +220,7 @@ class Plan:
         names = [name for name, _ in ffi.typeof("adamas_step_stats").fields if name != "struct_size"]
         return Result(out, **found, stats={name: getattr(stats, name) for name in names})
 
-    def selection(self, q_head):
+    def selection(self, q_head: int) -> np.ndarray:
         """The tokens that the last step attended to for its last sequence and row, ascending: int64 [tokens]."""
         count = ffi.new("int64_t *")
         lib.adamas_selection(self._native, q_head, ffi.NULL, 0, count)

@@ -1,9 +1,14 @@
 """Settings."""
 
+from __future__ import annotations
+
+import os
+from typing import Any
+
 from ._library import check, ffi, lib, struct, text
 
 
-def settings():
+def settings() -> list[dict[str, str]]:
     """What every setting is called, what it may be and what it means.
 
     Returns: a list of dicts with ``name``, ``environment`` (its variable), ``range`` and ``meaning``.
@@ -30,7 +35,7 @@ class Config:
     adamas.Error: adamas_config_set: budget: much is not in its range: auto | 1 to 2147483647
     """
 
-    def __init__(self, **values):
+    def __init__(self, **values: Any) -> None:
         self._native = struct("adamas_config")
         check(lib.adamas_config_defaults(self._native))
         # The preset first: it sets others.
@@ -38,7 +43,7 @@ class Config:
             self._set(name, value)
 
     @classmethod
-    def from_environment(cls, **values):
+    def from_environment(cls, **values: Any) -> Config:
         """The variables ``ADAMAS_...`` and the file that ``ADAMAS_CONFIG`` names, and on top of them what is given."""
         config = cls()
         check(lib.adamas_config_from_environment(config._native))
@@ -46,7 +51,7 @@ class Config:
             config._set(name, value)
         return config
 
-    def for_layer(self, path, layer):
+    def for_layer(self, path: str | os.PathLike[str], layer: int) -> Config:
         """These settings with those that a settings file has for a layer of a model."""
         config = Config()
         config._native[0] = self._native[0]
@@ -54,17 +59,17 @@ class Config:
             check(lib.adamas_config_load(config._native, str(path).encode(), of))
         return config
 
-    def _set(self, name, value):
+    def _set(self, name: str, value: Any) -> None:
         check(lib.adamas_config_set(self._native, name.encode(), str(value).encode()))
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> str:
         if name.startswith("_"):
             raise AttributeError(name)
         room = ffi.new("char[256]")
         check(lib.adamas_config_get(self._native, name.encode(), room, 256))
         return text(room)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         standard = Config.__new__(Config)
         standard._native = struct("adamas_config")
         check(lib.adamas_config_defaults(standard._native))

@@ -1,15 +1,18 @@
 """The library, through its C header: structs and functions are what the header says, read by cffi."""
 
+from __future__ import annotations
+
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import cffi
 
 _HERE = Path(__file__).resolve().parent
 
 
-def _find(name, variable, *elsewhere):
+def _find(name: str, variable: str, *elsewhere: Path) -> Path:
     """A file of the package; of a checkout, when the package is used from there; or what a variable of the environment names."""
     given = os.environ.get(variable)
     places = [Path(given)] if given else [_HERE / name, *elsewhere]
@@ -19,7 +22,7 @@ def _find(name, variable, *elsewhere):
     raise ImportError(f"{name} is not there: {', '.join(map(str, places))}. {variable} may name it.")
 
 
-def _declarations(header):
+def _declarations(header: str) -> str:
     """What cffi reads of a C header: no preprocessor, no functions with a body."""
     text = re.sub(r"static inline .*?\n}\n", "", header, flags=re.S)
     text = re.sub(r'extern "C" \{.*?#endif|#ifdef __cplusplus.*?#endif', "", text, flags=re.S)
@@ -37,7 +40,7 @@ lib = ffi.dlopen(str(_find("libadamas.so", "ADAMAS_LIBRARY", _checkout / "build/
 class Error(RuntimeError):
     """What the library refuses or could not do. ``status`` is its name: ``"invalid argument"``, ``"out of range"``, ..."""
 
-    def __init__(self, sentence, status):
+    def __init__(self, sentence: str, status: str) -> None:
         super().__init__(sentence)
         self.status = status
 
@@ -45,16 +48,16 @@ class Error(RuntimeError):
 Error.__module__ = "adamas"
 
 
-def text(value):
+def text(value: Any) -> str:
     return ffi.string(value).decode("utf-8")
 
 
-def check(status):
+def check(status: int) -> None:
     if status != lib.ADAMAS_OK:
         raise Error(text(lib.adamas_last_error()), text(lib.adamas_status_name(status)))
 
 
-def struct(name):
+def struct(name: str) -> Any:
     """A struct of the header, all zeros but for its size."""
     value = ffi.new(f"{name} *")
     value.struct_size = ffi.sizeof(name)

@@ -1,5 +1,10 @@
 """Arrays as the library takes them: an address, a type, strides in bytes."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
 
 from ._library import ffi, lib
@@ -11,7 +16,7 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3f
 class View:
     """An array of NumPy's or a tensor of PyTorch's on the CPU: where it lies."""
 
-    def __init__(self, array, name):
+    def __init__(self, array: Any, name: str) -> None:
         self.keep, self.name = array, name
         if hasattr(array, "data_ptr"):
             if array.device.type != "cpu":
@@ -25,28 +30,28 @@ class View:
             self.shape, self.itemsize, self.strides = array.shape, array.itemsize, array.strides
 
     @property
-    def dtype(self):
+    def dtype(self) -> int:
         """The library's number of the element type."""
         if self.dtype_name not in _DTYPES:
             raise TypeError(f"{self.name}: elements are {self.dtype_name}; there are {', '.join(_DTYPES)}")
         return getattr(lib, "ADAMAS_" + _DTYPES[self.dtype_name])
 
     @property
-    def pointer(self):
+    def pointer(self) -> Any:
         return ffi.cast("void *", self.address)
 
-    def empty(self, *shape):
+    def empty(self, *shape: int) -> tuple[Any, Any]:
         """float32 of a shape, of NumPy's or of PyTorch's as this one is; and a pointer to it."""
         if hasattr(self.keep, "data_ptr"):
             import torch
 
-            made = torch.empty(shape, dtype=torch.float32)
-            return made, ffi.cast("float *", made.data_ptr())
-        made = np.empty(shape, np.float32)
-        return made, ffi.cast("float *", made.ctypes.data)
+            tensor = torch.empty(shape, dtype=torch.float32)
+            return tensor, ffi.cast("float *", tensor.data_ptr())
+        array = np.empty(shape, np.float32)
+        return array, ffi.cast("float *", array.ctypes.data)
 
 
-def whole(array, name, shape):
+def whole(array: Any, name: str, shape: Sequence[int | None]) -> View:
     """The view of an array of this shape whose last dimension lies in line. None in ``shape`` is any size."""
     view = View(array, name)
     if len(view.shape) != len(shape) or any(want is not None and want != have for want, have in zip(shape, view.shape)):
@@ -57,11 +62,11 @@ def whole(array, name, shape):
     return view
 
 
-def integers(values, name, count=None):
+def integers(values: Iterable[int] | None, name: str, count: int | None = None) -> tuple[Any, Any]:
     """A contiguous array of int64, or NULL of None; with what keeps it alive."""
     if values is None:
         return ffi.NULL, None
-    array = np.ascontiguousarray(values, dtype=np.int64)
+    array = np.ascontiguousarray(list(values), dtype=np.int64)
     if array.ndim != 1 or (count is not None and len(array) != count):
         raise ValueError(f"{name}: shape {array.shape}; it has to be ({'any' if count is None else count},)")
     return ffi.cast("int64_t *", array.ctypes.data), array
@@ -76,13 +81,13 @@ class Pages:
         page_tokens: a power of two.
     """
 
-    def __init__(self, table, page_tokens):
+    def __init__(self, table: Any, page_tokens: int) -> None:
         self.table = np.ascontiguousarray(table, dtype=np.int32)
         if self.table.ndim != 2:
             raise ValueError(f"table: shape {self.table.shape}; it has to be (sequences, pages of a sequence)")
         self.page_tokens = int(page_tokens)
 
-    def native(self, count):
+    def native(self, count: int) -> Any:
         pages = ffi.new("adamas_pages *")
         pages.struct_size = ffi.sizeof("adamas_pages")
         pages.page_tokens = self.page_tokens
@@ -92,7 +97,9 @@ class Pages:
         return pages
 
 
-def rows(array, name, kv_heads, head_dim, pages=None, layout="HND", first=0):
+def rows(
+    array: Any, name: str, kv_heads: int, head_dim: int, pages: Pages | None = None, layout: str = "HND", first: int = 0
+) -> tuple[Any, list[Any]]:
     """K or V, [sequences or pages, kv_heads, tokens, head_dim] (``layout="HND"``) or [..., tokens, kv_heads, head_dim]
     ("NHD"), as ``adamas_rows``; with what has to live as long as it is used. first: which sequence the first one is."""
     if layout not in ("HND", "NHD"):
@@ -109,6 +116,7 @@ def rows(array, name, kv_heads, head_dim, pages=None, layout="HND", first=0):
         native.stride_sequence = view.strides[0]
     else:
         native.stride_page = view.strides[0]
-        native.pages = pages.native(view.shape[0])
-        keep.append(native.pages)
+        owner = pages.native(view.shape[0])  # what native.pages gives does not own it
+        native.pages = owner
+        keep.append(owner)
     return native, keep

@@ -4,9 +4,12 @@ Prompts stay the model's. Rows that are decoded go through the library where the
 cannot serve (sliding windows, static caches, attention weights as an output, gradients, GPUs) is attended to densely, and said once.
 """
 
+from __future__ import annotations
+
 import functools
 import inspect
 import logging
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, DynamicCache
@@ -26,26 +29,33 @@ log = logging.getLogger("adamas")
 
 
 @functools.lru_cache(None)
-def _say_once(sentence):
+def _say_once(sentence: str) -> None:
     log.warning(sentence)
 
 
-class AdamasLayer(DynamicLayer):
+class AdamasLayer(DynamicLayer):  # type: ignore[misc]
     """A layer's keys and values in buffers that grow by halves, and their codes beside them."""
 
-    def __init__(self, index, enabled):
+    keys: Any  # [batch, kv_heads, tokens, head_dim]: views of the buffers, once there are any
+    values: Any
+
+    def __init__(self, index: int, enabled: Enabled) -> None:
         super().__init__()
         self.index, self.enabled = index, enabled
-        self.codes, self.buffers, self.base = None, None, 0
+        self.codes: Any = None  # Cache
+        self.buffers: Any = None  # (K, V), [batch, kv_heads, room, head_dim]
+        self.base = 0
 
-    def lazy_initialization(self, key_states, value_states=None):
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
         value_states = key_states if value_states is None else value_states  # transformers 4 gives the keys alone
         self.device, self.dtype = key_states.device, key_states.dtype
         self.codes, self.buffers, self.base = None, None, 0
         self.keys, self.values = (x[:, :, :0] for x in (key_states, value_states))
         self.is_initialized = True
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         first = self.get_seq_length()
@@ -54,7 +64,7 @@ class AdamasLayer(DynamicLayer):
         self.keys.adamas_layer = self
         return self.keys, self.values
 
-    def _make_room(self, tokens, key_states, value_states):
+    def _make_room(self, tokens: int, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Buffers for so many tokens, with what is there."""
         batch = key_states.shape[0]
         if self.buffers is not None and self.buffers[0].shape[0] == batch and self.buffers[0].shape[2] >= tokens:
@@ -71,7 +81,7 @@ class AdamasLayer(DynamicLayer):
         self.keys, self.values = (x[:, :, :length] for x in buffers)
         self.codes = None
 
-    def _extend(self, first, key_states, value_states):
+    def _extend(self, first: int, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         end = first + key_states.shape[2]
         for buffer, new in zip(self.buffers, (key_states, value_states)):
             buffer[:, :, first:end] = new
@@ -79,12 +89,12 @@ class AdamasLayer(DynamicLayer):
         if self.codes is not None:
             self._encode(first, end)
 
-    def _encode(self, first, end):
+    def _encode(self, first: int, end: int) -> None:
         k, v = self.buffers
         for b in range(k.shape[0]):
             self.codes.append(self.base + b, first, end - first, k, v, first_sequence=self.base)
 
-    def served(self):
+    def served(self) -> str | None:
         """Why it is not, if it is not."""
         k, v = self.buffers
         if k.device.type != "cpu":
@@ -95,7 +105,7 @@ class AdamasLayer(DynamicLayer):
             return f"keys of {k.shape[3]} dimensions and values of {v.shape[3]}"
         return None
 
-    def with_codes(self):
+    def with_codes(self) -> Cache:
         """The codes of all rows, made when they are first asked for. Beams take turns with a second half of the sequences."""
         if self.codes is None:
             k = self.buffers[0]
@@ -104,12 +114,12 @@ class AdamasLayer(DynamicLayer):
             self._encode(0, self.get_seq_length())
         return self.codes
 
-    def _replace(self, keys, values):
+    def _replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Other rows, of which nothing is known."""
         self.keys, self.values = keys, values
         self.codes, self.buffers = None, None
 
-    def reorder_cache(self, beam_idx):
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         if self.get_seq_length() == 0:
             return
         beam_idx = beam_idx.to(self.keys.device)
@@ -124,7 +134,7 @@ class AdamasLayer(DynamicLayer):
                 self.codes.share(self.base + source, other + b, length)
             self.base = other
 
-    def crop(self, tokens):
+    def crop(self, tokens: int) -> None:
         before = self.get_seq_length()
         super().crop(tokens)  # what a number means differs from version to version
         length = self.get_seq_length()
@@ -132,25 +142,43 @@ class AdamasLayer(DynamicLayer):
             for b in range(self.keys.shape[0]):
                 self.codes.truncate(self.base + b, length)
 
-    def batch_repeat_interleave(self, repeats):
+    def batch_repeat_interleave(self, repeats: int) -> None:
         if self.get_seq_length() > 0:
             self._replace(self.keys.repeat_interleave(repeats, dim=0), self.values.repeat_interleave(repeats, dim=0))
 
-    def batch_select_indices(self, indices):
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.get_seq_length() > 0:
             self._replace(self.keys[indices, ...], self.values[indices, ...])
 
-    def reset(self):
+    def reset(self) -> None:
         self.keys = self.values = self.codes = self.buffers = None
         self.is_initialized = False
 
+    def __deepcopy__(self, memo: Any) -> AdamasLayer:
+        """A prompt's cache is copied to be used again: rows of its own, and codes when they are asked for."""
+        copy = type(self)(self.index, self.enabled)
+        if self.is_initialized:
+            copy.lazy_initialization(self.keys, self.values)
+            copy.keys, copy.values = self.keys.clone(), self.values.clone()
+        return copy
+
 
 @functools.lru_cache(None)
-def _head_dims():
+def _head_dims() -> frozenset[int]:
     return frozenset(lib.adamas_head_dim(i) for i in range(lib.adamas_head_dim_count()))
 
 
-def _dense(module, query, key, value, attention_mask, scaling, softcap, sinks, **kwargs):
+def _dense(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     if softcap is None and sinks is None:
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     group = query.shape[1] // key.shape[1]
@@ -169,7 +197,7 @@ def _dense(module, query, key, value, attention_mask, scaling, softcap, sinks, *
     return (weights @ value.float()).transpose(1, 2).contiguous().to(query.dtype), None
 
 
-def _mask_of(attention_mask, batch, rows, tokens):
+def _mask_of(attention_mask: torch.Tensor | None, batch: int, rows: int, tokens: int) -> Any:
     """An additive mask [batch, rows, tokens] of float32, or None; False: it is of another kind."""
     if attention_mask is None:
         return None
@@ -186,13 +214,24 @@ def _mask_of(attention_mask, batch, rows, tokens):
     return mask.expand(batch, rows, tokens).contiguous()
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, s_aux=None, **kwargs):
+def attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """``attn_implementation="adamas"``: of transformers' AttentionInterface.
 
     Args: query [batch, q_heads, rows, head_dim], key and value [batch, kv_heads, tokens, head_dim].
     Returns: ([batch, rows, q_heads, head_dim], None).
     """
-    layer = getattr(key, "adamas_layer", None)
+    layer: Any = getattr(key, "adamas_layer", None)
     batch, q_heads, rows, head_dim = query.shape
     dense = functools.partial(
         _dense, module, query, key, value, attention_mask, scaling, softcap, s_aux, dropout=dropout, **kwargs
@@ -234,30 +273,35 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     return result.out.to(query.dtype), None
 
 
+def cache_parameter(model: Any) -> str:
+    """What a model's forward calls its cache, which is another word in newer versions."""
+    parameters = inspect.signature(inspect.unwrap(model.forward)).parameters
+    return next(name for name in ("cache", "past_key_values") if name in parameters)
+
+
 class Enabled:
     """A model whose decoding goes through the library. As a context manager it ends with the block."""
 
-    def __init__(self, model, config, threads):
+    def __init__(self, model: Any, config: Config, threads: int) -> None:
         self.model, self.config, self.threads = model, config, threads
-        self.stats, self._plans = {}, {}
+        self.stats: dict[str, float] = {}
+        self._plans: dict[tuple[int, int, int], tuple[int, Plan]] = {}
         self._before = model.config._attn_implementation
-        self._parameter = next(
-            name for name in ("cache", "past_key_values") if name in inspect.signature(inspect.unwrap(model.forward)).parameters
-        )
+        self._parameter = cache_parameter(model)
         model.set_attn_implementation(NAME)
         self._hook = model.register_forward_pre_hook(self._prepare, with_kwargs=True)
 
-    def plan(self, q_heads, kv_heads, head_dim, tokens):
+    def plan(self, q_heads: int, kv_heads: int, head_dim: int, tokens: int) -> Plan:
         shape = (q_heads, kv_heads, head_dim)
         if shape not in self._plans or self._plans[shape][0] < tokens:
             self._plans[shape] = tokens, Plan(*shape, tokens, self.config, self.threads)
         return self._plans[shape][1]
 
-    def count(self, stats):
+    def count(self, stats: dict[str, float]) -> None:
         for name, value in stats.items():
             self.stats[name] = self.stats.get(name, 0) + value
 
-    def _prepare(self, model, args, kwargs):
+    def _prepare(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Gives the cache of a call our layers, in place of those that grow by concatenation."""
         cache = next((kwargs[name] for name in ("cache", "past_key_values") if kwargs.get(name) is not None), None)
         if cache is None:
@@ -269,31 +313,32 @@ class Enabled:
                 if type(layer) is DynamicLayer:
                     cache.layers[i] = self._layer(i, layer)
             if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
-                cache.layer_class_to_replicate = lambda *args, **kwargs: AdamasLayer(len(cache.layers), self)
+                replicate: Any = lambda *args, **kwargs: AdamasLayer(len(cache.layers), self)  # noqa: E731
+                cache.layer_class_to_replicate = replicate
         return args, kwargs
 
-    def _layer(self, index, layer):
+    def _layer(self, index: int, layer: Any) -> AdamasLayer:
         ours = AdamasLayer(index, self)
         if layer.is_initialized and layer.keys.numel() > 0:
             ours.lazy_initialization(layer.keys, layer.values)
             ours.update(layer.keys, layer.values)
         return ours
 
-    def disable(self):
+    def disable(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
             self.model.set_attn_implementation(self._before)
             del self.model._adamas
 
-    def __enter__(self):
+    def __enter__(self) -> Enabled:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self.disable()
 
 
-def enable(model, config=None, threads=None, **settings):
+def enable(model: Any, config: Config | None = None, threads: int | None = None, **settings: Any) -> Enabled:
     """Decodes a model's tokens through the library from now on.
 
     Args:
@@ -314,13 +359,13 @@ def enable(model, config=None, threads=None, **settings):
     return model._adamas
 
 
-def disable(model):
+def disable(model: Any) -> None:
     """The model attends as it did before."""
     enabled = getattr(model, "_adamas", None)
     if enabled is not None:
         enabled.disable()
 
 
-def stats(model):
+def stats(model: Any) -> dict[str, float]:
     """Counts of all steps since ``enable``: adamas_step_stats of the C header, added up."""
     return dict(model._adamas.stats)
