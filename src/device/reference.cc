@@ -62,7 +62,7 @@ void write(const Row& row, int h, std::vector<double> out, double lse) {
   auto* to = reinterpret_cast<std::byte*>(p.out) + row.batch * p.out_stride_batch + row.row * p.out_stride_row +
              h * p.out_stride_head;
   for (int d = 0; d < row.head_dim(); d++) {
-    const float value = float(out[d] * double(row.value_scale()));
+    const float value = float(out[d] * double(value_scale(p)));
     std::memcpy(to + d * sizeof value, &value, sizeof value);
   }
   const HeadResult& result = row.plan.results[h];

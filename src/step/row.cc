@@ -18,7 +18,7 @@ void finish(const Row& row, int h) {
   if (row.p.sink_logits != nullptr) state.merge_logit(row.p.sink_logits[h], row.head_dim());
   auto* out = reinterpret_cast<std::byte*>(row.p.out) + row.batch * row.p.out_stride_batch + row.row * row.p.out_stride_row +
               h * row.p.out_stride_head;
-  const float inverse = (state.sum > 0 ? 1.0f / state.sum : 0.0f) * row.value_scale();
+  const float inverse = (state.sum > 0 ? 1.0f / state.sum : 0.0f) * value_scale(row.p);
   for (int d = 0; d < row.head_dim(); d++) {
     const float value = state.sum == 0 ? 0.0f : state.out[d] * (std::isnan(state.sum) ? state.sum : inverse);
     std::memcpy(out + d * sizeof(float), &value, sizeof value);

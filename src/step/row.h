@@ -6,6 +6,7 @@
 
 #include "attend/attend.h"
 #include "codes/codes.h"
+#include "step/scale.h"
 #include "step/step.h"
 
 namespace adamas {
@@ -26,10 +27,7 @@ struct Row {
   int group() const { return plan.params.q_heads / plan.params.kv_heads; }
   float* q(int h) const { return plan.q.get() + int64_t(h) * head_dim(); }
   float slope(int h) const { return p.slopes != nullptr ? p.slopes[h] : 1.0f; }
-  float scale() const {
-    return (p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(head_dim()))) * (p.k_scale != 0 ? p.k_scale : 1.0f);
-  }
-  float value_scale() const { return p.v_scale != 0 ? p.v_scale : 1.0f; }
+  float scale() const { return score_scale(p, head_dim()); }
   SoftmaxState* states(int h) const { return &plan.states[int64_t(h) * plan.splits]; }
   int16_t* scores(int h) const { return plan.scores.get() + int64_t(h) * plan.blocks * block_tokens; }
   Estimator estimator() const {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._attention import Cache, Plan, Result
 from ._config import Config, settings
-from ._library import Error, lib, text
+from ._library import HEAD_DIMS, Error, lib, text
 from ._rows import Pages
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ __version__ = version()
 
 def head_dims() -> list[int]:
     """The head_dims that are served, ascending."""
-    return [lib.adamas_head_dim(i) for i in range(lib.adamas_head_dim_count())]
+    return list(HEAD_DIMS)
 
 
 def gpu_names() -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ._config import Config
-from ._library import check, ffi, lib, struct
+from ._library import check, create, ffi, lib, struct
 from ._rows import Pages, integers, rows, whole
 
 _DEVICES = {"cpu": "CPU", "reference": "REFERENCE"}
@@ -49,9 +49,7 @@ class Cache:
         params = struct("adamas_cache_params")
         params.layer, params.kv_heads, params.head_dim = layer, kv_heads, head_dim
         params.sequences, params.capacity, params.device = sequences, capacity, _device(device)
-        made = ffi.new("adamas_cache **")
-        check(lib.adamas_cache_create(self.config._native, params, made))
-        self._native = ffi.gc(made[0], lib.adamas_cache_destroy)
+        self._native = create("cache", self.config._native, params)
 
     def append(
         self,
@@ -134,9 +132,7 @@ class Plan:
         params = struct("adamas_plan_params")
         params.q_heads, params.kv_heads, params.head_dim = q_heads, kv_heads, head_dim
         params.max_tokens, params.max_threads, params.device = max_tokens, self.threads, _device(device)
-        made = ffi.new("adamas_plan **")
-        check(lib.adamas_plan_create(self.config._native, params, made))
-        self._native = ffi.gc(made[0], lib.adamas_plan_destroy)
+        self._native = create("plan", self.config._native, params)
 
     def step(
         self,

@@ -70,9 +70,7 @@ class Config:
         return text(room)
 
     def __repr__(self) -> str:
-        standard = Config.__new__(Config)
-        standard._native = struct("adamas_config")
-        check(lib.adamas_config_defaults(standard._native))
+        standard = Config()
         names = [s["name"] for s in settings()]
         others = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != getattr(standard, name)]
         return f"Config({', '.join(others)})"

@@ -37,6 +37,9 @@ ffi.cdef(_declarations(_find("adamas.h", "ADAMAS_HEADER", _checkout / "include/a
 lib = ffi.dlopen(str(_find("libadamas.so", "ADAMAS_LIBRARY", _checkout / "build/lib/libadamas.so")))
 
 
+HEAD_DIMS = tuple(lib.adamas_head_dim(i) for i in range(lib.adamas_head_dim_count()))
+
+
 class Error(RuntimeError):
     """What the library refuses or could not do. ``status`` is its name: ``"invalid argument"``, ``"out of range"``, ..."""
 
@@ -62,3 +65,10 @@ def struct(name: str) -> Any:
     value = ffi.new(f"{name} *")
     value.struct_size = ffi.sizeof(name)
     return value
+
+
+def create(kind: str, config: Any, params: Any) -> Any:
+    """An ``adamas_cache`` or an ``adamas_plan``, destroyed when nobody refers to it any more."""
+    made = ffi.new(f"adamas_{kind} **")
+    check(getattr(lib, f"adamas_{kind}_create")(config, params, made))
+    return ffi.gc(made[0], getattr(lib, f"adamas_{kind}_destroy"))

@@ -108,12 +108,13 @@ def rows(
     tokens = pages.page_tokens if pages is not None else None
     view = whole(array, name, (None, kv_heads, tokens, head_dim) if hnd else (None, tokens, kv_heads, head_dim))
     native = ffi.new("adamas_rows *")
-    native.data = ffi.cast("void *", view.address - first * view.strides[0])
+    native.data = view.pointer
     native.dtype = view.dtype
     native.stride_head, native.stride_token = view.strides[1:3] if hnd else view.strides[2:0:-1]
     keep = [view, native]
     if pages is None:
         native.stride_sequence = view.strides[0]
+        native.data = ffi.cast("void *", view.address - first * view.strides[0])
     else:
         native.stride_page = view.strides[0]
         owner = pages.native(view.shape[0])  # what native.pages gives does not own it

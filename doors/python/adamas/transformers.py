@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ._attention import Cache, Plan
 from ._config import Config
-from ._library import lib
+from ._library import HEAD_DIMS
 
 NAME = "adamas"
 MOST_ROWS = 63  # of a sequence; more are a prompt
@@ -101,7 +101,7 @@ class AdamasLayer(DynamicLayer):  # type: ignore[misc]
             return f"its keys are on {k.device}"
         if k.dtype not in _DTYPES:
             return f"its keys are {k.dtype}"
-        if k.shape[3] != v.shape[3] or k.shape[3] not in _head_dims():
+        if k.shape[3] != v.shape[3] or k.shape[3] not in HEAD_DIMS:
             return f"keys of {k.shape[3]} dimensions and values of {v.shape[3]}"
         return None
 
@@ -161,11 +161,6 @@ class AdamasLayer(DynamicLayer):  # type: ignore[misc]
             copy.lazy_initialization(self.keys, self.values)
             copy.keys, copy.values = self.keys.clone(), self.values.clone()
         return copy
-
-
-@functools.lru_cache(None)
-def _head_dims() -> frozenset[int]:
-    return frozenset(lib.adamas_head_dim(i) for i in range(lib.adamas_head_dim_count()))
 
 
 def _dense(
@@ -320,7 +315,6 @@ class Enabled:
     def _layer(self, index: int, layer: Any) -> AdamasLayer:
         ours = AdamasLayer(index, self)
         if layer.is_initialized and layer.keys.numel() > 0:
-            ours.lazy_initialization(layer.keys, layer.values)
             ours.update(layer.keys, layer.values)
         return ours
 

@@ -58,10 +58,10 @@ struct Operand {
   }
 };
 template <>
-struct Operand<F8> {
+struct Operand<F8E4M3> {
   using Element = __half;
   static constexpr int parts = 1;
-  static __device__ void get(const Eight<F8>& from, uint32_t (&to)[1][4]) { from.widen(to[0]); }
+  static __device__ void get(const Eight<F8E4M3>& from, uint32_t (&to)[1][4]) { from.widen(to[0]); }
 };
 template <>
 struct Operand<float> {

@@ -9,6 +9,7 @@
 
 #include "adamas/adamas.h"
 #include "codes/codes.h"
+#include "core/dtype.h"
 #include "core/shape.h"
 #include "device/cuda/layout.h"
 #include "device/cuda/ptx.cuh"
@@ -248,14 +249,11 @@ __device__ inline void find_estimated(const Step& s, View& view, int coded) {
 __device__ inline float to_f32(float x) { return x; }
 __device__ inline float to_f32(__half x) { return __half2float(x); }
 __device__ inline float to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }
-struct F8 {  // e4m3
-  uint8_t bits;
-};
-__device__ inline float to_f32(F8 x) {
+__device__ inline float to_f32(F8E4M3 x) {
   const uint32_t wide = f16_from_e4m3(x.bits);
   return to_f32(*reinterpret_cast<const __half*>(&wide));
 }
-__device__ inline F8 load_one(const F8* from) { return {__ldg(&from->bits)}; }
+__device__ inline F8E4M3 load_one(const F8E4M3* from) { return {__ldg(&from->bits)}; }
 template <class T>
 __device__ T load_one(const T* from) {
   return __ldg(from);
@@ -265,7 +263,7 @@ template <class Visit>
 __host__ __device__ auto with_element(int dtype, Visit&& visit) {
   if (dtype == ADAMAS_F32) return visit(float{});
   if (dtype == ADAMAS_F16) return visit(__half{});
-  if (dtype == ADAMAS_F8_E4M3) return visit(F8{});
+  if (dtype == ADAMAS_F8_E4M3) return visit(F8E4M3{});
   return visit(__nv_bfloat16{});
 }
 __device__ inline float load_element(const char* row, int dtype, int d) {
@@ -281,7 +279,7 @@ struct Eight {
   }
 };
 template <>
-struct Eight<F8> {
+struct Eight<F8E4M3> {
   uint2 raw;
   __device__ void load(const void* from) { raw = __ldg(static_cast<const uint2*>(from)); }
   __device__ void widen(uint32_t (&to)[4]) const {
@@ -300,7 +298,7 @@ __device__ inline void to_f32(const Eight<__half>& from, float (&x)[8]) {
     x[2 * i] = two.x, x[2 * i + 1] = two.y;
   }
 }
-__device__ inline void to_f32(const Eight<F8>& from, float (&x)[8]) {
+__device__ inline void to_f32(const Eight<F8E4M3>& from, float (&x)[8]) {
   uint32_t wide[4];
   from.widen(wide);
 #pragma unroll
@@ -365,7 +363,7 @@ struct RawRow {
     for (int i = 0; i < parts; i++) {
       x[i] = dtype == ADAMAS_F32       ? __uint_as_float(bits[i])
              : dtype == ADAMAS_F16     ? to_f32(__ushort_as_half(uint16_t(bits[i])))
-             : dtype == ADAMAS_F8_E4M3 ? to_f32(F8{uint8_t(bits[i])})
+             : dtype == ADAMAS_F8_E4M3 ? to_f32(F8E4M3{uint8_t(bits[i])})
                                        : to_f32(__ushort_as_bfloat16(uint16_t(bits[i])));
       if (32 * i + lane >= head_dim || isnan(x[i])) x[i] = 0;
       x[i] = fminf(fmaxf(x[i], -largest_key), largest_key);

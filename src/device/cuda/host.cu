@@ -10,6 +10,7 @@
 #include "core/config.h"
 #include "device/cuda/common.cuh"
 #include "device/cuda/device.h"
+#include "step/scale.h"
 
 namespace adamas::cuda {
 namespace {
@@ -351,8 +352,8 @@ class DevicePlan final : public Plan {
     if (s.all_dense) s.policy = ADAMAS_POLICY_FULL;
     s.causal = p.causal != 0;
     s.rotated = cache.params.rotated == 0;
-    s.scale = (p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(s.head_dim))) * (p.k_scale != 0 ? p.k_scale : 1.0f);
-    s.v_scale = p.v_scale != 0 ? p.v_scale : 1.0f;
+    s.scale = score_scale(p, s.head_dim);
+    s.v_scale = value_scale(p);
     s.softcap = p.softcap;
     s.sequences = p.sequences;
     s.lengths = p.lengths;

@@ -1,16 +1,13 @@
 #pragma once
 
-#include "cuda_runtime.h"
+#include "cub/block/values.cuh"
 
 namespace cub {
 
 // Of all threads of a block; the first one's result counts.
 template <class T, int threads>
-struct BlockReduce {
-  struct TempStorage {
-    T values[threads];
-  };
-  explicit BlockReduce(TempStorage& room) : room(room) {}
+struct BlockReduce : BlockValues<T, threads> {
+  using BlockValues<T, threads>::BlockValues, BlockValues<T, threads>::room;
   template <class Merge>
   T Reduce(T own, Merge&& merge) {
     room.values[threadIdx.x] = own;
@@ -23,7 +20,6 @@ struct BlockReduce {
   T Sum(T own) {
     return Reduce(own, [](T a, T b) { return a + b; });
   }
-  TempStorage& room;
 };
 
 }  // namespace cub

@@ -1,16 +1,13 @@
 #pragma once
 
-#include "cuda_runtime.h"
+#include "cub/block/values.cuh"
 
 namespace cub {
 
 // Of all threads of a block.
 template <class T, int threads>
-struct BlockScan {
-  struct TempStorage {
-    T values[threads];
-  };
-  explicit BlockScan(TempStorage& room) : room(room) {}
+struct BlockScan : BlockValues<T, threads> {
+  using BlockValues<T, threads>::BlockValues, BlockValues<T, threads>::room;
   void ExclusiveSum(T own, T& before, T& all) {
     room.values[threadIdx.x] = own;
     __syncthreads();
@@ -21,7 +18,6 @@ struct BlockScan {
     }
     __syncthreads();
   }
-  TempStorage& room;
 };
 
 }  // namespace cub
