@@ -197,18 +197,6 @@ void write_rest(const Row& row, int h, const List& list, const ref::Rest& rest) 
   write(row, h, out, all > 0 ? rest.max + std::log(all) : -infinity);
 }
 
-// The lowest score by which a head lists tokens: of blocks without hidden rows, where it has one there.
-int16_t bound_of(const Row& row, const Head& head, const std::vector<char>& own) {
-  int16_t bound = always_score, of_all = always_score;
-  for (size_t i = 0; i < own.size(); i++) {
-    if (!own[i]) continue;
-    of_all = std::min(of_all, head.scores[i]);
-    if (row.uncoded.has_hidden_rows == nullptr || row.uncoded.has_hidden_rows[i / block_tokens] == 0)
-      bound = std::min(bound, head.scores[i]);
-  }
-  return bound == always_score ? of_all : bound;
-}
-
 // A head that did not reach min_mass: from half the share on, and so on.
 int64_t widen(const Row& row, int h, const Head& head, int16_t first_bound) {
   HeadResult& result = row.plan.results[h];
@@ -246,10 +234,10 @@ int64_t attend_list_of(const Row& row, int g) {
     heads.push_back(estimate_head(row, h));
     const Head& head = heads.back();
     if (reads_all(plan.results[h].reading)) continue;
-    const std::vector<char> own =
-        ref::candidates({head.scale, head.scores.data(), row.view.active, row.uncoded.has_hidden_rows}, plan.config.share,
-                        double(plan.results[h].noise), log_of_always(row, h), row.view.visible);
-    bounds[h - first] = bound_of(row, head, own);
+    const HeadEstimates estimates{head.scale, head.scores.data(), row.view.active, row.uncoded.has_hidden_rows};
+    const double noise = double(plan.results[h].noise), always = log_of_always(row, h);
+    const std::vector<char> own = ref::candidates(estimates, plan.config.share, noise, always);
+    bounds[h - first] = ref::bound(estimates, plan.config.share, noise, always);
     for (size_t i = 0; i < own.size(); i++) listed[i] |= own[i];
   }
   const List list = list_of(row, listed);

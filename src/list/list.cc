@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "codes/codes.h"
 #include "select/select.h"
@@ -26,6 +27,21 @@ int16_t score_reaching(const WeightScale& e, double logit) {
   return units > hidden_score + 1 ? int16_t(std::min(units, always_score - 1.0)) : int16_t(hidden_score + 1);
 }
 
+// The score at the highest edge that k blocks reach.
+int16_t score_at_edge(const HeadEstimates& head, int64_t k) {
+  const int16_t highest = highest_score(head.scores, head.blocks * block_tokens);
+  const double top = estimate_of(head.scale, highest);
+  int64_t reaching[list_edges] = {};
+  for (int64_t b = 0; b < head.blocks; b++) {
+    const int16_t score = highest_score(head.scores + b * block_tokens, block_tokens);
+    const double edges = (top - estimate_of(head.scale, score)) * std::numbers::log2e * edges_of_octave;
+    reaching[score == hidden_score ? list_edges - 1 : int(std::min(edges, list_edges - 1.0))]++;
+  }
+  int edge = 0;
+  for (int64_t all = reaching[0]; all < k && edge + 1 < list_edges;) all += reaching[++edge];
+  return score_reaching(head.scale, top - double(edge + 1) / edges_of_octave * std::numbers::ln2);
+}
+
 }  // namespace
 
 double noise_of(const Query& query, int head_dim, double mean_square_sigma, double scale, Estimator estimator) {
@@ -35,16 +51,25 @@ double noise_of(const Query& query, int head_dim, double mean_square_sigma, doub
 
 int octave_of(const WeightScale& e) { return int(std::clamp(std::log(2.0) / e.unit, 1.0, 65536.0)); }
 
-int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, uint64_t* marked, RankScratch scratch) {
+int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, uint64_t* marked) {
   const double least = std::log(threshold.share) + log_total(head.scale, threshold) - std::sqrt(threshold.noise);
   const int16_t bound = score_reaching(head.scale, least);
   const int16_t lower = score_reaching(head.scale, least + std::log(hidden_rows_share));
-  const int64_t most = most_listed(threshold.visible);
-  const int64_t count = mark_reaching(head.scores, head.blocks, bound, head.has_hidden_rows, lower, marked);
-  if (count >= fewest_listed && count <= most) return bound;
-  const int64_t kept = select(head.scores, head.blocks * block_tokens, count > most ? most : fewest_listed,
-                              scratch.positions, scratch.select);
-  return mark_positions(head.scores, head.blocks, scratch.positions, kept, marked);
+  mark_reaching(head.scores, head.blocks, bound, nullptr, 0, marked);
+  const int64_t fewest = fewest_blocks(head.blocks), most = most_blocks(head.blocks);
+  // An edge lies between the bound and an eighth of an octave above it: if so many blocks reach that, nothing moves the bound.
+  const int16_t above = score_reaching(head.scale, least + std::numbers::ln2 / edges_of_octave);
+  int64_t reaching = 0, surely = 0;
+  for (int64_t b = 0; b < head.blocks; b++) {
+    reaching += marked[b] != 0;
+    if (marked[b] != 0 && surely < fewest) surely += highest_score(head.scores + b * block_tokens, block_tokens) >= above;
+  }
+  int16_t within = bound;
+  if (surely < fewest || reaching >= most)
+    within = std::min(std::max(bound, score_at_edge(head, most)), score_at_edge(head, fewest));
+  if (within != bound || head.has_hidden_rows != nullptr)
+    mark_reaching(head.scores, head.blocks, within, head.has_hidden_rows, std::min(lower, within), marked);
+  return within;
 }
 
 int16_t mark_positions(const int16_t* scores, int64_t blocks, const int32_t* positions, int64_t count, uint64_t* marked) {

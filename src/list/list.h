@@ -6,10 +6,11 @@
 //
 //   total       log( sum_t exp(s^_t) + sum_always exp(s_t) )  s^_t: what S_t stands for
 //   least       total + log(share) - sqrt(noise)              of the estimates of tokens that may have a share of `share`
-//   bound       the lowest score S whose s^ is at least that
-//   candidates  S_t >= bound; in blocks with hidden rows s^_t >= least + log(hidden_rows_share);
-//               the top fewest_listed by score instead, when there are fewer; the top most_listed(visible), when there are
-//               more
+//   edge(k)     the highest of the edges that k blocks have an estimate at; the edges are the weights of the highest estimate
+//               times 2^(-1/8), 2^(-2/8), ... 2^-64, and the last one counts as reached
+//   bound       the lowest score S whose s^ is at least `least`, but no less than edge(most_blocks) and no more than
+//               edge(fewest_blocks)
+//   candidates  S_t >= bound; in blocks with hidden rows s^_t >= least + log(hidden_rows_share) is enough
 //   list        the candidates of all query heads of the KV head and what is read in any case: K and V of these tokens
 //               are read once
 //
@@ -25,12 +26,12 @@
 
 namespace adamas {
 
-// Of a head with few important tokens; the factor and the lean are measured at the lowest of them. 32 make program code a
-// third worse on SmolLM2, 128 read a tenth more tokens (docs/quality.md).
-inline constexpr int64_t fewest_listed = 64;
-// Of a flat head: at 8,192 tokens 512 double the divergence of Gemma, 1,024 make it a sixth worse; no head of the three
-// models asks for more.
-constexpr int64_t most_listed(int64_t visible) { return visible / 16 > 2048 ? visible / 16 : 2048; }
+// Of a row's blocks, those that have a candidate. So no count of tokens is needed, which a GPU had to look through all scores
+// for. Of a head with few important tokens; the factor and the lean are measured at the lowest of them.
+constexpr int64_t fewest_blocks(int64_t blocks) { return blocks < 64 ? (blocks + 3) / 4 : 16; }
+// Of a flat head. No head of the three models asks for that many (docs/quality.md).
+constexpr int64_t most_blocks(int64_t blocks) { return blocks / 4 > 1024 ? blocks / 4 : 1024; }
+inline constexpr int list_edges = 512, edges_of_octave = 8;
 // Of `share`, in blocks with hidden rows: what stays below is not estimated, but counts as what was attended to.
 inline constexpr double hidden_rows_share = 0.125;
 
@@ -54,21 +55,13 @@ struct Threshold {
   double noise;     // variance of the estimates
   float estimated;  // sum of exp(s^_t), relative to scale.max: what weigh_blocks gives
   double always;    // log of the sum of exp(s_t) of the tokens that are read in any case; -inf: there are none
-  int64_t visible;  // tokens
 };
 
 // By how many scores a bound goes down for tokens of half the weight.
 int octave_of(const WeightScale& e);
 
-// Scratch of a selection by rank.
-struct RankScratch {
-  int32_t* positions;  // [blocks * 64]
-  int16_t* select;     // [select_scratch(blocks * 64)]
-};
-
-// Marks the candidates: bit t of marked[b] says that score 64 b + t is one's. Returns the bound, or the lowest candidate's
-// score where a rank decided; always_score when there is no candidate.
-int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, uint64_t* marked, RankScratch scratch);
+// Marks the candidates: bit t of marked[b] says that score 64 b + t is one's. Returns the bound.
+int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, uint64_t* marked);
 
 // Marks the tokens at `positions` [count], and no other. Returns the lowest of their scores that is no hidden one;
 // always_score when there is none.

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <numbers>
 #include <vector>
 
 #include "list/list.h"
@@ -23,37 +23,46 @@ inline double log_total(const HeadEstimates& head, double always) {
   return highest + std::log(sum);
 }
 
-// Of [blocks * 64] scores, which reach the threshold. slack: added to what an estimate has to reach.
-inline std::vector<char> reaching(const HeadEstimates& head, double share, double noise, double always, double slack = 0) {
-  const int64_t tokens = head.blocks * block_tokens;
-  const double least = log_total(head, always) + std::log(share) - std::sqrt(noise) + slack;
-  std::vector<char> reaches(tokens);
-  for (int64_t i = 0; i < tokens; i++) {
-    if (head.scores[i] == hidden_score) continue;
-    const bool beside_hidden_rows = head.has_hidden_rows != nullptr && head.has_hidden_rows[i / block_tokens] != 0;
-    reaches[i] = estimate(head.scale, head.scores[i]) >= least + (beside_hidden_rows ? std::log(hidden_rows_share) : 0);
+// The highest edge that k blocks have an estimate at, as an estimate.
+inline double edge(const HeadEstimates& head, int64_t k) {
+  std::vector<double> highest(head.blocks, -INFINITY);
+  for (int64_t i = 0; i < head.blocks * block_tokens; i++)
+    if (head.scores[i] != hidden_score)
+      highest[i / block_tokens] = std::max(highest[i / block_tokens], estimate(head.scale, head.scores[i]));
+  const double top = *std::max_element(highest.begin(), highest.end());
+  for (int i = 1;; i++) {
+    const double at = top - double(i) / edges_of_octave * std::numbers::ln2;
+    if (i == list_edges || std::count_if(highest.begin(), highest.end(), [&](double x) { return x > at; }) >= k) return at;
   }
-  return reaches;
 }
 
-// Which are candidates: all that reach the threshold, or by rank when these are too few or too many.
-inline std::vector<char> candidates(const HeadEstimates& head, double share, double noise, double always, int64_t visible) {
+// What an estimate has to reach for a share of the softmax to be possible. slack: added to that.
+inline double least(const HeadEstimates& head, double share, double noise, double always, double slack = 0) {
+  return log_total(head, always) + std::log(share) - std::sqrt(noise) + slack;
+}
+
+// From which score on tokens are candidates.
+inline int16_t bound(const HeadEstimates& head, double share, double noise, double always, double slack = 0) {
+  const double from = std::min(std::max(least(head, share, noise, always, slack), edge(head, most_blocks(head.blocks))),
+                               edge(head, fewest_blocks(head.blocks)));
+  int score = hidden_score + 1;
+  while (score < always_score - 1 && estimate(head.scale, int16_t(score)) < from) score++;
+  return int16_t(score);
+}
+
+// Of [blocks * 64] scores, which are candidates.
+inline std::vector<char> candidates(const HeadEstimates& head, double share, double noise, double always, double slack = 0) {
   const int64_t tokens = head.blocks * block_tokens;
-  std::vector<char> is_candidate = reaching(head, share, noise, always);
-  const int64_t count = std::count(is_candidate.begin(), is_candidate.end(), 1);
-  if (count >= fewest_listed && count <= most_listed(visible)) return is_candidate;
-  const int64_t shown =
-      std::count_if(head.scores, head.scores + tokens, [](int16_t score) { return score != hidden_score; });
-  // The highest scores; of equal ones the later position.
-  std::vector<int64_t> order(tokens);
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return head.scores[a] != head.scores[b] ? head.scores[a] > head.scores[b] : a > b;
-  });
-  std::fill(is_candidate.begin(), is_candidate.end(), 0);
-  const int64_t wanted = std::min(shown, count > most_listed(visible) ? most_listed(visible) : fewest_listed);
-  for (int64_t i = 0; i < wanted; i++) is_candidate[order[i]] = 1;
-  return is_candidate;
+  const int16_t within = bound(head, share, noise, always, slack);
+  const double beside_hidden = least(head, share, noise, always, slack) + std::log(hidden_rows_share);
+  std::vector<char> is(tokens);
+  for (int64_t i = 0; i < tokens; i++) {
+    if (head.scores[i] == hidden_score) continue;
+    is[i] = head.scores[i] >= within;
+    if (head.has_hidden_rows != nullptr && head.has_hidden_rows[i / block_tokens] != 0)
+      is[i] |= estimate(head.scale, head.scores[i]) >= beside_hidden;
+  }
+  return is;
 }
 
 }  // namespace adamas::ref

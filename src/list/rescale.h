@@ -15,8 +15,6 @@ namespace adamas {
 
 inline constexpr double lightest = 100;  // exponent below the highest estimate at which a float is zero
 
-inline double capped(double score, float softcap) { return softcap > 0 ? softcap * std::tanh(score / softcap) : score; }
-
 // Relative to the highest estimate, in a unit that lets `lightest` below it be told apart. moved(estimate, position): with
 // its bias. centres, offsets: [blocks] as block_offsets gave them; scores: [blocks, 64], in place; estimates: the same,
 // scratch.

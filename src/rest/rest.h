@@ -6,8 +6,8 @@
 //   s^_t = softcap(scale (u S_t + c_max))             the estimate of s_t
 //   w_t  = exp(s_t - max)                             of a listed token
 //   w^_t = exp(s^_t - max)                            of any
-//   own  = the listed tokens whose score reaches the head's own bound; low = of these those of at most twice the least w^,
-//          or all, when these are fewer than `enough_low`
+//   own  = the listed tokens whose score reaches the head's own bound; low = of these those of at most twice what the bound
+//          stands for
 //   f    = sum_low w / sum_low w^                     the measured factor
 //   T_b  = f sum of w^_t over the tokens of block b that are not listed;  R = sum_b T_b
 //   t    = sum_b T_b vbar_b / R                       vbar_b: the mean value of block b
@@ -27,6 +27,7 @@
 // of its batch): what is not read of it counts as what was attended to, and its tokens say nothing of the lean.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "codes/layout.h"
@@ -40,6 +41,9 @@ struct WeightScale {
   float max;       // the exponents' reference: no estimate is more than 64 above it
 };
 
+inline double capped(double score, float softcap) { return softcap > 0 ? softcap * std::tanh(score / softcap) : score; }
+inline double estimate_of(const WeightScale& e, int16_t score) { return capped(e.unit * score + e.highest, e.softcap); }
+
 // exp(s^_t - max) of scores [count] within four percent; 0 where hidden, which is no estimate. count: a multiple of 64.
 void weigh(const WeightScale& e, const int16_t* scores, int64_t count, float* weights);
 // The sums of the same weights over blocks of 64: scores [blocks, 64], weights [blocks]. Returns the sum of all.
@@ -51,7 +55,6 @@ float weigh_exact(float* scores, float max, int64_t count);
 float highest_exact(const float* scores, int64_t count);
 
 inline constexpr float lean = 0.5f;
-inline constexpr int64_t enough_low = 16;    // fewer say little
 inline constexpr float highest_factor = 5;   // a measured factor beyond this is an accident of few tokens
 inline constexpr float highest_weight = 30;  // exponent of an estimate that far above all that was read: cut, not infinite
 
@@ -73,7 +76,7 @@ struct Measured {
   float rest;           // R, without the blocks that have hidden rows
   float beside_hidden;  // what R would be of these
   float low;            // sum of w over the low tokens that have a mean value
-  float low_limit;      // of an own token's w^ to be low
+  int16_t low_top;      // the highest score of a low token
 
   // The share of the softmax that was read.
   double mass() const { return double(listed) / (double(listed) + double(rest) + double(beside_hidden)); }
@@ -82,15 +85,18 @@ struct Measured {
 // In:          scores [blocks, 64] of all tokens, with an estimate or hidden
 // In and out:  sums [blocks] of estimated weights, as weigh_blocks made them of these scores: T_b
 //              weights [count] exact scores: w
-// Out:         estimated [count] the list's scores; guesses [count] their w^ (relative to e.max)
+// Out:         estimated [count] the list's scores
+// scratch:     guesses [count]
 // Arrays of the list have room for count to a multiple of 64, and for 64 more.
 Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, float* weights, int16_t* estimated,
                       float* guesses);
+// The highest score of at most twice what a score stands for.
+int16_t low_top_of(const WeightScale& e, int16_t score);
 inline constexpr int64_t rest_room(int64_t count) { return (count + 63) / 64 * 64 + 64; }
 
 // Weights w become those of the values, sums T_b those of the means. scratch: [rest_room(count)] of each.
-void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, const float* guesses,
-               float* weights, float* sums, int32_t* low_positions, float* low_weights);
+void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, float* weights, float* sums,
+               int32_t* low_positions, float* low_weights);
 
 // outs[h] [head_dim] += sum of weights[h][i] times the mean value of blocks[i], [count], for 1 to 4 heads.
 inline constexpr int max_mean_heads = 4;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numbers>
 
 #include "select/select.h"
 
@@ -276,50 +277,35 @@ float WeighExact(float* scores, float max, int64_t count) {
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
-// The tokens of a vector that a head lists itself.
-HWY_INLINE hn::Mask<F32> AreOwn(F32 d, const int16_t* estimated, int16_t bound) {
-  return hn::RebindMask(d, hn::Gt(LoadScores(estimated), hn::Set(I32(), bound - 1)));
+// The tokens of a vector that are low: with scores of [bound, top].
+HWY_INLINE hn::Mask<F32> AreLow(F32 d, const int16_t* estimated, int16_t bound, int16_t top) {
+  const auto scores = LoadScores(estimated);
+  return hn::RebindMask(d, hn::And(hn::Gt(scores, hn::Set(I32(), bound - 1)), hn::Lt(scores, hn::Set(I32(), top + 1))));
 }
 
-// Returns up to which guess an own token is low, and the sums of the weights and of the guesses of those.
-float SumLow(const int16_t* estimated, int16_t bound, const float* guesses, const float* weights, int64_t count,
-             float& exact_sum, float& guessed_sum) {
+// The sums of the weights and of the guesses of the low tokens.
+void SumLow(const int16_t* estimated, int16_t bound, int16_t top, const float* guesses, const float* weights, int64_t count,
+            float& exact_sum, float& guessed_sum) {
   const F32 d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto infinite = hn::Set(d, std::numeric_limits<float>::infinity());
-  auto least = infinite;
-  for (int64_t i = 0; i < padded(count); i += lanes)
-    least = hn::Min(least, hn::IfThenElse(AreOwn(d, estimated + i, bound), hn::LoadU(d, guesses + i), infinite));
-  float limit = 2 * hn::GetLane(hn::MinOfLanes(d, least));
-  const auto sum_up = [&]() HWY_ATTR {
-    auto guessed = hn::Zero(d), exact = hn::Zero(d);
-    int64_t tokens = 0;
-    for (int64_t i = 0; i < padded(count); i += lanes) {
-      const auto guess = hn::LoadU(d, guesses + i);
-      const auto low = hn::And(AreOwn(d, estimated + i, bound), hn::Le(guess, hn::Set(d, limit)));
-      tokens += static_cast<int64_t>(hn::CountTrue(d, low));
-      guessed = hn::Add(guessed, hn::IfThenElseZero(low, guess));
-      exact = hn::Add(exact, hn::IfThenElseZero(low, hn::LoadU(d, weights + i)));
-    }
-    exact_sum = hn::GetLane(hn::SumOfLanes(d, exact));
-    guessed_sum = hn::GetLane(hn::SumOfLanes(d, guessed));
-    return tokens;
-  };
-  if (sum_up() < enough_low) {
-    limit = std::numeric_limits<float>::infinity();
-    sum_up();
+  auto guessed = hn::Zero(d), exact = hn::Zero(d);
+  for (int64_t i = 0; i < padded(count); i += lanes) {
+    const auto low = AreLow(d, estimated + i, bound, top);
+    guessed = hn::Add(guessed, hn::IfThenElseZero(low, hn::LoadU(d, guesses + i)));
+    exact = hn::Add(exact, hn::IfThenElseZero(low, hn::LoadU(d, weights + i)));
   }
-  return limit;
+  exact_sum = hn::GetLane(hn::SumOfLanes(d, exact));
+  guessed_sum = hn::GetLane(hn::SumOfLanes(d, guessed));
 }
 
 // The low tokens' weights grow by a factor; their positions, and by how much, are gathered. Returns how many.
-int64_t GrowLow(const int16_t* estimated, int16_t bound, const float* guesses, float limit, float factor,
-                const int32_t* positions, int64_t count, float* weights, int32_t* low_positions, float* low_weights) {
+int64_t GrowLow(const int16_t* estimated, int16_t bound, int16_t top, float factor, const int32_t* positions,
+                int64_t count, float* weights, int32_t* low_positions, float* low_weights) {
   const F32 d;
   const I32 di;
   int64_t written = 0;
   for (int64_t i = 0; i < padded(count); i += static_cast<int64_t>(hn::Lanes(d))) {
-    const auto low = hn::And(AreOwn(d, estimated + i, bound), hn::Le(hn::LoadU(d, guesses + i), hn::Set(d, limit)));
+    const auto low = AreLow(d, estimated + i, bound, top);
     const auto weight = hn::LoadU(d, weights + i);
     const auto more = hn::IfThenElseZero(low, hn::Mul(weight, hn::Set(d, factor)));
     hn::StoreU(hn::Add(weight, more), d, weights + i);
@@ -412,8 +398,8 @@ namespace adamas {
 namespace {
 
 // Low, and in a block that has a mean value.
-bool is_low(const HeadList& list, const Measured& measured, int16_t estimated, float guess, int64_t block) {
-  return estimated >= list.bound && guess <= measured.low_limit &&
+bool is_low(const HeadList& list, const Measured& measured, int16_t estimated, int64_t block) {
+  return estimated >= list.bound && estimated <= measured.low_top &&
          (list.has_hidden_rows == nullptr || list.has_hidden_rows[block] == 0);
 }
 
@@ -441,6 +427,13 @@ float weigh_exact(float* scores, float max, int64_t count) { return HWY_DYNAMIC_
 
 float highest_exact(const float* scores, int64_t count) { return HWY_DYNAMIC_DISPATCH(HighestExact)(scores, count); }
 
+int16_t low_top_of(const WeightScale& e, int16_t score) {
+  const double limit = estimate_of(e, score) + std::numbers::ln2;
+  if (e.softcap > 0 && limit >= e.softcap) return always_score;
+  const double units = ((e.softcap > 0 ? e.softcap * std::atanh(limit / e.softcap) : limit) - e.highest) / e.unit;
+  return int16_t(std::clamp(std::floor(units + 1e-6), double(hidden_score), double(always_score)));
+}
+
 Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, float* weights, int16_t* estimated,
                       float* guesses) {
   Measured measured{};
@@ -452,7 +445,8 @@ Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, 
   weigh(list.e, estimated, padded(list.count), guesses);
   measured.listed = weigh_exact(weights, measured.max, list.count);
   float low, guessed;
-  measured.low_limit = HWY_DYNAMIC_DISPATCH(SumLow)(estimated, list.bound, guesses, weights, list.count, low, guessed);
+  measured.low_top = low_top_of(list.e, list.bound);
+  HWY_DYNAMIC_DISPATCH(SumLow)(estimated, list.bound, measured.low_top, guesses, weights, list.count, low, guessed);
   const float expected = std::exp(std::min(list.e.max - measured.max, highest_weight));
   const float factor = low / guessed;
   measured.rest = HWY_DYNAMIC_DISPATCH(ScaleSums)(
@@ -460,23 +454,23 @@ Measured measure_rest(const HeadList& list, const int16_t* scores, float* sums, 
       std::isfinite(factor) ? std::min(factor, highest_factor * expected) : expected, measured.beside_hidden);
   if (list.has_hidden_rows == nullptr) measured.low = low;
   for (int64_t i = 0; i < list.count && list.has_hidden_rows != nullptr; i++)
-    if (is_low(list, measured, estimated[i], guesses[i], list.positions[i] / block_tokens)) measured.low += weights[i];
+    if (is_low(list, measured, estimated[i], list.positions[i] / block_tokens)) measured.low += weights[i];
   return measured;
 }
 
-void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, const float* guesses,
-               float* weights, float* sums, int32_t* low_positions, float* low_weights) {
+void lean_rest(const HeadList& list, const Measured& measured, const int16_t* estimated, float* weights, float* sums,
+               int32_t* low_positions, float* low_weights) {
   if (!(measured.low > 0)) return;
   const float beta = lean * measured.rest / measured.low;
   if (list.has_hidden_rows == nullptr) {
-    const int64_t low = HWY_DYNAMIC_DISPATCH(GrowLow)(estimated, list.bound, guesses, measured.low_limit, beta,
-                                                      list.positions, list.count, weights, low_positions, low_weights);
+    const int64_t low = HWY_DYNAMIC_DISPATCH(GrowLow)(estimated, list.bound, measured.low_top, beta, list.positions,
+                                                      list.count, weights, low_positions, low_weights);
     for (int64_t i = 0; i < low; i++) sums[uint32_t(low_positions[i]) / block_tokens] -= low_weights[i];
     return;
   }
   for (int64_t i = 0; i < list.count; i++) {
     const int64_t block = list.positions[i] / block_tokens;
-    if (!is_low(list, measured, estimated[i], guesses[i], block)) continue;
+    if (!is_low(list, measured, estimated[i], block)) continue;
     const float more = beta * weights[i];
     weights[i] += more;
     sums[block] -= more;

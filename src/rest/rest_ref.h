@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <vector>
 
 #include "rest/rest.h"
@@ -35,33 +36,19 @@ inline Rest rest(const HeadList& list, const std::vector<int16_t>& scores, const
   out.max = -std::numeric_limits<double>::infinity();
   for (double s : exact) out.max = std::max(out.max, s);
 
-  std::vector<char> is_listed(scores.size());
-  std::vector<double> guesses;
-  double least = std::numeric_limits<double>::infinity();
+  std::vector<char> is_listed(scores.size()), is_low(list.count);
+  const double limit = estimate(list.e, list.bound) + std::numbers::ln2 + 1e-6 * list.e.unit;
+  double low = 0, guessed = 0;
   for (int64_t i = 0; i < list.count; i++) {
-    const int32_t at = list.positions[i];
-    is_listed[at] = 1;
+    const int16_t score = scores[list.positions[i]];
+    is_listed[list.positions[i]] = 1;
     out.weights.push_back(std::exp(exact[i] - out.max));
     out.listed += out.weights[i];
-    guesses.push_back(weight(list.e, scores[at]));
-    if (scores[at] >= list.bound) least = std::min(least, guesses[i]);
+    is_low[i] = score >= list.bound && estimate(list.e, score) <= limit;
+    if (!is_low[i]) continue;
+    low += out.weights[i];
+    guessed += weight(list.e, score);
   }
-
-  std::vector<char> is_low(list.count);
-  double low = 0, guessed = 0;
-  const auto take_low = [&](double limit) {
-    low = guessed = 0;
-    int64_t tokens = 0;
-    for (int64_t i = 0; i < list.count; i++) {
-      is_low[i] = scores[list.positions[i]] >= list.bound && guesses[i] <= limit;
-      if (!is_low[i]) continue;
-      tokens++;
-      low += out.weights[i];
-      guessed += guesses[i];
-    }
-    return tokens;
-  };
-  if (take_low(2 * least) < enough_low) take_low(std::numeric_limits<double>::infinity());
   const double expected = std::exp(std::min(double(list.e.max) - out.max, double(highest_weight)));
   const double factor = std::isfinite(low / guessed) ? std::min(low / guessed, highest_factor * expected) : expected;
 

@@ -87,7 +87,7 @@ Measured measure(const Row& row, int h, const HeadList& list, HeadScratch& scrat
 }
 
 void lean_towards(const Row& row, int h, const HeadList& list, const Measured& measured, HeadScratch& scratch) {
-  lean_rest(list, measured, scratch.estimated.get(), scratch.guesses.get(), row.weights(h), row.sums(h),
+  lean_rest(list, measured, scratch.estimated.get(), row.weights(h), row.sums(h),
             scratch.low_positions.get(), scratch.low_weights.get());
 }
 
@@ -158,10 +158,9 @@ int64_t widen(const Row& row, int h, HeadScratch& scratch) {
 
 int64_t list_room(const adamas_config& config, const adamas_plan_params& params) {
   const int64_t all = padded(params.max_tokens);
-  if (config.min_mass > 0) return all;
-  if (!has_rest(config)) return std::min(padded(std::max<int64_t>(budget_of(config), quest_page)), all);
-  const int64_t candidates = product(params.q_heads / params.kv_heads, most_listed(params.max_tokens));
-  return std::min(padded(candidates + config.sinks + config.recent + block_tokens), all);
+  if (config.min_mass > 0 || has_rest(config)) return all;
+  return std::min(padded(std::max<int64_t>(budget_of(config), quest_page)), all);
+  return all;
 }
 
 void choose(const Row& row, int h, HeadScratch& scratch) {
@@ -170,10 +169,9 @@ void choose(const Row& row, int h, HeadScratch& scratch) {
   scratch.clock.lap(&Times::select);
   const float estimated = weigh_blocks(scale, row.scores(h), row.view.active, row.sums(h));
   scratch.clock.lap(&Times::rest);
-  const Threshold threshold{plan.config.share, plan.results[h].noise, estimated, log_of_always(row, h, scratch),
-                            row.view.visible};
-  plan.candidates[h] = {scale, mark_candidates({scale, row.scores(h), row.view.active, row.uncoded.has_hidden_rows},
-                                               threshold, row.marked(h), {scratch.positions.get(), scratch.select.get()})};
+  const Threshold threshold{plan.config.share, plan.results[h].noise, estimated, log_of_always(row, h, scratch)};
+  const HeadEstimates head{scale, row.scores(h), row.view.active, row.uncoded.has_hidden_rows};
+  plan.candidates[h] = {scale, mark_candidates(head, threshold, row.marked(h))};
   scratch.clock.lap(&Times::select);
 }
 

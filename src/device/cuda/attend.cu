@@ -11,19 +11,25 @@
 // Dense rows and heads are lists of all tokens, the policy `streaming` one of its first and last.
 #include <climits>
 
-#include "device/cuda/common.cuh"
+#include "device/cuda/scores.cuh"
 
 namespace adamas::cuda {
 namespace {
 
 constexpr int warps = 6, threads = 32 * warps;
 constexpr int tile_tokens = 16;
-constexpr float low_one = 16777216.0f;  // of a sum of low weights, which is a whole number: the weight at the bound
-constexpr float most_low = 1e11f;       // of these, a token's at most
-constexpr float may_exceed = 8;         // log2 by which a weight may exceed the reference of its sums
+constexpr int most_at_once = 1024;  // tokens, after which the weights of the low ones are added up by block
+constexpr float most_low = 1e30f;   // a low token's weight at most, by that at the bound
+constexpr float may_exceed = 8;     // log2 by which a weight may exceed the reference of its sums
 
 // What a slice has of a head, besides its vectors A, E, M.
 enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, sum_rest, sum_beside_hidden };
+
+// What a score of 0 of a block stands for: log2 of its weight, or with a softcap the estimate.
+__device__ float base_of(const Step& s, const Head& head, double centre) {
+  if (head.anew) return 0;
+  return s.softcap > 0 ? float(centre * s.scale) : float(centre * s.scale * double(log2e) - double(head.top));
+}
 
 // log2 of the weight that a score stands for.
 __device__ float weight_of(const Head& head, float base, int score) {
@@ -94,9 +100,13 @@ struct Shared {
     uint16_t list[slice_blocks * block_tokens];  // from the slice's first token on
     float values[warps][rows][D];
   };
-  uint64_t group[slice_blocks];                  // tokens that the heads with a list attend to
-  unsigned long long low[marked][slice_blocks];  // exact weights of the low tokens
-  float rest[marked][slice_blocks];              // estimated weights of what is not listed
+  uint64_t group[slice_blocks];       // tokens that the heads with a list attend to
+  uint16_t active[slice_blocks];      // blocks that may have a token to list, ascending
+  uint16_t starts[slice_blocks + 1];  // where their tokens start in the list
+  unsigned active_bits[slice_blocks / 32];
+  float weights[marked][most_at_once];  // exact ones of the low tokens, by that at the bound; 0: not low
+  float low[marked][slice_blocks];      // their sums
+  float rest[marked][slice_blocks];     // estimated weights of what is not listed
   float bases[marked][slice_blocks];
   int16_t offsets[marked][slice_blocks];
   float means[H == 0 ? 1 : warps][H == 0 ? 1 : 2 * H][H == 0 ? 1 : D];
@@ -116,6 +126,7 @@ struct Slice {
   View view;
   int row, g, first_head, heads, first, n;  // n blocks from `first` on
   bool scored, any_all, mixed, rest;
+  int actives;  // blocks that may have a listed token
 
   __device__ int lane() const { return threadIdx.x % 32; }
   __device__ int warp() const { return threadIdx.x / 32; }
@@ -126,7 +137,9 @@ struct Slice {
   __device__ int64_t block_at(int h, int b) const { return s.blocks_at(row, first_head + h) + first + b; }
 
   __device__ void store_queries();
+  __device__ int find_blocks();
   __device__ int find_tokens();
+  __device__ void add_low(int from, int end);
   __device__ void attend_to(int listed);
   __device__ void add_means(const float* tops);
   __device__ void store(float* partials, int64_t head_stride);
@@ -168,83 +181,159 @@ __device__ ADAMAS_NOINLINE float sum_softly(const Head& head, float base, const 
   return sum;
 }
 
+// Which of eight scores a head lists, with a rest. The block: of a row's, that of these scores.
+__device__ unsigned listed_of(const Head& head, const View& view, int block, int offset, const float (&x)[8]) {
+  const int from = (block == view.hidden_block ? head.lower : head.bound) - offset;
+  const float least = float(max(hidden_score + 1, from));
+  unsigned bits = 0;
+#pragma unroll
+  for (int j = 0; j < 8; j++) bits |= unsigned(x[j] >= least) << j;
+  return head.reading == reads_list ? bits : 0;
+}
+
+// The same of the eighth `item` of a row's blocks, by all query heads of a KV head: more than are attended to at once.
+__device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, const View& view, int row, int g, int item) {
+  unsigned bits = 0;
+#pragma unroll 1
+  for (int h = g * s.group; h < (g + 1) * s.group; h++) {
+    const Head& head = s.heads[row * s.q_heads + h];
+    const int64_t at = s.blocks_at(row, h);
+    Eight<int16_t> raw;
+    raw.raw[0] = __ldcg(reinterpret_cast<const uint4*>(s.scores + at * block_tokens) + item);
+    float x[8];
+    to_f32(raw, x);
+    bits |= listed_of(head, view, item / 8, offset_of(head, __ldcg(s.centres + at + item / 8)), x);
+  }
+  return bits;
+}
+
+// What is known of blocks before their scores are looked at, a thread having a block: which may have a token to list, what
+// their scores stand for, and their estimated weights. Returns how many may.
+template <class T, int D, int H>
+__device__ int Slice<T, D, H>::find_blocks() {
+#pragma unroll 1
+  for (int b = int(threadIdx.x); b - lane() < n; b += threads) {
+    const int here = min(b, n - 1), token = (first + here) * block_tokens;
+    float2 sums[marked];
+    double centres[marked];
+#pragma unroll
+    for (int h = 0; h < marked; h++) {
+      const int64_t at = block_at(min(h, heads - 1), here);
+      sums[h] = __ldcg(s.sums + at), centres[h] = __ldcg(s.centres + at);
+    }
+    // What is read in any case, and what may be listed otherwise: from a lower score on, or by a head that is not attended
+    // to here.
+    bool may = token < s.sinks || token + block_tokens > view.estimated || first + here == view.hidden_block || any_all ||
+               heads < s.group;
+#pragma unroll
+    for (int h = 0; h < marked; h++) {
+      if (h >= heads) break;
+      const Head& head = m.heads[h];
+      may |= lists(h) && sums[h].x >= head.reached;
+      m.offsets[h][here] = int16_t(offset_of(head, centres[h]));
+      m.bases[h][here] = base_of(s, head, centres[h]);
+      m.rest[h][here] = lists(h) ? sums[h].y * exp2_fast(sums[h].x - head.top) : 0.0f;
+      m.low[h][here] = 0;
+    }
+    const unsigned all = __ballot_sync(~0u, may && b < n);
+    if (lane() == 0) m.active_bits[b / 32] = all;
+    if (!may && b < n && first_head == g * s.group) s.marks[block_at(0, b)] = 0;
+  }
+  __syncthreads();
+  const int words = (n + 31) / 32;
+  int before = 0;
+#pragma unroll 1
+  for (int w = 0; w < words; w++) {
+    const unsigned bits = m.active_bits[w];
+    if (warp() == w % warps && (bits >> lane() & 1) != 0)
+      m.active[before + __popc(bits & ((1u << lane()) - 1))] = uint16_t(32 * w + lane());
+    before += __popc(bits);
+  }
+  __syncthreads();
+  return before;
+}
+
 // Which tokens are read; what of a block is not. Eight lanes have a block. Returns how many are read.
 template <class T, int D, int H>
 __device__ int Slice<T, D, H>::find_tokens() {
-  constexpr int ahead = H == 1 ? 2 : 1;
-  const int items = 8 * n, group = s.group, eighth = threadIdx.x % 8;
+  constexpr int ahead = H == 4 ? 1 : 2;
+  const int active = H != 0 ? find_blocks() : n;
+  const int items = 8 * active, eighth = threadIdx.x % 8;
   const int64_t of_first = block_at(0, 0);
   const int first_token = first * block_tokens;
   int listed = 0;
 #pragma unroll 1
   for (int base = int(threadIdx.x), turn = 0; base - int(threadIdx.x) < items; base += ahead * threads, turn++) {
-    unsigned marks[ahead] = {};
-    float2 sums[ahead][marked];
-    float bases[ahead][marked];
-    int offsets[ahead][marked];
+    unsigned marks[ahead] = {}, own[ahead];
+    int b[ahead], count = 0;  // counts of 16 bits
     Eight<int16_t> scores[ahead][marked];
-    if (scored) {
-#pragma unroll
-      for (int i = 0; i < ahead; i++) {
-        const int item = min(base + i * threads, items - 1);
-#pragma unroll
-        for (int h = 0; h < marked; h++) {
-          const int64_t of = of_first + int64_t(min(h, heads - 1)) * s.max_blocks, block = of + item / 8;
-          const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of) + item);
-          marks[i] |= lists(min(h, heads - 1)) ? here : 0;
-          if (H == 0) continue;
-          sums[i][h] = __ldcg(s.sums + block);
-          bases[i][h] = __ldcg(s.bases + block);
-          offsets[i][h] = __ldcg(s.offsets + block);
-          scores[i][h].raw[0] = __ldcg(reinterpret_cast<const uint4*>(s.scores + of * block_tokens) + item);
-        }
-        // A list is of all query heads of its KV head, more than are attended to here when there are more than four.
-        for (int h = g * group; H != 0 && h < (g + 1) * group && heads < group; h++)
-          if (s.heads[row * s.q_heads + h].reading == reads_list)
-            marks[i] |= __ldcg(reinterpret_cast<const uint8_t*>(s.marks + s.blocks_at(row, h) + first) + item);
-      }
-    }
-    unsigned own[ahead];
-    int count = 0;
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      const int item = base + i * threads, b = item / 8, token = first_token + 8 * item;
+      const int item = min(base + i * threads, items - 1);
+      b[i] = H != 0 ? m.active[item / 8] : item / 8;
+      if (H == 0) {
+        if (scored) {
+          const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of_first) + item);
+          marks[i] = lists(0) ? here : 0;
+        }
+        continue;
+      }
+#pragma unroll
+      for (int h = 0; h < marked; h++)
+        scores[i][h].raw[0] = __ldcg(reinterpret_cast<const uint4*>(
+                                         s.scores + (of_first + int64_t(min(h, heads - 1)) * s.max_blocks) * block_tokens) +
+                                     8 * b[i] + eighth);
+    }
+#pragma unroll
+    for (int i = 0; i < ahead; i++) {
+      const int item = base + i * threads, token = first_token + 8 * (8 * b[i] + eighth);
+      float x[marked][8];
+      if constexpr (H != 0) {
+#pragma unroll
+        for (int h = 0; h < marked; h++) {
+          to_f32(scores[i][h], x[h]);
+          if (h < heads) marks[i] |= listed_of(m.heads[h], view, first + b[i], m.offsets[h][b[i]], x[h]);
+        }
+        if (heads < s.group) marks[i] = listed_by_all(s, view, row, g, 8 * (first + b[i]) + eighth);
+        if (first_head == g * s.group && item < items)  // for who asks afterwards
+          reinterpret_cast<uint8_t*>(s.marks + of_first + b[i])[eighth] = uint8_t(marks[i]);
+      }
       const auto before = [&](int end) { return (1u << max(0, min(8, end - token))) - 1; };
       const unsigned visible = item < items ? before(view.tokens) : 0;
       const unsigned listed_here = (marks[i] | before(s.sinks) | ~before(view.estimated)) & visible;
       own[i] = any_all ? visible : listed_here;
-      count += __popc(own[i]);
-      if (mixed && item < items) reinterpret_cast<uint8_t*>(m.group)[item] = uint8_t(listed_here);
-      if (H == 0) continue;
-      // What has no estimate is listed, or not visible.
+      count += __popc(own[i]) << 16 * i;
+      if (mixed && item < items) reinterpret_cast<uint8_t*>(m.group)[8 * b[i] + eighth] = uint8_t(listed_here);
+      if constexpr (H == 0) continue;
+      // Sums of whole blocks are known. What has no estimate is listed, or not visible.
+      const unsigned any_listed = __ballot_sync(~0u, listed_here != 0);
+      if (any_listed == 0) continue;
       const unsigned counts = visible & ~listed_here;
-      const bool any_listed = (__ballot_sync(~0u, listed_here != 0) >> (lane() & 24) & 0xFF) != 0;
 #pragma unroll
       for (int h = 0; h < marked; h++) {
         if (h >= heads) break;
         const Head& head = m.heads[h];
-        float x[8], sum = 0;
-        to_f32(scores[i][h], x);
+        const float base = m.bases[h][b[i]];
+        float sum = 0;
         if (head.softcap == 0) {
 #pragma unroll
           for (int j = 0; j < 8; j++) {
-            const float weight = exp2_fast(fmaf(x[j], head.unit2, bases[i][h]));
+            const float weight = exp2_fast(fmaf(x[h][j], head.unit2, base));
             if (counts >> j & 1) sum += weight;
           }
         } else {
-          sum = sum_softly(head, bases[i][h], x, counts);
+          sum = sum_softly(head, base, x[h], counts);
         }
 #pragma unroll
         for (int o = 1; o < 8; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
-        if (eighth != 0 || item >= items) continue;
-        if (!any_listed) sum = sums[i][h].y * exp2_fast(sums[i][h].x - head.top);
-        m.rest[h][b] = lists(h) ? sum : 0.0f;
-        m.low[h][b] = 0;
-        m.bases[h][b] = bases[i][h];
-        m.offsets[h][b] = int16_t(offsets[i][h]);
+        if (eighth == 0 && item < items && (any_listed >> lane() & 0xFF) != 0) m.rest[h][b[i]] = lists(h) ? sum : 0.0f;
       }
     }
-    if (any_all) continue;
+    if (any_all) {
+      for (int i = 0; i < ahead; i++)
+        if (H != 0 && eighth == 0 && base + i * threads < items) m.starts[b[i]] = uint16_t(b[i] * block_tokens);
+      continue;
+    }
     int before = count;
 #pragma unroll
     for (int o = 1; o < 32; o *= 2) {
@@ -253,21 +342,41 @@ __device__ int Slice<T, D, H>::find_tokens() {
     }
     if (lane() == 31) m.counts[turn % 2][warp()] = before;
     __syncthreads();
-    int at = listed + before - count;
+    int ahead_of_us = before - count, all = 0;
 #pragma unroll
     for (int w = 0; w < warps; w++) {
       const int of_warp = m.counts[turn % 2][w];
-      if (w < warp()) at += of_warp;
-      listed += of_warp;
+      if (w < warp()) ahead_of_us += of_warp;
+      all += of_warp;
     }
 #pragma unroll
-    for (int i = 0; i < ahead; i++)
+    for (int i = 0; i < ahead; i++) {
+      int at = listed + (ahead_of_us >> 16 * i & 0xFFFF);
+      if (H != 0 && eighth == 0 && base + i * threads < items) m.starts[(base + i * threads) / 8] = uint16_t(at);
 #pragma unroll 1
       for (unsigned left = own[i]; left != 0; left &= left - 1)
-        m.list[at++] = uint16_t(8 * (base + i * threads) + __ffs(left) - 1);
+        m.list[at++] = uint16_t(8 * (8 * b[i] + eighth) + __ffs(left) - 1);
+      listed += all >> 16 * i & 0xFFFF;
+    }
   }
+  if (any_all) listed = max(0, min(view.tokens - first_token, n * block_tokens));
+  if (H != 0 && threadIdx.x == 0) m.starts[active] = uint16_t(listed);
+  actives = active;
   __syncthreads();
-  return any_all ? max(0, min(view.tokens - first_token, n * block_tokens)) : listed;
+  return listed;
+}
+
+// The low tokens' weights of the list's part [from, end), by block.
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::add_low(int from, int end) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < heads * actives; i += threads) {
+    const int h = heads == 1 ? 0 : i / actives, a = i - h * actives, last = min(int(m.starts[a + 1]), end);
+    float sum = 0;
+#pragma unroll 1
+    for (int at = max(int(m.starts[a]), from); at < last; at++) sum += m.weights[h][at - from];
+    m.low[h][m.active[a]] += sum;
+  }
 }
 
 // A warp's tiles: exact scores, weights, values. Leaves the sums of values in m.values, relative to the slice's maximum.
@@ -284,8 +393,16 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
   const int16_t* own_scores = s.scores + block_at(h, 0) * block_tokens;
   float sums[pairs][8][4] = {};
   float top = nothing, sum = 0, low = 0, low_estimated = 0;
-  for (int tile = warp(); tile * tile_tokens < listed; tile += warps) {
+  int at_once = 0;  // of the list, from where on its low tokens are being told
+  for (int tile = warp();; tile += warps) {
     const int begin = tile * tile_tokens;
+    if (H != 0 && rest)  // all warps together
+      for (; at_once + most_at_once <= min(begin, listed); at_once += most_at_once) {
+        __syncthreads();
+        add_low(at_once, at_once + most_at_once);
+        __syncthreads();
+      }
+    if (begin >= listed) break;
     const auto token_at = [&](int i) {
       const int at = min(begin + i, listed - 1);
       return any_all ? at : int(m.list[at]);
@@ -357,7 +474,9 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
       }
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-    if (__any_sync(~0u, most > top + may_exceed)) {  // rare: the first tile, and one far above those before
+    if (tile == warp()) {
+      top = fmaxf(top, most);
+    } else if (__any_sync(~0u, most > top + may_exceed)) {  // rare
       const float before = top;
       top = fmaxf(top, most);
       const float by = exp2_fast(before - top);
@@ -374,7 +493,7 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
     for (int i = 0; i < 2; i++)
 #pragma unroll
       for (int j = 0; j < 2; j++) weights[i][j] = exp2_fast(x[i][j] - top);
-    if (low_row) {
+    if (low_row && ours) {
 #pragma unroll
       for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -383,12 +502,12 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
           const bool is =
               has_low && x[i][j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
           const bool has_mean = is && first + b != view.hidden_block;
-          if (is) {
-            low += weights[i][j];
-            low_estimated += exp2_fast(weight_of(head, m.bases[h][b], v));
-            if (has_mean)
-              atomicAdd(&m.low[h][b], (unsigned long long)(fminf(exp2_fast(x[i][j] - head.low_log2), most_low) * low_one));
-          }
+          const float estimated =
+              head.softcap == 0 ? fmaf(float(v), head.unit2, m.bases[h][b]) : weight_of(head, m.bases[h][b], v);
+          low += is ? weights[i][j] : 0.0f;
+          low_estimated += is ? exp2_fast(estimated) : 0.0f;
+          if (const int at = begin + 8 * i + 2 * t + j; rest && at < listed)
+            m.weights[h][at - at_once] = has_mean ? fminf(exp2_fast(x[i][j] - head.low_log2), most_low) : 0.0f;
           if (!has_mean) weights[i][j] = 0;
         }
     }
@@ -422,6 +541,7 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
   if (t == 0)
     m.sums[warp()][r][0] = top, m.sums[warp()][r][1] = sum, m.sums[warp()][r][2] = low, m.sums[warp()][r][3] = low_estimated;
   __syncthreads();
+  if (H != 0 && rest) add_low(at_once, listed);
   float highest = nothing;
 #pragma unroll
   for (int w = 0; w < warps; w++) highest = fmaxf(highest, m.sums[w][r][0]);
@@ -439,17 +559,15 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
               (sums[c][j + 2][i] + sums[c][j + 2][2 + i]) * by, (sums[c][j + 3][i] + sums[c][j + 3][2 + i]) * by);
 }
 
-__device__ float whole(unsigned long long x) { return fmaf(float(uint32_t(x >> 32)), 4294967296.0f, float(uint32_t(x))); }
-
 // The means by what is not listed, and by what the low tokens weigh.
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::add_means(const float* tops) {
-  constexpr int lanes = D / 8, rows_of_warp = 32 / lanes, ahead = 4, step = warps * rows_of_warp;
+  constexpr int lanes = D / 8, rows_of_warp = 32 / lanes, ahead = H == 4 ? 4 : 8, step = warps * rows_of_warp;
   const int mine = lane() % lanes * 8 < s.head_dim ? lane() % lanes * 8 : 0, own = warp() * rows_of_warp + lane() / lanes;
   float sums[2 * marked][8] = {}, to_low[marked];
 #pragma unroll
   for (int h = 0; h < marked; h++)  // no infinity: there may be no low token to multiply with
-    to_low[h] = exp2f(fminf(m.heads[min(h, heads - 1)].low_log2 - tops[h], 100.0f)) / low_one;
+    to_low[h] = exp2f(fminf(m.heads[min(h, heads - 1)].low_log2 - tops[h], 100.0f));
   for (int base = own; base - lane() / lanes < n; base += ahead * step) {
     Eight<int16_t> raw[ahead];
     float scales[ahead];
@@ -469,7 +587,7 @@ __device__ void Slice<T, D, H>::add_means(const float* tops) {
       for (int h = 0; h < marked; h++) {
         if (h >= heads) break;
         const float rest_of = counts ? m.rest[h][b] * scales[i] : 0.0f,
-                    low = counts ? whole(m.low[h][b]) * to_low[h] * scales[i] : 0.0f;
+                    low = counts ? m.low[h][b] * to_low[h] * scales[i] : 0.0f;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
           sums[2 * h][j] = fmaf(rest_of, x[j], sums[2 * h][j]);
@@ -527,6 +645,7 @@ __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
       low_estimated += m.sums[w][4 + h][3];
     }
     if (H != 0 && rest) {
+#pragma unroll 1
       for (int b = lane(); b < n; b += 32) others += first + b == view.hidden_block ? 0.0f : m.rest[h][b];
       others = sum_of_warp(others);
     }
@@ -559,12 +678,13 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   const int first = min(blocks, slice * each), last = min(blocks, first + each);
   if (H != 0 && !view.dense) {  // the means are wanted last, and can come before anything is known of the scores
     const int lines = (2 * s.head_dim + 127) / 128;
+#pragma unroll 1
     for (int i = threadIdx.x; i < (last - first) * lines; i += threads) {
       const char* line = s.codes.mean.at<char>(s.codes.place(s.k, view.sequence, first + i / lines), g) + i % lines * 128;
       prefetch_to_l2(line);
     }
   }
-  Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored, false, false, false};
+  Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored, false, false, false, 0};
   of.store_queries();
   wait_for_previous();
   if (scored) of.view = view = s.views[row];
@@ -576,6 +696,7 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   }
   __syncthreads();
   bool any_list = false;
+#pragma unroll 1
   for (int h = 0; h < heads; h++) {
     any_list |= m.heads[h].reading == reads_list;
     of.any_all |= m.heads[h].reading != reads_list;

@@ -84,19 +84,18 @@ struct Codes {
   }
 };
 
-// What `choose` has to know of all estimates of a span of blocks.
+// What has to be known of all estimates of a span of blocks.
 struct alignas(16) Span {
   double highest, lowest;  // centre score
   float top, sum;          // of estimated weights: log2 of what the sum is relative to; {inf, }: not all of them have codes
   float rounding;          // the largest unit of a centre
 };
 
-// A head as the scan leaves it, and what the blocks of threads that choose for it have found so far.
+// A head as the scan leaves it, and what the blocks of threads that select for it have found so far.
 struct Tally {
   double unit;       // u
   float rms, noise;  // rms: of the rotated query
   int through, candidates;
-  int count, least, low;  // of the marked
 };
 // A token that may be among those wanted, by its rank.
 struct Candidate {
@@ -117,17 +116,22 @@ struct View {
   int dense;
 };
 
-// A query head, as `choose` leaves it.
+// A query head, as `choose` or `select` leaves it.
 struct Head {
-  double unit, highest;  // of a score: scale u, scale c_max
-  float unit2;           // scale u log2(e)
-  float top;             // log2 of the weight that all estimated weights are relative to
-  float softcap;         // 0: none, or scores have it in them already
+  double unit, highest;         // of a score: scale u, scale c_max
+  double per_unit;              // 1 / unit
+  double c_max, u, per_centre;  // C_b = (c_b - c_max) / u; per_centre: 1 / u
+  float unit2;                  // scale u log2(e)
+  float top;                    // log2 of the weight that all estimated weights are relative to
+  float softcap;                // 0: none, or scores have it in them already
   float noise;
-  int bound, low_top;  // the head lists tokens from this score on; of these the low ones are up to that
-  float low_log2;      // log2 of the weight at the bound
+  int bound, lower, low_top;  // the head lists tokens from this score on, in a block with hidden rows from the lower one; of
+                              // these the low ones are up to that
+  float low_log2;             // log2 of the weight at the bound
+  float reached;              // log2 of an estimate that no score from the bound on stays below
   int reading;
   float mass;  // where it is known before anything is read
+  bool anew;   // scores are relative to the highest estimate, not to their blocks' C_b
 };
 
 // Apart, since it is rare, and long where it is not called.
@@ -170,8 +174,7 @@ struct Step {
   Candidate* candidates;  // [candidate_room]
   double* centres;        // [max_blocks] c_b
   int16_t* offsets;       // [max_blocks] C_b
-  float* bases;           // [max_blocks] what a score of 0 stands for
-  uint64_t* marks;        // [max_blocks] tokens that the head lists
+  uint64_t* marks;        // [max_blocks] tokens that are listed; with a rest those of a KV head, at its first query head
   float* keys;            // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
   float* partials;        // [slices, 3 head_dim + partial_sums]
 
@@ -184,10 +187,10 @@ struct Step {
     if (slices < least) slices = least;
     return slices < 1 ? 1 : slices;
   }
-  // Blocks of threads that choose for a query head: what they have to tell each other takes as long as looking through half
-  // of the blocks that a list leaves, or all that a rank does.
+  // Blocks of threads that select for a query head: what they have to tell each other takes as long as looking through 2,048
+  // blocks of tokens.
   __host__ __device__ int parts_of(int blocks) const {
-    const int each = automatic ? 256 : 2048, parts = (blocks + each - 1) / each;
+    const int parts = (blocks + 2047) / 2048;
     return parts < 1 ? 1 : parts < most_parts ? parts : most_parts;
   }
   __host__ __device__ int candidate_room() const {
@@ -414,6 +417,7 @@ struct Appended {
 cudaError_t launch_append(const Codes& codes, const Appended& a, cudaStream_t stream);
 cudaError_t launch_scan(const Step& s, cudaStream_t stream);
 cudaError_t launch_choose(const Step& s, cudaStream_t stream);
+cudaError_t launch_select(const Step& s, cudaStream_t stream);
 cudaError_t launch_rank(const Step& s, cudaStream_t stream);
 cudaError_t launch_attend(const Step& s, cudaStream_t stream);
 

@@ -382,7 +382,10 @@ class DevicePlan final : public Plan {
     const auto stream = static_cast<cudaStream_t>(p.stream);
     if (s.policy == ADAMAS_POLICY_ADAMAS) {
       ADAMAS_CUDA(launch_scan(s, stream), "scan");
-      ADAMAS_CUDA(launch_choose(s, stream), "choose");
+      if (s.automatic)
+        ADAMAS_CUDA(launch_choose(s, stream), "choose");
+      else
+        ADAMAS_CUDA(launch_select(s, stream), "select");
     } else if (s.chosen()) {
       ADAMAS_CUDA(launch_rank(s, stream), "rank");
     }
@@ -409,17 +412,13 @@ class DevicePlan final : public Plan {
       for (int t = 0; t < view.tokens; t++) tokens.push_back(t);
       return {};
     }
-    std::vector<uint64_t> marks(size_t(s.max_blocks)), all(size_t(s.max_blocks));
-    const int first = s.automatic ? g * group : q_head, end = s.automatic ? first + group : q_head + 1;
-    for (int h = first; h < end; h++) {
-      if (heads[size_t(h)].reading != reads_list) continue;
-      ADAMAS_CUDA(cudaMemcpy(marks.data(), s.marks + (int64_t(row) * s.q_heads + h) * s.max_blocks, marks.size() * 8,
-                             cudaMemcpyDeviceToHost),
-                  "selection");
-      for (size_t b = 0; b < marks.size(); b++) all[b] |= marks[b];
-    }
+    std::vector<uint64_t> marks(size_t(s.max_blocks));
+    const int listed_by = s.automatic ? g * group : q_head;
+    ADAMAS_CUDA(cudaMemcpy(marks.data(), s.marks + (int64_t(row) * s.q_heads + listed_by) * s.max_blocks, marks.size() * 8,
+                           cudaMemcpyDeviceToHost),
+                "selection");
     for (int t = 0; t < view.tokens; t++)
-      if (t < s.sinks || t >= view.estimated || (all[size_t(t / block_tokens)] >> t % block_tokens & 1) != 0)
+      if (t < s.sinks || t >= view.estimated || (marks[size_t(t / block_tokens)] >> t % block_tokens & 1) != 0)
         tokens.push_back(t);
     return {};
   }
@@ -448,9 +447,10 @@ class DevicePlan final : public Plan {
     take(s.centres, blocks);
     take(s.spans, heads * s.max_spans());
     take(s.tallies, heads);
-    take(s.candidates, heads * s.candidate_room());
-    take(s.offsets, blocks);
-    take(s.bases, blocks);
+    if (!s.automatic) {
+      take(s.candidates, heads * s.candidate_room());
+      take(s.offsets, blocks);
+    }
     take(s.scores, blocks * block_tokens);
     return size_t(next);
   }

@@ -194,11 +194,11 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     const float rms = m.queries.rms[h];
     const double unit = unit_of<M>(m.queries.largest[h], rms, reference);
     m.queries.unit[h] = plain ? float(unit * s.scale * double(log2e)) : float(unit * s.scale);
-    if (blockIdx.x == 0) {  // for `choose`
+    if (blockIdx.x == 0) {  // for what chooses
       const double scale = s.scale, squares = double(spread.squares) / spread_one * reference * reference;
       const float noise = float((M ? manhattan_distortion : distortion) * (double(rms) * rms * s.head_dim) *
                                 (squares / blocks) * scale * scale);
-      s.tallies[row * s.q_heads + first_head + h] = {unit, rms, noise, 0, 0, 0, always_score, 0};
+      s.tallies[row * s.q_heads + first_head + h] = {unit, rms, noise, 0, 0};
     }
   }
 
