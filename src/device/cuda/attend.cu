@@ -139,6 +139,7 @@ struct Slice {
   __device__ void store_queries();
   __device__ int find_blocks();
   __device__ int find_tokens();
+  __device__ void leave_rest(int b, bool real, unsigned listed, unsigned counts, const float (&x)[marked][8]);
   __device__ void add_low(int from, int end);
   __device__ void attend_to(int listed);
   __device__ void add_means(const float* tops);
@@ -253,6 +254,32 @@ __device__ int Slice<T, D, H>::find_blocks() {
   return before;
 }
 
+// What of a block is not listed, where something is: sums of whole blocks are known. Eight lanes have a block, with eight
+// scores each, of which those count that have an estimate and are not listed.
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, unsigned counts, const float (&x)[marked][8]) {
+  const unsigned any_listed = __ballot_sync(~0u, listed != 0);
+  if (any_listed == 0) return;
+#pragma unroll
+  for (int h = 0; h < marked; h++) {
+    if (h >= heads) break;
+    const Head& head = m.heads[h];
+    const float base = m.bases[h][b];
+    float sum = 0;
+    if (head.softcap == 0) {
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        const float weight = exp2_fast(fmaf(x[h][j], head.unit2, base));
+        if (counts >> j & 1) sum += weight;
+      }
+    } else {
+      sum = sum_softly(head, base, x[h], counts);
+    }
+    sum = sum_of_lanes<8>(sum);
+    if (lane() % 8 == 0 && real && (any_listed >> lane() & 0xFF) != 0) m.rest[h][b] = lists(h) ? sum : 0.0f;
+  }
+}
+
 // Which tokens are read; what of a block is not. Eight lanes have a block. Returns how many are read.
 template <class T, int D, int H>
 __device__ int Slice<T, D, H>::find_tokens() {
@@ -271,15 +298,12 @@ __device__ int Slice<T, D, H>::find_tokens() {
     for (int i = 0; i < ahead; i++) {
       const int item = min(base + i * threads, items - 1);
       b[i] = H != 0 ? m.active[item / 8] : item / 8;
-      if (H == 0) {
-        if (scored) {
-          const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of_first) + item);
-          marks[i] = lists(0) ? here : 0;
-        }
-        continue;
+      if (H == 0 && scored) {
+        const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of_first) + item);
+        marks[i] = lists(0) ? here : 0;
       }
 #pragma unroll
-      for (int h = 0; h < marked; h++)
+      for (int h = 0; h < H; h++)
         scores[i][h].raw[0] = __ldcg(reinterpret_cast<const uint4*>(
                                          s.scores + (of_first + int64_t(min(h, heads - 1)) * s.max_blocks) * block_tokens) +
                                      8 * b[i] + eighth);
@@ -304,30 +328,7 @@ __device__ int Slice<T, D, H>::find_tokens() {
       own[i] = any_all ? visible : listed_here;
       count += __popc(own[i]) << 16 * i;
       if (mixed && item < items) reinterpret_cast<uint8_t*>(m.group)[8 * b[i] + eighth] = uint8_t(listed_here);
-      if constexpr (H == 0) continue;
-      // Sums of whole blocks are known. What has no estimate is listed, or not visible.
-      const unsigned any_listed = __ballot_sync(~0u, listed_here != 0);
-      if (any_listed == 0) continue;
-      const unsigned counts = visible & ~listed_here;
-#pragma unroll
-      for (int h = 0; h < marked; h++) {
-        if (h >= heads) break;
-        const Head& head = m.heads[h];
-        const float base = m.bases[h][b[i]];
-        float sum = 0;
-        if (head.softcap == 0) {
-#pragma unroll
-          for (int j = 0; j < 8; j++) {
-            const float weight = exp2_fast(fmaf(x[h][j], head.unit2, base));
-            if (counts >> j & 1) sum += weight;
-          }
-        } else {
-          sum = sum_softly(head, base, x[h], counts);
-        }
-#pragma unroll
-        for (int o = 1; o < 8; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
-        if (eighth == 0 && item < items && (any_listed >> lane() & 0xFF) != 0) m.rest[h][b[i]] = lists(h) ? sum : 0.0f;
-      }
+      if constexpr (H != 0) leave_rest(b[i], item < items, listed_here, visible & ~listed_here, x);
     }
     if (any_all) {
       for (int i = 0; i < ahead; i++)
@@ -557,6 +558,7 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
           *reinterpret_cast<float4*>(&m.values[warp()][kept][64 * c + 8 * (2 * t + i) + j]) = make_float4(
               (sums[c][j][i] + sums[c][j][2 + i]) * by, (sums[c][j + 1][i] + sums[c][j + 1][2 + i]) * by,
               (sums[c][j + 2][i] + sums[c][j + 2][2 + i]) * by, (sums[c][j + 3][i] + sums[c][j + 3][2 + i]) * by);
+  if (H != 0 && rest) __syncthreads();
 }
 
 // The means by what is not listed, and by what the low tokens weigh.
