@@ -136,9 +136,22 @@ struct Slice {
   __device__ bool lists(int h) const { return m.heads[h].reading == reads_list; }
   __device__ int64_t block_at(int h, int b) const { return s.blocks_at(row, first_head + h) + first + b; }
 
+  // What has to be read of the estimates before anything else can be done: asked for as soon as they are there. Of one
+  // block, and eight scores of each of the blocks that are looked at in one turn, when these are all.
+  static constexpr int in_turn = H == 4 ? 1 : 2;
+  struct Estimates {
+    float2 sums[marked];
+    double centres[marked];
+    Eight<int16_t> scores[in_turn][marked];
+  };
+  __device__ bool one_turn() const { return 8 * n <= in_turn * threads; }
+  __device__ void load_block(int b, Estimates& to) const;
+  __device__ void load_scores(int i, int b, Estimates& to) const;
+  __device__ void load_first(Estimates& to) const;
+
   __device__ void store_queries();
-  __device__ int find_blocks();
-  __device__ int find_tokens();
+  __device__ int find_blocks(Estimates& known);
+  __device__ int find_tokens(Estimates& known);
   __device__ void leave_rest(int b, bool real, unsigned listed, unsigned counts, const float (&x)[marked][8]);
   __device__ void add_low(int from, int end);
   __device__ void attend_to(int listed);
@@ -208,32 +221,52 @@ __device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, const View& vie
   return bits;
 }
 
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::load_block(int b, Estimates& to) const {
+#pragma unroll
+  for (int h = 0; h < H; h++) {
+    const int64_t at = block_at(min(h, heads - 1), min(b, n - 1));
+    to.sums[h] = __ldcg(s.sums + at), to.centres[h] = __ldcg(s.centres + at);
+  }
+}
+
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::load_scores(int i, int b, Estimates& to) const {
+#pragma unroll
+  for (int h = 0; h < H; h++)
+    to.scores[i][h].raw[0] =
+        __ldcg(reinterpret_cast<const uint4*>(s.scores + block_at(min(h, heads - 1), b) * block_tokens) + threadIdx.x % 8);
+}
+
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::load_first(Estimates& to) const {
+  if (H == 0 || n == 0) return;
+  load_block(threadIdx.x, to);
+  if (one_turn())
+#pragma unroll
+    for (int i = 0; i < in_turn; i++) load_scores(i, min((int(threadIdx.x) + i * threads) / 8, n - 1), to);
+}
+
 // What is known of blocks before their scores are looked at, a thread having a block: which may have a token to list, what
 // their scores stand for, and their estimated weights. Returns how many may.
 template <class T, int D, int H>
-__device__ int Slice<T, D, H>::find_blocks() {
+__device__ int Slice<T, D, H>::find_blocks(Estimates& known) {
 #pragma unroll 1
   for (int b = int(threadIdx.x); b - lane() < n; b += threads) {
     const int here = min(b, n - 1), token = (first + here) * block_tokens;
-    float2 sums[marked];
-    double centres[marked];
-#pragma unroll
-    for (int h = 0; h < marked; h++) {
-      const int64_t at = block_at(min(h, heads - 1), here);
-      sums[h] = __ldcg(s.sums + at), centres[h] = __ldcg(s.centres + at);
-    }
+    if (b >= threads) load_block(b, known);
     // What is read in any case, and what may be listed otherwise: from a lower score on, or by a head that is not attended
     // to here.
     bool may = token < s.sinks || token + block_tokens > view.estimated || first + here == view.hidden_block || any_all ||
-               heads < s.group;
+               heads < s.group || one_turn();
 #pragma unroll
     for (int h = 0; h < marked; h++) {
       if (h >= heads) break;
       const Head& head = m.heads[h];
-      may |= lists(h) && sums[h].x >= head.reached;
-      m.offsets[h][here] = int16_t(offset_of(head, centres[h]));
-      m.bases[h][here] = base_of(s, head, centres[h]);
-      m.rest[h][here] = lists(h) ? sums[h].y * exp2_fast(sums[h].x - head.top) : 0.0f;
+      may |= lists(h) && known.sums[h].x >= head.reached;
+      m.offsets[h][here] = int16_t(offset_of(head, known.centres[h]));
+      m.bases[h][here] = base_of(s, head, known.centres[h]);
+      m.rest[h][here] = lists(h) ? known.sums[h].y * exp2_fast(known.sums[h].x - head.top) : 0.0f;
       m.low[h][here] = 0;
     }
     const unsigned all = __ballot_sync(~0u, may && b < n);
@@ -241,6 +274,7 @@ __device__ int Slice<T, D, H>::find_blocks() {
     if (!may && b < n && first_head == g * s.group) s.marks[block_at(0, b)] = 0;
   }
   __syncthreads();
+  if (one_turn()) return n;  // whatever they may
   const int words = (n + 31) / 32;
   int before = 0;
 #pragma unroll 1
@@ -282,9 +316,10 @@ __device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, un
 
 // Which tokens are read; what of a block is not. Eight lanes have a block. Returns how many are read.
 template <class T, int D, int H>
-__device__ int Slice<T, D, H>::find_tokens() {
-  constexpr int ahead = H == 4 ? 1 : 2;
-  const int active = H != 0 ? find_blocks() : n;
+__device__ int Slice<T, D, H>::find_tokens(Estimates& known) {
+  constexpr int ahead = in_turn;
+  const int active = H != 0 ? find_blocks(known) : n;
+  const bool all_active = H == 0 || active == n;
   const int items = 8 * active, eighth = threadIdx.x % 8;
   const int64_t of_first = block_at(0, 0);
   const int first_token = first * block_tokens;
@@ -293,20 +328,15 @@ __device__ int Slice<T, D, H>::find_tokens() {
   for (int base = int(threadIdx.x), turn = 0; base - int(threadIdx.x) < items; base += ahead * threads, turn++) {
     unsigned marks[ahead] = {}, own[ahead];
     int b[ahead], count = 0;  // counts of 16 bits
-    Eight<int16_t> scores[ahead][marked];
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
       const int item = min(base + i * threads, items - 1);
-      b[i] = H != 0 ? m.active[item / 8] : item / 8;
+      b[i] = all_active ? item / 8 : m.active[item / 8];
+      if (H != 0 && !one_turn()) load_scores(i, b[i], known);
       if (H == 0 && scored) {
         const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of_first) + item);
         marks[i] = lists(0) ? here : 0;
       }
-#pragma unroll
-      for (int h = 0; h < H; h++)
-        scores[i][h].raw[0] = __ldcg(reinterpret_cast<const uint4*>(
-                                         s.scores + (of_first + int64_t(min(h, heads - 1)) * s.max_blocks) * block_tokens) +
-                                     8 * b[i] + eighth);
     }
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
@@ -315,7 +345,7 @@ __device__ int Slice<T, D, H>::find_tokens() {
       if constexpr (H != 0) {
 #pragma unroll
         for (int h = 0; h < marked; h++) {
-          to_f32(scores[i][h], x[h]);
+          to_f32(known.scores[i][h], x[h]);
           if (h < heads) marks[i] |= listed_of(m.heads[h], view, first + b[i], m.offsets[h][b[i]], x[h]);
         }
         if (heads < s.group) marks[i] = listed_by_all(s, view, row, g, 8 * (first + b[i]) + eighth);
@@ -376,14 +406,14 @@ __device__ void Slice<T, D, H>::add_low(int from, int end) {
     float sum = 0;
 #pragma unroll 1
     for (int at = max(int(m.starts[a]), from); at < last; at++) sum += m.weights[h][at - from];
-    m.low[h][m.active[a]] += sum;
+    m.low[h][actives == n ? a : m.active[a]] += sum;
   }
 }
 
 // A warp's tiles: exact scores, weights, values. Leaves the sums of values in m.values, relative to the slice's maximum.
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::attend_to(int listed) {
-  constexpr bool early = D * int(sizeof(T)) <= 256;  // whether there are registers for values beside keys
+  constexpr bool early = H == 0 && D * int(sizeof(T)) <= 256;  // whether there are registers for values beside keys
   const int r = lane() / 4, t = lane() % 4, h = min(head_of(r), heads - 1);
   const Head& head = m.heads[h];
   const bool ours = head_of(r) < heads, low_row = is_low(r), lists_only = mixed && lists(h),
@@ -432,7 +462,15 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
         }
       }
     };
-    if (early) load_values();
+    if (early) {
+      load_values();
+    } else if (r == 0) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const char* from = s.v.row(view.sequence, g, first * block_tokens + tokens[i / 2][i % 2]);
+        for (int c = 0; c < D * int(sizeof(T)) && c < s.head_dim * int(sizeof(T)); c += 128) prefetch_to_l2(from + c);
+      }
+    }
     int scores[2][2] = {}, offsets[2][2] = {};
     if (has_low)
 #pragma unroll
@@ -575,12 +613,14 @@ __device__ void Slice<T, D, H>::add_means(const float* tops) {
     float scales[ahead];
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
+      if (base - lane() / lanes + i * step >= n) break;
       const int64_t place = s.codes.place(s.k, view.sequence, first + min(base + i * step, n - 1));
       raw[i].load(s.codes.mean.at<int16_t>(place, g) + mine);
       scales[i] = __ldg(s.codes.mean_scale.at<float>(place, g));
     }
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
+      if (base - lane() / lanes + i * step >= n) break;
       const int b = min(base + i * step, n - 1);
       const bool counts = base + i * step < n && first + b != view.hidden_block;
       float x[8];
@@ -690,6 +730,8 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   of.store_queries();
   wait_for_previous();
   if (scored) of.view = view = s.views[row];
+  typename Slice<T, D, H>::Estimates known;
+  of.load_first(known);
   if (threadIdx.x < 8) {
     Head head{};
     head.reading = scored || view.dense ? reads_short : reads_list;
@@ -706,7 +748,7 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   of.mixed = of.any_all && any_list;
   of.rest = H != 0 && any_list;
   const int listed =
-      of.any_all && !any_list ? max(0, min(view.tokens - first * block_tokens, of.n * block_tokens)) : of.find_tokens();
+      of.any_all && !any_list ? max(0, min(view.tokens - first * block_tokens, of.n * block_tokens)) : of.find_tokens(known);
   of.attend_to(listed);
   float tops[Memory::marked];
 #pragma unroll
