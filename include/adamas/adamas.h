@@ -127,7 +127,7 @@ typedef struct adamas_config {
   double max_noise;     /* a head whose estimate is noisier (variance of a score) is read densely; 0: never */
   double min_mass;      /* a head that reads less of the softmax than this reads more tokens, at last all; 0: never */
   int64_t dense_layers; /* layers [0, dense_layers) are dense; 0 */
-  int64_t min_context;  /* visible tokens below which a step is dense */
+  int64_t min_context;  /* visible tokens below which a step is dense; 0: none */
   int32_t rows;         /* adamas_rows_mode */
   int32_t stats;        /* 1: doors print a summary at exit */
 } adamas_config;
@@ -393,8 +393,9 @@ typedef struct adamas_step_times {
  * With ADAMAS_BUDGET_AUTO the other tokens count as well, as the rest: with weights estimated from the codes of K, corrected
  * by the factor that the tokens read show, at their blocks' mean values, moved by what the lowest tokens read show
  * (docs/quality.md). Rows that a step shows and that were never appended are encoded on sight. A row that may see at most
- * `budget` tokens (ADAMAS_AUTO_TOKENS, when it is automatic), or fewer than `min_context`, is computed densely. A row that
- * may see no token gives 0 and lse -inf. */
+ * `budget` tokens (ADAMAS_AUTO_TOKENS, when it is automatic), or fewer than `min_context`, is computed densely; on a GPU,
+ * unless min_context is 0, as well where that is faster for the plan's shape (docs/gpu.md). A row that may see no token gives
+ * 0 and lse -inf. */
 typedef struct adamas_step_params {
   uint32_t struct_size; /* sizeof(adamas_step_params) */
   int32_t threads;      /* 1 to the plan's max_threads */

@@ -288,6 +288,13 @@ class DeviceCache final : public Cache {
   DeviceMemory memory_;
 };
 
+// Tokens of a row below which reading all of K and V takes less time than a step that chooses: what its launches take is
+// most of its cost. On an H200 one row is dense in 13 us and 0.25 a megabyte, and sparse in some 35 and 0.04; of more rows
+// each adds less than that. So it pays from 100 MB on for one row, from 43 MB for each of eight: 24,414 tokens of 8 KV heads
+// x 128 in f16, 6,103 of 32. kv_bytes: of a token's K and V.
+constexpr int64_t dense_until(int64_t rows, int64_t kv_bytes) { return (65 + 35 * rows) * 1'000'000 / rows / kv_bytes; }
+static_assert(dense_until(1, 8 * 128 * 2 * 2) == 24414 && dense_until(1, 32 * 128 * 2 * 2) == 6103);
+
 class DevicePlan final : public Plan {
  public:
   DevicePlan(const adamas_config& config, const adamas_plan_params& params) : Plan(config, params) {
@@ -316,7 +323,6 @@ class DevicePlan final : public Plan {
     s.sinks = int(config.sinks < params.max_tokens ? config.sinks : params.max_tokens);
     s.recent = int(config.recent < params.max_tokens ? config.recent : params.max_tokens);
     if (ranks) s.sinks = s.recent = 0;
-    s.min_context = config.min_context;
     s.log2_share = float(std::log2(config.share));
     s.manhattan = config.estimator == ADAMAS_ESTIMATOR_MANHATTAN;
     s.query_threshold = coding_of(config) == Coding::paper ? paper_threshold : 0.0f;
@@ -348,6 +354,11 @@ class DevicePlan final : public Plan {
     workspace(static_cast<char*>(p.workspace), s);
     s.rows = int(p.rows);
     s.query_rows = int(p.batch * p.rows);
+    s.min_context = config.min_context;
+    if (s.min_context > 0) {
+      const int64_t kv_bytes = 2 * s.kv_heads * row_bytes(DType(p.k.dtype), s.head_dim);
+      s.min_context = std::max(s.min_context, dense_until(max_rows(), kv_bytes));
+    }
     s.all_dense = config.policy == ADAMAS_POLICY_FULL || cache.params.layer < config.dense_layers;
     if (s.all_dense) s.policy = ADAMAS_POLICY_FULL;
     s.causal = p.causal != 0;
