@@ -57,7 +57,8 @@ int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, u
   const int16_t lower = score_reaching(head.scale, least + std::log(hidden_rows_share));
   mark_reaching(head.scores, head.blocks, bound, nullptr, 0, marked);
   const int64_t fewest = fewest_blocks(head.blocks), most = most_blocks(head.blocks);
-  // An edge lies between the bound and an eighth of an octave above it: if so many blocks reach that, nothing moves the bound.
+  // An edge lies between the bound and an eighth of an octave above it: if so many blocks reach that, nothing moves the
+  // bound.
   const int16_t above = score_reaching(head.scale, least + std::numbers::ln2 / edges_of_octave);
   int64_t reaching = 0, surely = 0;
   for (int64_t b = 0; b < head.blocks; b++) {

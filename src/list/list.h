@@ -6,7 +6,8 @@
 //
 //   total       log( sum_t exp(s^_t) + sum_always exp(s_t) )  s^_t: what S_t stands for
 //   least       total + log(share) - sqrt(noise)              of the estimates of tokens that may have a share of `share`
-//   edge(k)     the highest of the edges that k blocks have an estimate at; the edges are the weights of the highest estimate
+//   edge(k)     the highest of the edges that k blocks have an estimate at; the edges are the weights of the highest
+//   estimate
 //               times 2^(-1/8), 2^(-2/8), ... 2^-64, and the last one counts as reached
 //   bound       the lowest score S whose s^ is at least `least`, but no less than edge(most_blocks) and no more than
 //               edge(fewest_blocks)
@@ -26,8 +27,8 @@
 
 namespace adamas {
 
-// Of a row's blocks, those that have a candidate. So no count of tokens is needed, which a GPU had to look through all scores
-// for. Of a head with few important tokens; the factor and the lean are measured at the lowest of them.
+// Of a row's blocks, those that have a candidate. So no count of tokens is needed, which a GPU had to look through all
+// scores for. Of a head with few important tokens; the factor and the lean are measured at the lowest of them.
 constexpr int64_t fewest_blocks(int64_t blocks) { return blocks < 64 ? (blocks + 3) / 4 : 16; }
 // Of a flat head. No head of the three models asks for that many (docs/quality.md).
 constexpr int64_t most_blocks(int64_t blocks) { return blocks / 4 > 1024 ? blocks / 4 : 1024; }

@@ -46,8 +46,7 @@ void BM_measure_and_lean(benchmark::State& state) {
     weights = exact;
     const Measured measured =
         measure_rest(list, scores.data(), sums.data(), weights.data(), estimated.data(), guesses.data());
-    lean_rest(list, measured, estimated.data(), weights.data(), sums.data(), low_positions.data(),
-              low_weights.data());
+    lean_rest(list, measured, estimated.data(), weights.data(), sums.data(), low_positions.data(), low_weights.data());
     benchmark::DoNotOptimize(weights.data());
   }
   bench::rates(state, count, count * 14);

@@ -299,8 +299,8 @@ void SumLow(const int16_t* estimated, int16_t bound, int16_t top, const float* g
 }
 
 // The low tokens' weights grow by a factor; their positions, and by how much, are gathered. Returns how many.
-int64_t GrowLow(const int16_t* estimated, int16_t bound, int16_t top, float factor, const int32_t* positions,
-                int64_t count, float* weights, int32_t* low_positions, float* low_weights) {
+int64_t GrowLow(const int16_t* estimated, int16_t bound, int16_t top, float factor, const int32_t* positions, int64_t count,
+                float* weights, int32_t* low_positions, float* low_weights) {
   const F32 d;
   const I32 di;
   int64_t written = 0;

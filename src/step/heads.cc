@@ -87,8 +87,8 @@ Measured measure(const Row& row, int h, const HeadList& list, HeadScratch& scrat
 }
 
 void lean_towards(const Row& row, int h, const HeadList& list, const Measured& measured, HeadScratch& scratch) {
-  lean_rest(list, measured, scratch.estimated.get(), row.weights(h), row.sums(h),
-            scratch.low_positions.get(), scratch.low_weights.get());
+  lean_rest(list, measured, scratch.estimated.get(), row.weights(h), row.sums(h), scratch.low_positions.get(),
+            scratch.low_weights.get());
 }
 
 // A head's sums: what was read, and where it is not NaN the rest.

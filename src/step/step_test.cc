@@ -15,9 +15,10 @@
 #include "codes/codes.h"
 #include "core/testing.h"
 #include "estimate/estimate_ref.h"
+#include "list/list.h"
+#include "list/list_ref.h"
 #include "rest/rest_ref.h"
 #include "select/select_ref.h"
-#include "list/list.h"
 
 #pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // the pair below is one
 // Every allocation of this program's objects is counted, so that a test can say that a step makes none: the linker puts
@@ -1021,17 +1022,18 @@ struct ReferenceList {
       else
         total += ref::weight(e, scores.score[t]);
     }
-    const double share = f.config.share * std::exp(-std::sqrt(noise)) * total;
+    const double of_softmax = f.config.share * std::exp(-std::sqrt(noise)) * total;
+    const HeadEstimates head{e, scores.score.data(), blocks_of(tokens), nullptr};
+    const double share = std::min(of_softmax, std::exp(ref::edge(head, fewest_blocks(head.blocks))));
     for (int64_t t = 0; t < tokens; t++) {
-      const double of_block = mixed != nullptr && (*mixed)[t / block_tokens] ? hidden_rows_share : 1;
-      shares.push_back(always[t] ? INFINITY : ref::weight(e, scores.score[t]) / (share * of_block));
+      const bool is_mixed = mixed != nullptr && (*mixed)[t / block_tokens] != 0;
+      const double least = is_mixed ? std::min(share, of_softmax * hidden_rows_share) : share;
+      shares.push_back(always[t] ? INFINITY : ref::weight(e, scores.score[t]) / least);
     }
 
     std::vector<double> list_scores;
-    int16_t bound = always_score;
-    for (int64_t t = 0; t < tokens; t++)
-      if (scores.score[t] != hidden_score && ref::weight(e, scores.score[t]) >= share)
-        bound = std::min(bound, scores.score[t]);
+    int16_t bound = hidden_score + 1;
+    while (bound < always_score && ref::weight(e, bound) < share) bound++;
     for (int32_t t : selected) list_scores.push_back(exact(t));
     e.max = float(*std::max_element(list_scores.begin(), list_scores.end()));
     const HeadList list{e,
@@ -1095,8 +1097,9 @@ TEST_P(StepTest, AListAndARestAreWhatTheReferenceSays) {
             EXPECT_EQ(f.selection(h), list) << "one list for all heads";
             heads.emplace_back(f, p, h, length, which, double(noise[h]), list);
             EXPECT_NEAR(f.lse[h], heads[h].lse,
-                        2e-2);  // which tokens weigh twice the least is a matter of four percent (rest_test.cc is stricter)
-            EXPECT_NEAR(mass[h], heads[h].mass, 2e-2);
+                        5e-2);  // the total is right within four percent, and with it which tokens are low (rest_test.cc is
+                                // stricter)
+            EXPECT_NEAR(mass[h], heads[h].mass, 4e-2);
             for (int d = 0; d < head_dim; d++)
               ASSERT_NEAR(f.out[h * head_dim + d], heads[h].out[d], 5e-2) << "head " << h << ", dimension " << d;
           }

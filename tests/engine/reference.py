@@ -154,6 +154,14 @@ def best(score, count):
     return chosen
 
 
+def edge(highest, k):
+    """The highest of the edges, an eighth of an octave apart below the highest estimate, that k of the blocks' reach, or the last."""
+    for i in range(1, 513):
+        at = highest.max() - i / 8 * np.log(2)
+        if i == 512 or (highest > at).sum() >= k:
+            return at
+
+
 def weights_of_list(guess, bound, exact, listed, mixed):
     """src/rest/rest.h: of one head and row, the weights of listed values [tokens] and of the blocks' means."""
     seen = len(guess)
@@ -162,9 +170,9 @@ def weights_of_list(guess, bound, exact, listed, mixed):
     w = np.where(listed, np.exp(exact - max_exact), 0)
     estimated = np.exp(guess - max_guess)  # 0 of tokens without an estimate
     own = listed & (guess >= bound)
-    low = own & (estimated <= 2 * estimated[own].min())
-    low = low if low.sum() >= 16 else own
-    factor = min(w[low].sum() / estimated[low].sum(), 5 * np.exp(min(max_guess - max_exact, 30)))
+    low = own & (guess <= bound + np.log(2))
+    expected = np.exp(min(max_guess - max_exact, 30))
+    factor = min(w[low].sum() / estimated[low].sum(), 5 * expected) if low.any() else expected
     total = np.bincount(block, np.where(listed, 0, factor * estimated))
     total[mixed] = 0  # what is left of them counts as what was attended to
     low = low & ~mixed[block]
@@ -216,11 +224,12 @@ def attention_of(case):
                     own = np.where(always, -np.inf, score[:seen])
                     guess = scale * (unit * own + highest)
                     total = np.exp(guess).sum() + np.exp(s[always]).sum()
-                    bound = np.log(SHARES[case] * total) - np.sqrt(noise)
-                    candidate = guess >= bound + np.where(mixed[np.arange(seen) // BLOCK], np.log(1 / 8), 0)
-                    if not 64 <= candidate.sum() <= max(2048, seen // 16):
-                        candidate = best(own, max(64, min(candidate.sum(), max(2048, seen // 16)))) & ~always
-                        bound = guess[candidate].min()
+                    least = np.log(SHARES[case] * total) - np.sqrt(noise)
+                    blocks = -(-seen // BLOCK)
+                    highest_of = np.maximum.reduceat(guess, np.arange(0, seen, BLOCK))
+                    bound = min(max(least, edge(highest_of, max(1024, blocks // 4))),
+                                edge(highest_of, 16 if blocks >= 64 else (blocks + 3) // 4))
+                    candidate = guess >= np.where(mixed[np.arange(seen) // BLOCK], np.minimum(bound, least + np.log(1 / 8)), bound)
                     union |= candidate
                     listing.append((head, guess, bound, s))
                     continue
