@@ -198,11 +198,11 @@ def test_work_goes_into_the_current_stream():
         torch.cuda._sleep(50_000_000)
         late_k.copy_(k)
         late_cache.append(0, 0, 4000, late_k, v)
-        late_cache.truncate(0, 3000)
-        out = attend(plan, late_cache, q, late_k, v, lengths - 1000)[0]
+        late_cache.truncate(0, 3008)
+        out = attend(plan, late_cache, q, late_k, v, lengths - 992)[0]
     stream.synchronize()
-    append(cache, k, v, lengths - 1000, rows=3000)
-    assert torch.equal(out, attend(plan, cache, q, k, v, lengths - 1000)[0])
+    append(cache, k, v, lengths - 992, rows=3008)
+    assert torch.equal(out, attend(plan, cache, q, k, v, lengths - 992)[0])
 
 
 @pytest.mark.parametrize("page, layout", [(16, "NHD"), (64, "NHD"), (64, "HND"), (128, "NHD")])
@@ -288,7 +288,7 @@ def test_a_models_step_is_captured(way):
     """Decoding with a static cache, as a graph of the whole model: the logits of the same steps without."""
     transformers = pytest.importorskip("transformers")
     of, ids = model(), torch.randint(2, 97, (2, 3000), generator=torch.Generator().manual_seed(1)).to(GPU)
-    adamas.enable(of, budget=128)
+    adamas.enable(of)
     name = adamas.transformers.cache_parameter(of)
 
     def logits(captured):
@@ -315,5 +315,5 @@ def test_a_models_step_is_captured(way):
         return torch.stack(outs)
 
     torch._dynamo.reset()
-    torch.testing.assert_close(logits(True), logits(False), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(logits(True), logits(False), atol=5e-3, rtol=5e-3)
     adamas.disable(of)

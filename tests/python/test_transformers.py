@@ -180,12 +180,92 @@ def test_sparse_rows_are_near_the_models():
     assert (a.exp() * (a - b)).sum() < 0.02
 
 
+STATIC = pytest.mark.skipif(
+    not hasattr(transformers.cache_utils, "StaticLayer") or "cumulative_length" not in transformers.cache_utils.StaticLayer.__annotations__,
+    reason="static layers of this transformers do not know their length",
+)
+
+
+@STATIC
+@pytest.mark.parametrize("padding", [0, 70])
+def test_static_caches(padding):
+    ids = prompt(2)
+    mask = torch.ones_like(ids)
+    mask[1, :padding], ids[1, :padding] = 0, ids[1, :padding] * (padding == 0)
+    enabled = expect_same(made("llama"), ids, attention_mask=mask, cache_implementation="static")
+    assert enabled.stats["rows"] == 2 * 4 * 11 and enabled.stats["rows_dense"] == enabled.stats["rows"]
+
+
+def decode(model, forward, cache, steps=5):
+    """The logits of steps with a token each; they begin with the cache as it is."""
+    name = adamas.transformers.cache_parameter(model)
+    with torch.no_grad():
+        return torch.stack([forward(input_ids=torch.full((2, 1), 5 + i), **{name: cache}).logits for i in range(steps)])
+
+
+@STATIC
+def test_a_step_with_a_static_cache_is_traced_whole(monkeypatch):
+    """Sparse steps, compiled: the same logits, and K is not copied."""
+    import adamas.torch
+
+    model, ids, addresses = made("llama", num_hidden_layers=2), prompt(2, 900), set()
+    tell = adamas.torch.Cache.append_rows
+    monkeypatch.setattr(
+        adamas.torch.Cache, "append_rows", lambda self, k, *of, **more: (addresses.add(k.data_ptr()), tell(self, k, *of, **more))[1]
+    )
+    torch._dynamo.reset()
+    with adamas.enable(model, min_context=0) as enabled:
+        caches = [transformers.StaticCache(config=model.config, max_cache_len=1000) for _ in range(2)]
+        for cache in caches:
+            decode(model, lambda input_ids, **more: model(ids, **more), cache, 1)
+        plain = decode(model, model, caches[0])
+        addresses.clear()
+        traced = decode(model, torch.compile(model, fullgraph=True), caches[1])
+        assert addresses == {layer.keys.data_ptr() for layer in caches[1].layers}
+        assert enabled.stats["rows_sparse"] == 2 * 2 * 2 * 5
+    torch.testing.assert_close(traced, plain, atol=2e-3, rtol=1e-3)
+
+
+@STATIC
+def test_a_static_cache_is_cut_cleared_and_taken_over():
+    model, ids = made("llama", num_hidden_layers=2), prompt(2, 500)
+    name = adamas.transformers.cache_parameter(model)
+
+    def all_logits(sparse):
+        cache, outs = transformers.StaticCache(config=model.config, max_cache_len=600), []
+        with torch.no_grad():
+            if not sparse:
+                adamas.disable(model)
+            model(ids, **{name: cache})
+            if not sparse:
+                outs.append(decode(model, model, cache))
+                return cache, outs[0]
+            outs.append(decode(model, model, cache))
+            cache.crop(-5)
+            outs.append(decode(model, model, cache))
+            cache.reset()
+            model(ids, **{name: cache})
+            outs.append(decode(model, model, cache))
+        return cache, outs
+
+    with adamas.enable(model, budget=100, min_context=0) as enabled:
+        _, outs = all_logits(True)
+        assert enabled.stats["rows_sparse"] > 0
+        for other in outs[1:]:
+            torch.testing.assert_close(other, outs[0], atol=1e-5, rtol=1e-5)
+    cache, plain = all_logits(False)
+    cache.crop(-5)
+    with adamas.enable(model, **ALL) as enabled:  # a cache that was there before
+        torch.testing.assert_close(decode(model, model, cache), plain, atol=2e-3, rtol=1e-3)
+        assert enabled.stats["rows"] > 0
+
+
 def test_what_is_not_served_is_dense_and_said(caplog):
-    model = made("llama")
+    model = made("mistral-window")
     adamas.transformers._say_once.cache_clear()
-    plain = generate(model, prompt(), cache_implementation="static")
+    plain = generate(model, prompt())
     with adamas.enable(model, **ALL), caplog.at_level("WARNING"):
-        ours = generate(model, prompt(), cache_implementation="static")
+        ours = generate(model, prompt())
     assert torch.equal(plain.sequences, ours.sequences)
     assert caplog.text.count("attended to densely") == 1
 

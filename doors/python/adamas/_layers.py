@@ -232,7 +232,7 @@ class AdamasStaticLayer(StaticLayer):  # type: ignore[misc]
             for b in range(self.keys.shape[0]):
                 self.codes.truncate(b, int(self.cumulative_length))
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)  # other tensors, of which nothing is known
         self.codes = None
 

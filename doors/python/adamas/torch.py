@@ -242,10 +242,10 @@ class BatchDecode:
         self._plan = Plan(
             q_heads, kv_heads, head_dim, max_tokens, config, device=device, max_rows=max_batch * rows, workspace=workspace
         )
-        of = {"device": self.caches[0].state.device}
-        self.table = torch.zeros(most, -(-max_tokens // page_tokens), dtype=torch.int32, **of)
-        self.lengths = torch.zeros(max_batch, dtype=torch.int64, **of)
-        self.sequences = torch.arange(max_batch, **of)
+        where = self.caches[0].state.device
+        self.table = torch.zeros(most, -(-max_tokens // page_tokens), dtype=torch.int32, device=where)
+        self.lengths = torch.zeros(max_batch, dtype=torch.int64, device=where)
+        self.sequences = torch.arange(max_batch, device=where)
         self.batch = 0
 
     def plan(self, indptr: Tensor, indices: Tensor, last_page_len: Tensor, sequences: Tensor | None = None) -> None:
