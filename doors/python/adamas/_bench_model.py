@@ -61,7 +61,10 @@ def add_arguments(parser):
     parser.add_argument("--sdpa", default="flash,cudnn,efficient", help="PyTorch's back ends (%(default)s)")
     parser.add_argument("--deviation", type=float, default=4.3, help="of made-up scores (%(default)s); random weights alone attend flatly")
     parser.add_argument("--keys", help="a file of `record`: keys, values and queries of a real model, repeated to the shape")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the forward, of all, before it is captured")
+    parser.add_argument(
+        "--compile", choices=["nothing", "parts", "all"], default="parts",
+        help="by torch.compile: norms, rotary embedding and MLP, as serving engines fuse them; or the whole forward, minutes (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--layers", type=int, help="of the model, instead of the shape's")
     parser.add_argument("--out", help="a file for the same figures as JSON")
 
@@ -136,6 +139,16 @@ def make_model(shape, layers, dtype, device, deviation):
     return model
 
 
+def fuse():
+    """Small kernels that follow each other become one, for all ways to attend alike."""
+    from transformers.models.llama import modeling_llama as of
+
+    options = {"fullgraph": True, "dynamic": False}
+    of.LlamaRMSNorm.forward = torch.compile(of.LlamaRMSNorm.forward, **options)
+    of.LlamaMLP.forward = torch.compile(of.LlamaMLP.forward, **options)
+    of.apply_rotary_pos_emb = torch.compile(of.apply_rotary_pos_emb, **options)
+
+
 def rows_of(config, tokens, batch, dtype, device, recorded):
     """K and V of as many layers as there is memory for; and the queries that go with them."""
     shape = (batch, config.num_key_value_heads, tokens + STEPS, config.hidden_size // config.num_attention_heads)
@@ -197,13 +210,11 @@ def cache_of(case, enabled):
             cache.layers[i] = fixed(StaticLayer(capacity), keys, values, there)
             continue
         layer = cache.layers[i] = fixed(AdamasStaticLayer(i, enabled, capacity), keys, values, there)
-        layer.lengths = torch.full((case.batch,), there, device=keys.device)
-        torch._dynamo.mark_static_address(layer.lengths)
+        layer.begin()
         if i < sets:
             codes.append(ops.Cache(keys.shape[1], keys.shape[3], capacity, case.batch, enabled.config, i, keys.device))
-            ops.append(codes[i], keys, values, layer.lengths, rows=there)
+            ops.append(codes[i], keys, values, layer.lengths(), rows=there)
         layer.codes = codes[i % sets]
-        keys.adamas_layer = layer
     return cache
 
 
@@ -225,6 +236,7 @@ class Step:
         with torch.no_grad():
             self.logits = forward()[:, -1].float().log_softmax(-1)  # and plans are made
         if compiled:
+            torch._dynamo.reset()
             forward = torch.compile(forward, fullgraph=True, dynamic=False)
 
         def run():
@@ -284,7 +296,7 @@ def measure(model, tokens, batch, dtype, device, arguments):
     wanted = [("none", "none", {})] + [(f"sdpa {name}", name, {}) for name in arguments.sdpa.split(",") if name]
     wanted += [("adamas", "adamas", {})] + [(f"adamas {text}", "adamas", settings_of(text)) for text in arguments.ours or []]
     steps, missing = {}, {}
-    compiled = arguments.compile and len(case.keys) == len(model.model.layers)  # not where K is two layers'
+    compiled = arguments.compile == "all" and len(case.keys) == len(model.model.layers)  # not where K is two layers'
     for name, kind, settings in wanted:
         try:
             steps[name] = Step(case, kind, settings, compiled)
@@ -306,7 +318,7 @@ def measure(model, tokens, batch, dtype, device, arguments):
     for x in found.values():
         x["over_sdpa"] = best / x["ms"] if best else None
     return {
-        "tokens": tokens, "batch": batch, "sets": len(case.keys), "layers": len(model.model.layers), "compiled": compiled, "found": found, "missing": missing,
+        "tokens": tokens, "batch": batch, "sets": len(case.keys), "layers": len(model.model.layers), "compiled": "all" if compiled else arguments.compile.replace("all", "nothing"), "found": found, "missing": missing,
     }  # fmt: skip
 
 
@@ -367,6 +379,8 @@ def model(arguments):
         torch.cuda.set_device(device)
         print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}, transformers {transformers.__version__}, {arguments.dtype}")
     print(f"\"none\" is the model without attention; over sdpa: the fastest of PyTorch's; divergence: of the next token from {arguments.sdpa.split(',')[0]}'s, nats\n")
+    if arguments.compile == "parts":
+        fuse()
     results = []
     for shape in arguments.shape.split(","):
         made = make_model(shape, arguments.layers, dtype, device, arguments.deviation)
@@ -386,7 +400,6 @@ def model(arguments):
 def clean(device):
     global current
     current = None
-    torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

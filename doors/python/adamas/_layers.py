@@ -195,7 +195,7 @@ class AdamasStaticLayer(StaticLayer):  # type: ignore[misc]
         super().__init__(max_cache_len)
         self.index, self.enabled = index, enabled
         self.codes: Any = None  # ops.Cache
-        self.lengths: Any = None  # int64 [batch] on the device
+        self.lengths_of_all: Any = None  # int64 [batch] on the device, of more than one sequence
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -204,17 +204,27 @@ class AdamasStaticLayer(StaticLayer):  # type: ignore[misc]
             self.codes = ops.Cache(
                 kv_heads, head_dim, tokens, batch, self.enabled.config, self.index, self.keys.device
             )
-        self.lengths = torch.zeros(self.keys.shape[0], dtype=torch.int64, device=self.keys.device)
-        torch._dynamo.mark_static_address(self.lengths)
+        self.begin()
+
+    def begin(self) -> None:
+        """Once there are keys and values."""
+        if self.keys.shape[0] > 1:
+            self.lengths_of_all = self.cumulative_length.repeat(self.keys.shape[0])
+            torch._dynamo.mark_static_address(self.lengths_of_all)
         self.keys.adamas_layer = self
+
+    def lengths(self) -> torch.Tensor:
+        """int64 [batch] on the device."""
+        return self.cumulative_length.reshape(1) if self.lengths_of_all is None else self.lengths_of_all
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         if self.codes is not None:
-            self.lengths.copy_(self.cumulative_length)
-            ops.append(self.codes, keys, values, self.lengths, key_states.shape[-2])
+            if self.lengths_of_all is not None:
+                self.lengths_of_all.copy_(self.cumulative_length)
+            ops.append(self.codes, keys, values, self.lengths(), key_states.shape[-2])
         return keys, values
 
     def served(self) -> str | None:
@@ -224,7 +234,7 @@ class AdamasStaticLayer(StaticLayer):  # type: ignore[misc]
     def attend(self, q: torch.Tensor, **options: Any) -> torch.Tensor:
         """Attention of q [batch, rows, q_heads, head_dim] to all rows: float32, of that shape. options: of ``ops.attend``."""
         plan = self.enabled.plan(q.shape[2], self.codes, q.shape[1], q.shape[0])
-        return ops.attend(plan, self.codes, q, self.keys, self.values, self.lengths, **options)[0]
+        return ops.attend(plan, self.codes, q, self.keys, self.values, self.lengths(), **options)[0]
 
     def crop(self, tokens: int) -> None:
         super().crop(tokens)

@@ -248,7 +248,6 @@ class Enabled:
             ours.lazy_initialization(layer.keys, layer.values)
             ours.update(layer.keys, layer.values)
             ours.cumulative_length.copy_(layer.cumulative_length)
-            ours.lengths.copy_(layer.cumulative_length)
         return ours
 
     def disable(self) -> None:
