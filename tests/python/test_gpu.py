@@ -260,12 +260,16 @@ def generate(of, ids, **options):
         return of.generate(ids, output_scores=True, return_dict_in_generate=True, do_sample=False, **{"max_new_tokens": 8, **options})
 
 
-@pytest.mark.parametrize("options", [{}, dict(num_beams=3), dict(cache_implementation="static")], ids=["dynamic", "beams", "static"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(num_beams=3), dict(cache_implementation="static", disable_compile=True), dict(cache_implementation="static")],
+    ids=["dynamic", "beams", "static", "static-compiled"],
+)
 def test_models_generate_the_same(options):
+    """The last one: transformers compiles the step and replays it as a graph of its own accord."""
     of, ids = model(), torch.randint(2, 97, (2, 300), generator=torch.Generator().manual_seed(1)).to(GPU)
-    if "cache_implementation" in options:
-        options["disable_compile"] = True
-    plain = generate(of, ids, **options)
+    plain = generate(of, ids, **{**options, "disable_compile": True})
+    torch._dynamo.reset()
     with adamas.enable(of, budget=100000) as enabled:
         ours = generate(of, ids, **options)
     assert enabled.stats["rows"] > 0

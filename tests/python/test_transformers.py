@@ -227,6 +227,27 @@ def test_a_step_with_a_static_cache_is_traced_whole(monkeypatch):
 
 
 @STATIC
+def test_generate_compiles_steps_with_static_caches():
+    """As it does on a GPU of its own accord. A padded batch gets its mask, also from a model that was compiled without."""
+    model, ids = made("llama", num_hidden_layers=2), prompt(2)
+    compiled = transformers.CompileConfig(fullgraph=True, mode="default")
+    compiled._compile_all_devices = True
+    torch._dynamo.reset()
+    with adamas.enable(model, **ALL) as enabled:
+        for padding, rows in ((0, 2 * 2 * 11), (70, 0)):
+            mask = torch.ones_like(ids)
+            mask[1, :padding], ids[1, :padding] = 0, ids[1, :padding] * (padding == 0)
+            before = enabled.stats.get("rows", 0)
+            ours = generate(model, ids, attention_mask=mask, cache_implementation="static", compile_config=compiled)
+            assert enabled.stats["rows"] - before == rows
+            with torch.no_grad():
+                model.set_attn_implementation("sdpa")
+                plain = generate(model, ids, attention_mask=mask)
+                model.set_attn_implementation("adamas")
+            assert torch.equal(plain.sequences, ours.sequences)
+
+
+@STATIC
 def test_a_static_cache_is_cut_cleared_and_taken_over():
     model, ids = made("llama", num_hidden_layers=2), prompt(2, 500)
     name = adamas.transformers.cache_parameter(model)
