@@ -181,7 +181,7 @@ def test_sparse_rows_are_near_the_models():
 
 
 STATIC = pytest.mark.skipif(
-    not hasattr(transformers.cache_utils, "StaticLayer") or "cumulative_length" not in transformers.cache_utils.StaticLayer.__annotations__,
+    not hasattr(transformers.cache_utils.StaticLayer(max_cache_len=1), "cumulative_length"),
     reason="static layers of this transformers do not know their length",
 )
 
@@ -275,7 +275,8 @@ def test_a_static_cache_is_cut_cleared_and_taken_over():
         for other in outs[1:]:
             torch.testing.assert_close(other, outs[0], atol=1e-5, rtol=1e-5)
     cache, plain = all_logits(False)
-    cache.crop(-5)
+    for layer in cache.layers:  # plain ones, which not every version can crop
+        layer.cumulative_length.sub_(5)
     with adamas.enable(model, **ALL) as enabled:  # a cache that was there before
         torch.testing.assert_close(decode(model, model, cache), plain, atol=2e-3, rtol=1e-3)
         assert enabled.stats["rows"] > 0

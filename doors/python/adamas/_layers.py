@@ -237,7 +237,9 @@ class AdamasStaticLayer(StaticLayer):  # type: ignore[misc]
         return ops.attend(plan, self.codes, q, self.keys, self.values, self.lengths(), **options)[0]
 
     def crop(self, tokens: int) -> None:
-        super().crop(tokens)
+        if tokens > 0:
+            raise ValueError(f"crop: {tokens}; the number of rows that go is said as a negative one")
+        self.cumulative_length.add_(tokens)
         if self.codes is not None:
             for b in range(self.keys.shape[0]):
                 self.codes.truncate(b, int(self.cumulative_length))
