@@ -171,6 +171,8 @@ def test_compressed_page_tables(page, layout):
         decode.append(kv, layer, rows=1000)
         out = decode.run(q, kv, layer, return_lse=True)
         assert torch.equal(out[0], expected[:, 0]) and torch.equal(out[1], lse[:, 0])
+    traced = torch.compile(lambda q, kv: decode.run(q, kv, 1), fullgraph=True, backend="aot_eager")
+    assert torch.equal(traced(q, tuple(paged)), expected[:, 0])
     decode.plan_table(table[:2], lengths[:2])
     assert torch.equal(decode.run(q[:2].half(), tuple(paged)), attend(plan, cache, q[:2, None].half(), k, v, lengths[:2])[0][:, 0].half())
     # Where codes go by page, a batch row is whatever its table says; else it says which sequence it is.
@@ -211,6 +213,9 @@ def test_what_is_wrong_is_said():
         append(cache, k, v, lengths, layout="DNH")
     with pytest.raises(ValueError, match="no Cache that is alive"):
         torch.ops.adamas.append(plan.handle, cache.state, k, v, lengths, 1, None, None, "HND")
+    if not adamas.gpu_names():
+        with pytest.raises(adamas.Error, match="device cuda: ."):
+            adamas.torch.Cache(KV_HEADS, DIM, 100, device="cuda")
     decode = BatchDecode(HEADS, KV_HEADS, DIM, 10, 16, 2, 64, device="cpu")
     with pytest.raises(ValueError, match="6 pages; max_tokens are 4"):
         decode.plan(torch.tensor([0, 6]), torch.arange(6), torch.tensor([1]))

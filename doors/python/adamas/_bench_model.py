@@ -56,10 +56,13 @@ def add_arguments(parser):
     parser.add_argument("--dtype", default="float16", help="of weights, K and V (%(default)s)")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1; cpu, without graphs (%(default)s)")
     parser.add_argument(
-        "--ours", action="append", metavar="SETTINGS", help="of Adamas, measured beside the defaults: budget=128,sinks=4; may be repeated"
-    )
+        "--ours", action="append", metavar="SETTINGS",
+        help="of Adamas, measured beside the defaults: budget=128,sinks=4; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--sdpa", default="flash,cudnn,efficient", help="PyTorch's back ends (%(default)s)")
-    parser.add_argument("--deviation", type=float, default=4.3, help="of made-up scores (%(default)s); random weights alone attend flatly")
+    parser.add_argument(
+        "--deviation", type=float, default=4.3, help="of made-up scores (%(default)s); random weights alone attend flatly"
+    )
     parser.add_argument("--keys", help="a file of `record`: keys, values and queries of a real model, repeated to the shape")
     parser.add_argument(
         "--compile", choices=["nothing", "parts", "all"], default="parts",
@@ -303,7 +306,8 @@ def measure(model, tokens, batch, dtype, device, arguments):
         except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
             if kind == "adamas":
                 raise
-            missing[name] = str(error).split("\n")[0]  # a back end that does not serve this; the others are measured all the same
+            # A back end that does not serve this; the others are measured all the same.
+            missing[name] = str(error).split("\n")[0]
     for _ in range(ROUNDS):
         for step in steps.values():
             step.measure()
@@ -311,7 +315,11 @@ def measure(model, tokens, batch, dtype, device, arguments):
     found = {}
     for name, step in steps.items():
         seconds = statistics.median(step.seconds)
-        found[name] = {"ms": 1000 * seconds, "range": [1000 * min(step.seconds), 1000 * max(step.seconds)], "tokens_per_second": batch / seconds}
+        found[name] = {
+            "ms": 1000 * seconds,
+            "range": [1000 * min(step.seconds), 1000 * max(step.seconds)],
+            "tokens_per_second": batch / seconds,
+        }
         if exact is not None and name != "none":
             found[name]["divergence"] = (exact.exp() * (exact - step.logits)).sum(-1).mean().item()
     best = min((x["ms"] for name, x in found.items() if name.startswith("sdpa")), default=None)
@@ -327,7 +335,8 @@ def show(shape, result):
     if "why" in result:
         print(f"{head}: {result['why']}")
         return
-    print(head + (f"; K and V of {result['sets']} layers, which the {result['layers']} share" if result["sets"] < result["layers"] else ""))
+    shared = f"; K and V of {result['sets']} layers, which the {result['layers']} share"
+    print(head + (shared if result["sets"] < result["layers"] else ""))
     print(f"  {'attention':24} {'ms a step':>10} {'range':>17} {'tokens/s':>9} {'over sdpa':>9} {'divergence':>10}")
     for name, x in result["found"].items():
         ratio = f"{x['over_sdpa']:8.2f}x" if x["over_sdpa"] else ""
@@ -377,8 +386,9 @@ def model(arguments):
             sys.exit("there is no GPU; --device cpu measures without one")
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-        print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}, transformers {transformers.__version__}, {arguments.dtype}")
-    print(f"\"none\" is the model without attention; over sdpa: the fastest of PyTorch's; divergence: of the next token from {arguments.sdpa.split(',')[0]}'s, nats\n")
+        print(f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"{arguments.dtype}, compiled: {arguments.compile}. \"none\" is the model without attention; over sdpa: over the fastest of")
+    print(f"PyTorch's; divergence: of the next token from {arguments.sdpa.split(',')[0]}'s, in nats.\n")
     if arguments.compile == "parts":
         fuse()
     results = []
@@ -394,7 +404,8 @@ def model(arguments):
         clean(device)
     if arguments.out:
         with open(arguments.out, "w", encoding="utf-8") as file:
-            json.dump({"arguments": {k: v for k, v in vars(arguments).items() if k != "run"}, "results": results}, file, indent=1)
+            of = {name: value for name, value in vars(arguments).items() if name != "run"}
+            json.dump({"arguments": of, "results": results}, file, indent=1)
 
 
 def clean(device):

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from ._library import ffi, lib
+from ._library import Error, ffi, lib, text
 
 _NUMBERS = {"cpu": "CPU", "reference": "REFERENCE", "cuda": "CUDA"}
 
@@ -22,10 +22,11 @@ class Device:
         self.is_gpu = kind == "cuda"
         self.name = kind
         if self.is_gpu:
+            if lib.adamas_gpu_count() == 0:
+                raise Error(f"device cuda: {text(lib.adamas_gpu_reason())}", "unsupported")
             import torch
 
-            if lib.adamas_gpu_count() > 0:
-                self.name = f"cuda:{index or torch.cuda.current_device()}"
+            self.name = f"cuda:{index or torch.cuda.current_device()}"
 
     def holds(self, array: Any) -> bool:
         """Whether an array of NumPy's or a tensor lies in its memory."""

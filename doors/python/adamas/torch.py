@@ -77,7 +77,8 @@ def _pages(table: Tensor | None, k: Tensor, layout: str) -> Pages | None:
 @torch.library.custom_op(
     "adamas::append",
     mutates_args=("state",),
-    schema="(int cache, Tensor(a!) state, Tensor k, Tensor v, Tensor lengths, int rows, Tensor? sequences, Tensor? table, str layout) -> ()",
+    schema="(int cache, Tensor(a!) state, Tensor k, Tensor v, Tensor lengths, int rows, Tensor? sequences, Tensor? table, "
+    "str layout) -> ()",
 )
 def _append(
     cache: int,
@@ -101,7 +102,9 @@ def _(*args: Any) -> None:
 @torch.library.custom_op(
     "adamas::attend",
     mutates_args=(),
-    schema="(int plan, int cache, Tensor state, Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor? sequences, Tensor? table, str layout, bool causal, float? scale, float softcap, Tensor? mask, Tensor? slopes, Tensor? sink_logits, float k_scale, float v_scale) -> (Tensor, Tensor)",
+    schema="(int plan, int cache, Tensor state, Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor? sequences, Tensor? table, "
+    "str layout, bool causal, float? scale, float softcap, Tensor? mask, Tensor? slopes, Tensor? sink_logits, float k_scale, "
+    "float v_scale) -> (Tensor, Tensor)",
 )
 def _attend(
     plan: int,
@@ -284,10 +287,8 @@ class BatchDecode:
                 f"table: shape {tuple(table.shape)}, lengths: {tuple(lengths.shape)}; max_batch is {len(self.lengths)}, "
                 f"and max_tokens are {self.table.shape[1]} pages"
             )
-        if sequences is None or self.by_page:
-            self.sequences[:batch] = torch.arange(batch)
-        else:
-            self.sequences[:batch] = sequences
+        if not self.by_page:
+            self.sequences[:batch] = torch.arange(batch, device=self.sequences.device) if sequences is None else sequences
         self.table[self.sequences[:batch], :width] = table.to(self.table.device, torch.int32)
         self.lengths[:batch] = lengths
         self.batch = batch

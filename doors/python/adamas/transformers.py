@@ -7,10 +7,12 @@ densely, and said once.
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
 import logging
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ MOST_ROWS = 63  # of a sequence; more are a prompt
 log = logging.getLogger("adamas")
 
 
-_by_config: dict[int, Enabled] = {}  # by the id of a model's config, which masks are told of
+_by_config: dict[int, Callable[[], Enabled | None]] = {}  # weak, by the id of a model's config, which masks are told of
 
 
 @functools.lru_cache(None)
@@ -86,7 +88,7 @@ def _mask_of(attention_mask: torch.Tensor | None, batch: int, rows: int, tokens:
 def _mask(**given: Any) -> torch.Tensor | None:
     """sdpa's mask; or none, where rows are decoded whose caches are ours and that see all that came before them: ``attention``
     knows that from their lengths, and nothing depends on what a mask holds."""
-    enabled = _by_config.get(id(given.get("config")))
+    enabled = _by_config.get(id(given.get("config")), lambda: None)()
     padding = given.get("attention_mask")
     if (
         enabled is not None
@@ -101,9 +103,10 @@ def _mask(**given: Any) -> torch.Tensor | None:
 
 def _causal(key: torch.Tensor, rows: int, layer: Any) -> torch.Tensor | None:
     """The mask that ``_mask`` left out, for rows that are attended to densely: bool [1, 1, rows, tokens]."""
-    if rows == key.shape[2] or (rows == 1 and not isinstance(layer, AdamasStaticLayer)):
+    is_static = isinstance(layer, AdamasStaticLayer)
+    if layer is None or (not is_static and rows in (1, key.shape[2])):
         return None
-    length = layer.cumulative_length if isinstance(layer, AdamasStaticLayer) else key.shape[2]
+    length = layer.cumulative_length if is_static else key.shape[2]
     last = torch.arange(rows, device=key.device) + (length - rows)
     return (torch.arange(key.shape[2], device=key.device) <= last[:, None])[None, None]
 
@@ -180,40 +183,41 @@ class Enabled:
 
     def __init__(self, model: Any, config: Config, threads: int) -> None:
         self.model, self.config, self.threads = model, config, threads
-        self._plans: dict[tuple[int, ...], ops.Plan] = {}
-        self._counts: list[dict[str, float]] = []  # of all plans
+        self._plans: dict[tuple[int, ...], ops.Plan] = {}  # the largest of each shape
+        self._all_plans: list[ops.Plan] = []  # captured graphs work in the memory of smaller ones
         self._cache: Any = None  # weak: the last one
         self._before = model.config._attn_implementation
         self._parameter = cache_parameter(model)
         model.set_attn_implementation(NAME)
         self._hook = model.register_forward_pre_hook(self._prepare, with_kwargs=True)
         for config in (model.config, model.config.get_text_config()):
-            _by_config[id(config)] = self
+            _by_config[id(config)] = weakref.ref(self)
 
     def plan(self, q_heads: int, codes: ops.Cache, rows: int, batch: int) -> ops.Plan:
         """For steps of so many rows of each of a batch of sequences."""
-        key = (q_heads, codes.kv_heads, codes.head_dim, rows * batch)
+        most = 1 << (rows * batch - 1).bit_length()
+        key = (q_heads, codes.kv_heads, codes.head_dim, most)
         plan = self._plans.get(key)
         if plan is None or plan.max_tokens < codes.capacity:
-            plan = self._plans[key] = ops.Plan(
-                q_heads, codes.kv_heads, codes.head_dim, codes.capacity, self.config, self.threads, codes.device.name, rows * batch
-            )
-            self._counts.append(plan.counts)
+            of = (q_heads, codes.kv_heads, codes.head_dim, codes.capacity)
+            plan = self._plans[key] = ops.Plan(*of, self.config, self.threads, codes.device.name, most)
+            self._all_plans.append(plan)
         return plan
 
     @property
     def stats(self) -> dict[str, float]:
         """Counts of all steps: query rows, and on a CPU adamas_step_stats of the C header. What a graph replays is not counted."""
-        return {name: sum(of.get(name, 0) for of in self._counts) for name in {name for of in self._counts for name in of}}
+        total: collections.Counter[str] = collections.Counter()
+        for plan in self._all_plans:
+            total.update(plan.counts)  # type: ignore[arg-type]
+        return dict(total)
 
     def has_all_of(self, rows: int, tokens: int) -> bool:
-        """Whether the last cache is of our layers alone, and what ``rows`` more of it see are so many tokens."""
+        """Whether all layers of the last cache that have no window are ours, and ``rows`` more rows see so many of their tokens."""
         cache = self._cache() if self._cache is not None else None
-        if cache is None:
-            return False
-        return all(
-            isinstance(layer, (AdamasLayer, AdamasStaticLayer)) and layer.get_mask_sizes(rows)[0] == tokens
-            for layer in cache.layers
+        whole = [] if cache is None else [layer for layer in cache.layers if not getattr(layer, "is_sliding", False)]
+        return bool(whole) and all(
+            isinstance(layer, (AdamasLayer, AdamasStaticLayer)) and layer.get_mask_sizes(rows)[0] == tokens for layer in whole
         )
 
     def _prepare(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -254,7 +258,7 @@ class Enabled:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-            for key in [key for key, enabled in _by_config.items() if enabled is self]:
+            for key in [key for key, enabled in _by_config.items() if enabled() in (self, None)]:
                 del _by_config[key]
             self.model.set_attn_implementation(self._before)
             del self.model._adamas
