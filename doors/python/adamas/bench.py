@@ -1,7 +1,7 @@
 """``python -m adamas.bench``: tokens a second of models of transformers, with PyTorch's attention and through the library.
 
-``decode`` reads a text with a model of yours and decodes it further. ``model`` decodes with random weights of well-known shapes on a
-GPU, as CUDA graphs; ``record`` writes a real model's keys and queries for it.
+``decode`` reads a text with a model of yours and decodes it further. ``model`` decodes with random weights of well-known shapes
+on a GPU, as CUDA graphs; ``record`` writes a real model's keys and queries for it.
 """
 
 import argparse
