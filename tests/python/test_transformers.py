@@ -1,6 +1,9 @@
 """The door for transformers: tiny random models, beside the attention that they come with."""
 
 import copy
+import json
+import subprocess
+import sys
 
 import pytest
 
@@ -301,3 +304,28 @@ def test_a_model_is_as_before_afterwards():
     adamas.disable(model)
     assert model.config._attn_implementation == "eager" and not model._forward_pre_hooks
     assert torch.equal(generate(model, prompt()).sequences, before)
+
+
+@STATIC
+def test_the_benchmark_of_whole_models(tmp_path):
+    """Keys of a model are recorded, and serve another shape; what reads all of them gives PyTorch's tokens."""
+
+    def bench(*arguments):
+        done = subprocess.run([sys.executable, "-m", "adamas.bench", *map(str, arguments)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    made("llama").save_pretrained(tmp_path / "model")
+    bench("record", tmp_path / "model", "--tokens", 500, "--layers", 2, "--out", tmp_path / "keys.npz")
+    for keys in ([], ["--keys", tmp_path / "keys.npz"]):
+        text = bench(
+            "model", "--shape", "tiny", "--layers", 2, "--tokens", 700, "--batch", 2, "--dtype", "float32", "--device", "cpu",
+            "--sdpa", "flash,efficient", "--compile", "nothing", "--ours", "budget=1000", "--ours", "min_context=0,budget=32",
+            "--out", tmp_path / "figures.json", *keys,
+        )  # fmt: skip
+        [figures] = json.loads((tmp_path / "figures.json").read_text())["results"]
+        found = figures["found"]
+        assert set(found) == {"none", "sdpa flash", "adamas", "adamas budget=1000", "adamas min_context=0,budget=32"}
+        assert set(figures["missing"]) == {"sdpa efficient"} and "No viable backend" in text
+        assert abs(found["adamas budget=1000"]["divergence"]) < 1e-5 < found["adamas min_context=0,budget=32"]["divergence"]
+        assert all(x["tokens_per_second"] == pytest.approx(2000 / x["ms"]) for x in found.values())

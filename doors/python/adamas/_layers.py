@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,18 +14,6 @@ if TYPE_CHECKING:
     from .transformers import Enabled
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@functools.lru_cache(8)
-def lengths_of(length: int, batch: int, device: torch.device) -> torch.Tensor:
-    """[batch] of one length. The layers of a model ask for the same one after another."""
-    return torch.full((batch,), length, device=device)
-
-
-@functools.lru_cache(8)
-def sequences_from(first: int, batch: int, device: torch.device) -> torch.Tensor:
-    """[batch] first, first + 1, ..."""
-    return torch.arange(first, first + batch, device=device)
 
 
 def _why_not(k: torch.Tensor, v: torch.Tensor) -> str | None:
@@ -101,14 +88,17 @@ class AdamasLayer(DynamicLayer):  # type: ignore[misc]
 
     def _encode(self, first: int, end: int) -> None:
         k, v = self.buffers
-        self.codes.append_rows(
-            k, v, lengths_of(end, k.shape[0], k.device), end - first, self.sequences(), first_sequence=self.base
-        )
+        self.codes.append_rows(k, v, self._lengths(end), end - first, self._sequences(), first_sequence=self.base)
 
-    def sequences(self) -> torch.Tensor:
-        """[batch] which ones of the codes' sequences the batch is."""
+    def _lengths(self, length: int) -> torch.Tensor:
+        """int64 [batch] on the device."""
         k = self.buffers[0]
-        return sequences_from(self.base, k.shape[0], k.device)
+        return torch.full((k.shape[0],), length, device=k.device)
+
+    def _sequences(self) -> torch.Tensor | None:
+        """int64 [batch] which ones of the codes' sequences the batch is, on the device; None: the first ones."""
+        k = self.buffers[0]
+        return torch.arange(self.base, self.base + k.shape[0], device=k.device) if self.base > 0 else None
 
     def served(self) -> str | None:
         """Why it is not, if it is not."""
@@ -130,8 +120,7 @@ class AdamasLayer(DynamicLayer):  # type: ignore[misc]
         k, v = self.buffers
         codes, (batch, rows, q_heads, _) = self.with_codes(), q.shape
         return self.enabled.plan(q_heads, codes, rows, batch).step(
-            codes, q, k, v, lengths_of(self.get_seq_length(), batch, k.device), self.sequences(),
-            first_sequence=self.base, wanted=(), **options,
+            codes, q, k, v, self._lengths(self.get_seq_length()), self._sequences(), first_sequence=self.base, wanted=(), **options,
         ).out  # fmt: skip
 
     def _replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
