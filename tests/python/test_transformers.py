@@ -307,8 +307,8 @@ def test_a_model_is_as_before_afterwards():
 
 
 @STATIC
-def test_the_benchmark_of_whole_models(tmp_path):
-    """Keys of a model are recorded, and serve another shape; what reads all of them gives PyTorch's tokens."""
+def test_the_benchmarks(tmp_path):
+    """A model is decoded; its keys are recorded, and serve another shape. What reads all of them gives PyTorch's tokens."""
 
     def bench(*arguments):
         done = subprocess.run([sys.executable, "-m", "adamas.bench", *map(str, arguments)], capture_output=True, text=True)
@@ -316,6 +316,8 @@ def test_the_benchmark_of_whole_models(tmp_path):
         return done.stdout
 
     made("llama").save_pretrained(tmp_path / "model")
+    [row] = json.loads(bench("decode", tmp_path / "model", "--tokens", 300, "--steps", 4, "--set", "budget=1000", "--json"))
+    assert abs(row["cases"]["adamas"]["divergence"]) < 1e-5 and row["cases"]["adamas"]["stats"]["rows"] == 4 * 4
     bench("record", tmp_path / "model", "--tokens", 500, "--layers", 2, "--out", tmp_path / "keys.npz")
     for keys in ([], ["--keys", tmp_path / "keys.npz"]):
         text = bench(
