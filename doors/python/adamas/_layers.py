@@ -120,7 +120,8 @@ class AdamasLayer(DynamicLayer):  # type: ignore[misc]
         k, v = self.buffers
         codes, (batch, rows, q_heads, _) = self.with_codes(), q.shape
         return self.enabled.plan(q_heads, codes, rows, batch).step(
-            codes, q, k, v, self._lengths(self.get_seq_length()), self._sequences(), first_sequence=self.base, wanted=(), **options,
+            codes, q, k, v, self._lengths(self.get_seq_length()), self._sequences(), first_sequence=self.base,
+            wanted=("mass",), **options,
         ).out  # fmt: skip
 
     def _replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
