@@ -190,13 +190,13 @@ STATIC = pytest.mark.skipif(
 
 
 @STATIC
-@pytest.mark.parametrize("padding", [0, 70])
-def test_static_caches(padding):
+@pytest.mark.parametrize("name, layers, padding", [("llama", 4, 0), ("llama", 4, 70), ("gemma3", 2, 0), ("gpt-oss", 2, 0)])
+def test_static_caches(name, layers, padding):
     ids = prompt(2)
     mask = torch.ones_like(ids)
     mask[1, :padding], ids[1, :padding] = 0, ids[1, :padding] * (padding == 0)
-    enabled = expect_same(made("llama"), ids, attention_mask=mask, cache_implementation="static")
-    assert enabled.stats["rows"] == 2 * 4 * 11 and enabled.stats["rows_dense"] == enabled.stats["rows"]
+    enabled = expect_same(made(name), ids, attention_mask=mask, cache_implementation="static")
+    assert enabled.stats["rows"] == 2 * layers * 11 and enabled.stats["rows_dense"] == enabled.stats["rows"]
 
 
 def decode(model, forward, cache, steps=5):
