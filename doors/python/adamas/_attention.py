@@ -72,7 +72,7 @@ class Cache:
 
         Args:
             k, v: all rows, [sequences, kv_heads, tokens, head_dim], or [pages, kv_heads, page_tokens, head_dim] with
-                ``pages``; float32, float16, bfloat16 or float8_e4m3fn. Values may come with a step.
+                ``pages``; float32, float16, bfloat16 or float8_e4m3fn. Values may come with a step, but on a GPU.
             layout: "HND", or "NHD": tokens before heads.
             first_sequence: which of the cache's sequences the first one of k and v is.
         """
