@@ -25,7 +25,7 @@ def attention(q, k, v, lengths, scale=None, causal=True):
 
 
 def made(tokens, sequences=1, **settings):
-    config = adamas.Config(**settings)
+    config = adamas.Config(**{"min_context": 0, **settings})
     return (
         adamas.Cache(KV_HEADS, DIM, tokens, sequences, config=config),
         adamas.Plan(HEADS, KV_HEADS, DIM, tokens, config=config, threads=2),
@@ -96,6 +96,23 @@ def test_layouts_and_pages_are_the_same_rows():
     pages = adamas.Pages(table, page)
     cache.append(0, 0, tokens, *paged, pages=pages)
     np.testing.assert_array_equal(plan.step(cache, q, *paged, pages=pages, lengths=[tokens]).out, expected)
+
+
+def test_the_newest_rows_of_several_sequences():
+    k, v, q = random(3, KV_HEADS, 700, DIM), random(3, KV_HEADS, 700, DIM, seed=1), random(2, 1, HEADS, DIM, seed=2)
+    cache, plan = made(700, 3, budget=64, min_context=0)
+    cache.append_rows(k, v, [600, 500], 600, [2, 0])
+    for length in range(601, 621):
+        cache.append_rows(k, v, [length, length - 100], sequences=[2, 0])
+    found = plan.step(cache, q, k, v, lengths=[620, 520], sequences=[2, 0], wanted=["lse"])
+    assert found.stats["rows_sparse"] == 2 and found.stats["blocks_encoded"] == 0 and found.mass is None
+    for b, (sequence, length) in enumerate([(2, 620), (0, 520)]):
+        other, _ = made(700, 3, budget=64, min_context=0)
+        other.append(sequence, 0, length, k, v)
+        alone = plan.step(other, q[b : b + 1], k, v, lengths=[length], sequences=[sequence])
+        np.testing.assert_array_equal(found.out[b], alone.out[0])
+    with pytest.raises(ValueError, match="wanted"):
+        plan.step(cache, q, k, v, wanted=["loss"])
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float8_e4m3fn"])

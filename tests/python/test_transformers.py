@@ -1,6 +1,9 @@
 """The door for transformers: tiny random models, beside the attention that they come with."""
 
 import copy
+import json
+import subprocess
+import sys
 
 import pytest
 
@@ -180,12 +183,114 @@ def test_sparse_rows_are_near_the_models():
     assert (a.exp() * (a - b)).sum() < 0.02
 
 
+STATIC = pytest.mark.skipif(
+    not hasattr(transformers.cache_utils.StaticLayer(max_cache_len=1), "cumulative_length"),
+    reason="static layers of this transformers do not know their length",
+)
+
+
+@STATIC
+@pytest.mark.parametrize("name, layers, padding", [("llama", 4, 0), ("llama", 4, 70), ("gemma3", 2, 0), ("gpt-oss", 2, 0)])
+def test_static_caches(name, layers, padding):
+    ids = prompt(2)
+    mask = torch.ones_like(ids)
+    mask[1, :padding], ids[1, :padding] = 0, ids[1, :padding] * (padding == 0)
+    enabled = expect_same(made(name), ids, attention_mask=mask, cache_implementation="static")
+    assert enabled.stats["rows"] == 2 * layers * 11 and enabled.stats["rows_dense"] == enabled.stats["rows"]
+
+
+def decode(model, forward, cache, steps=5):
+    """The logits of steps with a token each; they begin with the cache as it is."""
+    name = adamas.transformers.cache_parameter(model)
+    with torch.no_grad():
+        return torch.stack([forward(input_ids=torch.full((2, 1), 5 + i), **{name: cache}).logits for i in range(steps)])
+
+
+@STATIC
+def test_a_step_with_a_static_cache_is_traced_whole(monkeypatch):
+    """Sparse steps, compiled: the same logits, and K is not copied."""
+    import adamas.torch
+
+    model, ids, addresses = made("llama", num_hidden_layers=2), prompt(2, 900), set()
+    tell = adamas.torch.Cache.append_rows
+    monkeypatch.setattr(
+        adamas.torch.Cache, "append_rows", lambda self, k, *of, **more: (addresses.add(k.data_ptr()), tell(self, k, *of, **more))[1]
+    )
+    torch._dynamo.reset()
+    with adamas.enable(model, min_context=0) as enabled:
+        caches = [transformers.StaticCache(config=model.config, max_cache_len=1000) for _ in range(2)]
+        for cache in caches:
+            decode(model, lambda input_ids, **more: model(ids, **more), cache, 1)
+        plain = decode(model, model, caches[0])
+        addresses.clear()
+        traced = decode(model, torch.compile(model, fullgraph=True), caches[1])
+        assert addresses == {layer.keys.data_ptr() for layer in caches[1].layers}
+        assert enabled.stats["rows_sparse"] == 2 * 2 * 2 * 5
+    torch.testing.assert_close(traced, plain, atol=2e-3, rtol=1e-3)
+
+
+@STATIC
+def test_generate_compiles_steps_with_static_caches():
+    """As it does on a GPU of its own accord. A padded batch gets its mask, also from a model that was compiled without."""
+    model, ids = made("llama", num_hidden_layers=2), prompt(2)
+    compiled = transformers.CompileConfig(fullgraph=True, mode="default")
+    compiled._compile_all_devices = True
+    torch._dynamo.reset()
+    with adamas.enable(model, **ALL) as enabled:
+        for padding, rows in ((0, 2 * 2 * 11), (70, 0)):
+            mask = torch.ones_like(ids)
+            mask[1, :padding], ids[1, :padding] = 0, ids[1, :padding] * (padding == 0)
+            before = enabled.stats.get("rows", 0)
+            ours = generate(model, ids, attention_mask=mask, cache_implementation="static", compile_config=compiled)
+            assert enabled.stats["rows"] - before == rows
+            with torch.no_grad():
+                model.set_attn_implementation("sdpa")
+                plain = generate(model, ids, attention_mask=mask)
+                model.set_attn_implementation("adamas")
+            assert torch.equal(plain.sequences, ours.sequences)
+
+
+@STATIC
+def test_a_static_cache_is_cut_cleared_and_taken_over():
+    model, ids = made("llama", num_hidden_layers=2), prompt(2, 500)
+    name = adamas.transformers.cache_parameter(model)
+
+    def all_logits(sparse):
+        cache, outs = transformers.StaticCache(config=model.config, max_cache_len=600), []
+        with torch.no_grad():
+            if not sparse:
+                adamas.disable(model)
+            model(ids, **{name: cache})
+            if not sparse:
+                outs.append(decode(model, model, cache))
+                return cache, outs[0]
+            outs.append(decode(model, model, cache))
+            cache.crop(-5)
+            outs.append(decode(model, model, cache))
+            cache.reset()
+            model(ids, **{name: cache})
+            outs.append(decode(model, model, cache))
+        return cache, outs
+
+    with adamas.enable(model, budget=100, min_context=0) as enabled:
+        _, outs = all_logits(True)
+        assert enabled.stats["rows_sparse"] > 0
+        for other in outs[1:]:
+            torch.testing.assert_close(other, outs[0], atol=1e-5, rtol=1e-5)
+    cache, plain = all_logits(False)
+    for layer in cache.layers:  # plain ones, which not every version can crop
+        layer.cumulative_length.sub_(5)
+    with adamas.enable(model, **ALL) as enabled:  # a cache that was there before
+        torch.testing.assert_close(decode(model, model, cache), plain, atol=2e-3, rtol=1e-3)
+        assert enabled.stats["rows"] > 0
+
+
 def test_what_is_not_served_is_dense_and_said(caplog):
-    model = made("llama")
+    model = made("mistral-window")
     adamas.transformers._say_once.cache_clear()
-    plain = generate(model, prompt(), cache_implementation="static")
+    plain = generate(model, prompt())
     with adamas.enable(model, **ALL), caplog.at_level("WARNING"):
-        ours = generate(model, prompt(), cache_implementation="static")
+        ours = generate(model, prompt())
     assert torch.equal(plain.sequences, ours.sequences)
     assert caplog.text.count("attended to densely") == 1
 
@@ -199,3 +304,30 @@ def test_a_model_is_as_before_afterwards():
     adamas.disable(model)
     assert model.config._attn_implementation == "eager" and not model._forward_pre_hooks
     assert torch.equal(generate(model, prompt()).sequences, before)
+
+
+@STATIC
+def test_the_benchmarks(tmp_path):
+    """A model is decoded; its keys are recorded, and serve another shape. What reads all of them gives PyTorch's tokens."""
+
+    def bench(*arguments):
+        done = subprocess.run([sys.executable, "-m", "adamas.bench", *map(str, arguments)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    made("llama").save_pretrained(tmp_path / "model")
+    [row] = json.loads(bench("decode", tmp_path / "model", "--tokens", 300, "--steps", 4, "--set", "budget=1000", "--json"))
+    assert abs(row["cases"]["adamas"]["divergence"]) < 1e-5 and row["cases"]["adamas"]["stats"]["rows"] == 4 * 4
+    bench("record", tmp_path / "model", "--tokens", 500, "--layers", 2, "--out", tmp_path / "keys.npz")
+    for keys in ([], ["--keys", tmp_path / "keys.npz"]):
+        text = bench(
+            "model", "--shape", "tiny", "--layers", 2, "--tokens", 700, "--batch", 2, "--dtype", "float32", "--device", "cpu",
+            "--sdpa", "flash,efficient", "--compile", "nothing", "--ours", "budget=1000", "--ours", "min_context=0,budget=32",
+            "--out", tmp_path / "figures.json", *keys,
+        )  # fmt: skip
+        [figures] = json.loads((tmp_path / "figures.json").read_text())["results"]
+        found = figures["found"]
+        assert set(found) == {"none", "sdpa flash", "adamas", "adamas budget=1000", "adamas min_context=0,budget=32"}
+        assert set(figures["missing"]) == {"sdpa efficient"} and "No viable backend" in text
+        assert abs(found["adamas budget=1000"]["divergence"]) < 1e-5 < found["adamas min_context=0,budget=32"]["divergence"]
+        assert all(x["tokens_per_second"] == pytest.approx(2000 / x["ms"]) for x in found.values())

@@ -34,6 +34,7 @@ __all__ = [
     "disable",
     "enable",
     "gpu_names",
+    "gpu_reason",
     "head_dims",
     "settings",
     "stats",
@@ -66,3 +67,8 @@ def head_dims() -> list[int]:
 def gpu_names() -> list[str]:
     """The GPUs that can be used; none where there is no driver, or the library was built without CUDA."""
     return [text(lib.adamas_gpu_name(i)) for i in range(lib.adamas_gpu_count())]
+
+
+def gpu_reason() -> str:
+    """Why there is none; nothing where there is one."""
+    return text(lib.adamas_gpu_reason())

@@ -1,4 +1,8 @@
-"""``python -m adamas.bench decode``: tokens a second of a model of transformers, with its own attention and through the library."""
+"""``python -m adamas.bench``: tokens a second of models of transformers, with PyTorch's attention and through the library.
+
+``decode`` reads a text with a model of yours and decodes it further. ``model`` decodes with random weights of well-known shapes
+on a GPU, as CUDA graphs; ``record`` writes a real model's keys and queries for it.
+"""
 
 import argparse
 import copy
@@ -11,29 +15,68 @@ from pathlib import Path
 PIECE = 1024  # rows of a prompt that are read at a time
 
 
+def _add_model(parser):
+    parser.add_argument("model", help="a folder or a name, as from_pretrained takes it")
+    parser.add_argument("--gguf", help="a file of that folder in the format GGUF")
+    parser.add_argument("--text", type=Path, help="what is read; without it random tokens, whose attention is like no text's")
+    parser.add_argument("--dtype", default="float32", help="of the model (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of PyTorch and of the library")
+
+
 def _arguments():
     parser = argparse.ArgumentParser(prog="python -m adamas.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    decode = commands.add_parser(
+    of = commands.add_parser(
         "decode",
         help="decoding after contexts of several lengths",
         description="Reads a text once for each length, and decodes it further: with transformers' own attention (sdpa), with the same on "
         "buffers that are not copied for every token, and through the library. The divergence is that of the next token's "
         "distribution from sdpa's, in nats, over the decoded tokens.",
     )
-    decode.add_argument("model", help="a folder or a name, as from_pretrained takes it")
-    decode.add_argument("--gguf", help="a file of that folder in the format GGUF")
-    decode.add_argument("--text", type=Path, help="what is read; without it random tokens, whose attention is like no text's")
-    decode.add_argument("--tokens", default="8192", help="lengths: 8192,16384 (%(default)s)")
-    decode.add_argument("--steps", type=int, default=32, help="tokens decoded at each (%(default)s)")
-    decode.add_argument("--dtype", default="float32", help="of the model (%(default)s)")
-    decode.add_argument("--threads", type=int, help="of PyTorch and of the library")
-    decode.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting: budget=128; may be repeated")
-    decode.add_argument("--json", action="store_true", help="print JSON")
+    _add_model(of)
+    of.add_argument("--tokens", default="8192", help="lengths: 8192,16384 (%(default)s)")
+    of.add_argument("--steps", type=int, default=32, help="tokens decoded at each (%(default)s)")
+    of.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting: budget=128; may be repeated")
+    of.add_argument("--json", action="store_true", help="print JSON")
+    of.set_defaults(run=decode)
+
+    from . import _bench_model
+
+    of = commands.add_parser("model", help="whole models of well-known shapes, on a GPU", description=_bench_model.__doc__)
+    _bench_model.add_arguments(of)
+    of.set_defaults(run=_bench_model.model)
+
+    of = commands.add_parser("record", help="keys, values and queries of a real model, for `model --keys`")
+    _add_model(of)
+    of.add_argument("--tokens", type=int, default=8192, help="that are read (%(default)s)")
+    of.add_argument("--layers", type=int, default=4, help="of the model, evenly spread (%(default)s)")
+    of.add_argument("--out", default="keys.npz", help="the file (%(default)s)")
+    of.set_defaults(run=_bench_model.record)
     return parser.parse_args()
 
 
-def _read(model, ids, tokens, name):
+def read_text(arguments, wanted):
+    """The model, and the first tokens of the text: int64 [1, wanted]; and how from_pretrained was called."""
+    import torch
+    import transformers
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    source = {"gguf_file": arguments.gguf} if arguments.gguf else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        arguments.model, dtype=getattr(torch, arguments.dtype), attn_implementation="sdpa", **source
+    ).eval()
+    if arguments.text:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model, **source)
+        ids = tokenizer(arguments.text.read_text(encoding="utf-8")[: 8 * wanted], return_tensors="pt").input_ids
+    else:
+        ids = torch.randint(model.config.vocab_size, (1, wanted), generator=torch.Generator().manual_seed(0))
+    if ids.shape[1] < wanted:
+        sys.exit(f"{arguments.text} has {ids.shape[1]} tokens; {wanted} are wanted")
+    return model, ids
+
+
+def read(model, ids, tokens, name):
     import torch
     import transformers
 
@@ -62,32 +105,16 @@ def _decode(model, ids, cache, tokens, steps, name):
 
 
 def decode(arguments):
-    import torch
-    import transformers
-
     from . import transformers as door
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    source = {"gguf_file": arguments.gguf} if arguments.gguf else {}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        arguments.model, dtype=getattr(torch, arguments.dtype), attn_implementation="sdpa", **source
-    ).eval()
     lengths = [int(n) for n in arguments.tokens.split(",")]
-    wanted = max(lengths) + arguments.steps
-    if arguments.text:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model, **source)
-        ids = tokenizer(arguments.text.read_text(encoding="utf-8")[: 8 * wanted], return_tensors="pt").input_ids
-    else:
-        ids = torch.randint(model.config.vocab_size, (1, wanted), generator=torch.Generator().manual_seed(0))
-    if ids.shape[1] < wanted:
-        sys.exit(f"{arguments.text} has {ids.shape[1]} tokens; {wanted} are wanted")
+    model, ids = read_text(arguments, max(lengths) + arguments.steps)
     settings = dict(one.split("=", 1) for one in arguments.set)
     name = door.cache_parameter(model)
 
     rows = []
     for tokens in lengths:
-        cache, reading = _read(model, ids, tokens, name)
+        cache, reading = read(model, ids, tokens, name)
         cases = {}
         for case in ("sdpa", "sdpa, buffers", "adamas full", "adamas"):
             own = copy.deepcopy(cache)
@@ -118,4 +145,5 @@ def decode(arguments):
 
 
 if __name__ == "__main__":
-    decode(_arguments())
+    arguments = _arguments()
+    arguments.run(arguments)

@@ -1,166 +1,42 @@
 """Adamas inside Hugging Face transformers: ``adamas.enable(model)``.
 
-Prompts stay the model's. Rows that are decoded go through the library where the model attends with its whole cache; what it
-cannot serve (sliding windows, static caches, attention weights as an output, gradients, GPUs) is attended to densely, and said once.
+Prompts stay the model's. Rows that are decoded go through the library where the model attends with its whole cache, dynamic or
+static; what it cannot serve (sliding windows, attention weights as an output, gradients, padding on a GPU) is attended to
+densely, and said once.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
 import logging
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache as TransformersCache
-from transformers.cache_utils import DynamicLayer
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
-from ._attention import Cache, Plan
+from . import torch as ops
 from ._config import Config
-from ._library import HEAD_DIMS
+from ._layers import AdamasLayer, AdamasStaticLayer
 
 NAME = "adamas"
 MOST_ROWS = 63  # of a sequence; more are a prompt
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 log = logging.getLogger("adamas")
+
+
+_by_config: dict[int, Callable[[], Enabled | None]] = {}  # weak, by the id of a model's config, which masks are told of
 
 
 @functools.lru_cache(None)
 def _say_once(sentence: str) -> None:
     log.warning(sentence)
-
-
-class AdamasLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer's keys and values in buffers that grow by halves, and their codes beside them."""
-
-    keys: Any  # [batch, kv_heads, tokens, head_dim]: views of the buffers, once there are any
-    values: Any
-
-    def __init__(self, index: int, enabled: Enabled) -> None:
-        super().__init__()
-        self.index, self.enabled = index, enabled
-        self.codes: Any = None  # Cache
-        self.buffers: Any = None  # (K, V), [batch, kv_heads, room, head_dim]
-        self.base = 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
-        value_states = key_states if value_states is None else value_states  # transformers 4 gives the keys alone
-        self.device, self.dtype = key_states.device, key_states.dtype
-        self.codes, self.buffers, self.base = None, None, 0
-        self.keys, self.values = (x[:, :, :0] for x in (key_states, value_states))
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        first = self.get_seq_length()
-        self._make_room(first + key_states.shape[-2], key_states, value_states)
-        self._extend(first, key_states, value_states)
-        self.keys.adamas_layer = self
-        return self.keys, self.values
-
-    def _make_room(self, tokens: int, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Buffers for so many tokens, with what is there."""
-        batch = key_states.shape[0]
-        if self.buffers is not None and self.buffers[0].shape[0] == batch and self.buffers[0].shape[2] >= tokens:
-            return
-        room = max(256, (tokens * 3 // 2 + 63) // 64 * 64)
-        buffers = []
-        for old, new in ((self.keys, key_states), (self.values, value_states)):
-            buffer = new.new_zeros(batch, new.shape[1], room, new.shape[3])
-            if old.shape[2] > 0:
-                buffer[:, :, : old.shape[2]] = old
-            buffers.append(buffer)
-        length = self.keys.shape[2]
-        self.buffers = tuple(buffers)
-        self.keys, self.values = (x[:, :, :length] for x in buffers)
-        self.codes = None
-
-    def _extend(self, first: int, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        end = first + key_states.shape[2]
-        for buffer, new in zip(self.buffers, (key_states, value_states)):
-            buffer[:, :, first:end] = new
-        self.keys, self.values = (x[:, :, :end] for x in self.buffers)
-        if self.codes is not None:
-            self._encode(first, end)
-
-    def _encode(self, first: int, end: int) -> None:
-        k, v = self.buffers
-        for b in range(k.shape[0]):
-            self.codes.append(self.base + b, first, end - first, k, v, first_sequence=self.base)
-
-    def served(self) -> str | None:
-        """Why it is not, if it is not."""
-        k, v = self.buffers
-        if k.device.type != "cpu":
-            return f"its keys are on {k.device}"
-        if k.dtype not in _DTYPES:
-            return f"its keys are {k.dtype}"
-        if k.shape[3] != v.shape[3] or k.shape[3] not in HEAD_DIMS:
-            return f"keys of {k.shape[3]} dimensions and values of {v.shape[3]}"
-        return None
-
-    def with_codes(self) -> Cache:
-        """The codes of all rows, made when they are first asked for. Beams take turns with a second half of the sequences."""
-        if self.codes is None:
-            k = self.buffers[0]
-            self.codes = Cache(k.shape[1], k.shape[3], k.shape[2], 2 * k.shape[0], self.enabled.config, self.index)
-            self.base = 0
-            self._encode(0, self.get_seq_length())
-        return self.codes
-
-    def _replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Other rows, of which nothing is known."""
-        self.keys, self.values = keys, values
-        self.codes, self.buffers = None, None
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        if self.get_seq_length() == 0:
-            return
-        beam_idx = beam_idx.to(self.keys.device)
-        length, batch = self.get_seq_length(), self.keys.shape[0]
-        if self.buffers is None or len(beam_idx) != batch:
-            return self._replace(self.keys.index_select(0, beam_idx), self.values.index_select(0, beam_idx))
-        self.buffers = tuple(x.index_select(0, beam_idx) for x in self.buffers)
-        self.keys, self.values = (x[:, :, :length] for x in self.buffers)
-        if self.codes is not None:
-            other = batch - self.base
-            for b, source in enumerate(beam_idx.tolist()):
-                self.codes.share(self.base + source, other + b, length)
-            self.base = other
-
-    def crop(self, tokens: int) -> None:
-        before = self.get_seq_length()
-        super().crop(tokens)  # what a number means differs from version to version
-        length = self.get_seq_length()
-        if self.codes is not None and length < before:
-            for b in range(self.keys.shape[0]):
-                self.codes.truncate(self.base + b, length)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.get_seq_length() > 0:
-            self._replace(self.keys.repeat_interleave(repeats, dim=0), self.values.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        if self.get_seq_length() > 0:
-            self._replace(self.keys[indices, ...], self.values[indices, ...])
-
-    def reset(self) -> None:
-        self.keys = self.values = self.codes = self.buffers = None
-        self.is_initialized = False
-
-    def __deepcopy__(self, memo: Any) -> AdamasLayer:
-        """A prompt's cache is copied to be used again: rows of its own, and codes when they are asked for."""
-        copy = type(self)(self.index, self.enabled)
-        if self.is_initialized:
-            copy.lazy_initialization(self.keys, self.values)
-            copy.keys, copy.values = self.keys.clone(), self.values.clone()
-        return copy
 
 
 def _dense(
@@ -202,11 +78,37 @@ def _mask_of(attention_mask: torch.Tensor | None, batch: int, rows: int, tokens:
     if mask.dtype == torch.bool:
         if rows == 1 and bool(mask.all()):
             return None
-        mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
     else:
         # The smallest numbers stand for what is hidden.
         mask = mask.float().masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
     return mask.expand(batch, rows, tokens).contiguous()
+
+
+def _mask(**given: Any) -> torch.Tensor | None:
+    """sdpa's mask; or none, where rows are decoded whose caches are ours and that see all that came before them: ``attention``
+    knows that from their lengths, and nothing depends on what a mask holds."""
+    enabled = _by_config.get(id(given.get("config")), lambda: None)()
+    padding = given.get("attention_mask")
+    if (
+        enabled is not None
+        and given["mask_function"] is causal_mask_function
+        and given.get("q_length", MOST_ROWS + 1) <= MOST_ROWS
+        and enabled.has_all_of(given["q_length"], given["kv_length"])
+        and (padding is None or (not torch.compiler.is_compiling() and bool(padding.all())))
+    ):
+        return None
+    return sdpa_mask(**given)
+
+
+def _causal(key: torch.Tensor, rows: int, layer: Any) -> torch.Tensor | None:
+    """The mask that ``_mask`` left out, for rows that are attended to densely: bool [1, 1, rows, tokens]."""
+    is_static = isinstance(layer, AdamasStaticLayer)
+    if layer is None or (not is_static and rows in (1, key.shape[2])):
+        return None
+    length = layer.cumulative_length if is_static else key.shape[2]
+    last = torch.arange(rows, device=key.device) + (length - rows)
+    return (torch.arange(key.shape[2], device=key.device) <= last[:, None])[None, None]
 
 
 def attention(
@@ -228,44 +130,46 @@ def attention(
     """
     layer: Any = getattr(key, "adamas_layer", None)
     batch, q_heads, rows, head_dim = query.shape
-    dense = functools.partial(
-        _dense, module, query, key, value, attention_mask, scaling, softcap, s_aux, dropout=dropout, **kwargs
-    )
+
+    def dense() -> tuple[torch.Tensor, None]:
+        mask = _causal(key, rows, layer) if attention_mask is None else attention_mask
+        return _dense(module, query, key, value, mask, scaling, softcap, s_aux, dropout=dropout, **kwargs)
+
+    if isinstance(layer, AdamasStaticLayer) and layer.codes is not None:
+        # What decodes may be traced later, when nothing can be made.
+        layer.enabled.plan(q_heads, layer.codes, 1, batch)
     if rows > MOST_ROWS or key.shape[2] == rows:
         return dense()
-    why = None
+    why, mask = None, None
     if layer is None:
-        why = "its cache is none of ours: a sliding window, a static cache, or a model without adamas.enable"
+        why = "its cache is none of ours: a sliding window, or a model without adamas.enable"
     elif torch.is_grad_enabled() and query.requires_grad:
         why = "gradients are wanted"
     elif dropout > 0 or kwargs.get("output_attentions") or kwargs.get("position_bias") is not None:
         why = "dropout, attention weights or a position bias are wanted"
     else:
         why = layer.served()
-    mask = None if why else _mask_of(attention_mask, batch, rows, key.shape[2])
-    if mask is False:
-        why = "its mask is not one for all heads"
+    if why is None and attention_mask is not None and torch.compiler.is_compiling():
+        why = "its mask is not known when it is compiled"
+    if why is None:
+        mask = _mask_of(attention_mask, batch, rows, key.shape[2])
+        if mask is False:
+            why = "its mask is not one for all heads"
+        elif mask is not None and key.device.type != "cpu":
+            why = "it has a mask, of a padded batch say, which a GPU does not serve yet"
     if why:
-        _say_once(f"a layer is attended to densely: {why}")
+        if not torch.compiler.is_compiling():
+            _say_once(f"a layer is attended to densely: {why}")
         return dense()
-    k, v = layer.buffers
-    plan = layer.enabled.plan(q_heads, k.shape[1], head_dim, k.shape[2])
-    result = plan.step(
-        layer.with_codes(),
+    out = layer.attend(
         query.detach().transpose(1, 2),
-        k,
-        v,
-        lengths=[key.shape[2]] * batch,
-        sequences=range(layer.base, layer.base + batch),
         causal=mask is None,
         scale=scaling,
         softcap=softcap or 0.0,
         mask=mask,
         sink_logits=None if s_aux is None else s_aux.detach().float().contiguous(),
-        first_sequence=layer.base,
     )
-    layer.enabled.count(result.stats)
-    return result.out.to(query.dtype), None
+    return out.to(query.dtype), None
 
 
 def cache_parameter(model: Any) -> str:
@@ -279,22 +183,42 @@ class Enabled:
 
     def __init__(self, model: Any, config: Config, threads: int) -> None:
         self.model, self.config, self.threads = model, config, threads
-        self.stats: dict[str, float] = {}
-        self._plans: dict[tuple[int, int, int], tuple[int, Plan]] = {}
+        self._plans: dict[tuple[int, ...], ops.Plan] = {}  # the largest of each shape
+        self._all_plans: list[ops.Plan] = []  # captured graphs work in the memory of smaller ones
+        self._cache: Any = None  # weak: the last one
         self._before = model.config._attn_implementation
         self._parameter = cache_parameter(model)
         model.set_attn_implementation(NAME)
         self._hook = model.register_forward_pre_hook(self._prepare, with_kwargs=True)
+        for config in (model.config, model.config.get_text_config()):
+            _by_config[id(config)] = weakref.ref(self)
 
-    def plan(self, q_heads: int, kv_heads: int, head_dim: int, tokens: int) -> Plan:
-        shape = (q_heads, kv_heads, head_dim)
-        if shape not in self._plans or self._plans[shape][0] < tokens:
-            self._plans[shape] = tokens, Plan(*shape, tokens, self.config, self.threads)
-        return self._plans[shape][1]
+    def plan(self, q_heads: int, codes: ops.Cache, rows: int, batch: int) -> ops.Plan:
+        """For steps of so many rows of each of a batch of sequences."""
+        most = 1 << (rows * batch - 1).bit_length()
+        key = (q_heads, codes.kv_heads, codes.head_dim, most)
+        plan = self._plans.get(key)
+        if plan is None or plan.max_tokens < codes.capacity:
+            of = (q_heads, codes.kv_heads, codes.head_dim, codes.capacity)
+            plan = self._plans[key] = ops.Plan(*of, self.config, self.threads, codes.device.name, most)
+            self._all_plans.append(plan)
+        return plan
 
-    def count(self, stats: dict[str, float]) -> None:
-        for name, value in stats.items():
-            self.stats[name] = self.stats.get(name, 0) + value
+    @property
+    def stats(self) -> dict[str, float]:
+        """Counts of all steps: query rows, and on a CPU adamas_step_stats of the C header. What a graph replays is not counted."""
+        total: collections.Counter[str] = collections.Counter()
+        for plan in self._all_plans:
+            total.update(plan.counts)  # type: ignore[arg-type]
+        return dict(total)
+
+    def has_all_of(self, rows: int, tokens: int) -> bool:
+        """Whether all layers of the last cache that have no window are ours, and ``rows`` more rows see so many of their tokens."""
+        cache = self._cache() if self._cache is not None else None
+        whole = [] if cache is None else [layer for layer in cache.layers if not getattr(layer, "is_sliding", False)]
+        return len(whole) > 0 and all(
+            isinstance(layer, (AdamasLayer, AdamasStaticLayer)) and layer.get_mask_sizes(rows)[0] == tokens for layer in whole
+        )
 
     def _prepare(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Gives the cache of a call our layers, in place of those that grow by concatenation."""
@@ -307,9 +231,13 @@ class Enabled:
             for i, layer in enumerate(cache.layers):
                 if type(layer) is DynamicLayer:
                     cache.layers[i] = self._layer(i, layer)
+                elif type(layer) is StaticLayer and hasattr(layer, "cumulative_length"):  # which transformers 4 has not
+                    cache.layers[i] = self._static_layer(i, layer)
             if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
                 replicate: Any = lambda *args, **kwargs: AdamasLayer(len(cache.layers), self)  # noqa: E731
                 cache.layer_class_to_replicate = replicate
+            if self._cache is None or self._cache() is not cache:
+                self._cache = weakref.ref(cache)
         return args, kwargs
 
     def _layer(self, index: int, layer: Any) -> AdamasLayer:
@@ -318,10 +246,20 @@ class Enabled:
             ours.update(layer.keys, layer.values)
         return ours
 
+    def _static_layer(self, index: int, layer: Any) -> AdamasStaticLayer:
+        ours = AdamasStaticLayer(index, self, layer.max_cache_len)
+        if layer.is_initialized:
+            ours.lazy_initialization(layer.keys, layer.values)
+            ours.update(layer.keys, layer.values)
+            ours.cumulative_length.copy_(layer.cumulative_length)
+        return ours
+
     def disable(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+            for key in [key for key, enabled in _by_config.items() if enabled() in (self, None)]:
+                del _by_config[key]
             self.model.set_attn_implementation(self._before)
             del self.model._adamas
 
@@ -336,10 +274,10 @@ def enable(model: Any, config: Config | None = None, threads: int | None = None,
     """Decodes a model's tokens through the library from now on.
 
     Args:
-        model: a causal language model of transformers, on a CPU.
+        model: a causal language model of transformers, on a CPU or a GPU.
         config: ``adamas.Config``; None: that of the environment, with ``settings`` on top (``budget=128``,
             ``policy="quest"``, ...).
-        threads: that work on a step; None: as many as PyTorch has.
+        threads: that work on a step on a CPU; None: as many as PyTorch has.
 
     Returns: ``Enabled``: ``stats``, ``disable()``; or a context manager.
     """
@@ -347,7 +285,7 @@ def enable(model: Any, config: Config | None = None, threads: int | None = None,
         raise ValueError("settings go into the config that is given")
     disable(model)
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, _mask)
     config = config or Config.from_environment(**settings)
     model._adamas = Enabled(model, config, threads or torch.get_num_threads())
     return model._adamas
@@ -361,5 +299,5 @@ def disable(model: Any) -> None:
 
 
 def stats(model: Any) -> dict[str, float]:
-    """Counts of all steps since ``enable``: adamas_step_stats of the C header, added up."""
+    """Counts of all steps since ``enable``: ``Enabled.stats``."""
     return dict(model._adamas.stats)
