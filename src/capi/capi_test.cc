@@ -30,7 +30,7 @@ struct Objects {
   Objects(const Objects&) = delete;
   Objects() {
     config = config_of({{"min_context", "0"}});
-    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CPU, 0, 0, nullptr};
+    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CPU, 0, 0, nullptr, 0};
     plan_params = {sizeof plan_params, 4, 2, 64, 256, 2, ADAMAS_DEVICE_CPU, 0};
     EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
     EXPECT_EQ(adamas_plan_create(&config, &plan_params, &plan), ADAMAS_OK);

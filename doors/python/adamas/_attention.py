@@ -12,6 +12,7 @@ import numpy as np
 from ._config import Config
 from ._library import check, create, ffi, lib, struct
 from ._rows import Pages, integers, rows, whole
+from ._stages import Merge, Scores, scores
 
 _DEVICES = {"cpu": "CPU", "reference": "REFERENCE"}
 
@@ -32,6 +33,7 @@ class Cache:
         config: ``Config``; those of a plan that works on the cache are the same.
         layer: its index in a model, for the setting ``dense_layers``.
         device: "cpu", or "reference": slow, and the definition.
+        origin: sequences begin at this token, a multiple of 64; another cache has what is before it.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class Cache:
         config: Config | None = None,
         layer: int = 0,
         device: str = "cpu",
+        origin: int = 0,
     ) -> None:
         self.kv_heads, self.head_dim, self.sequences, self.capacity = kv_heads, head_dim, sequences, capacity
         self.config, self.device = config or Config(), device
         params = struct("adamas_cache_params")
         params.layer, params.kv_heads, params.head_dim = layer, kv_heads, head_dim
-        params.sequences, params.capacity, params.device = sequences, capacity, _device(device)
+        params.sequences, params.capacity, params.device, params.origin = sequences, capacity, _device(device), origin
         self._native = create("cache", self.config._native, params)
 
     def append(
@@ -87,6 +90,35 @@ class Cache:
     def share(self, source: int, target: int, length: int) -> None:
         """Sequence ``target`` becomes the first ``length`` tokens of ``source``; their codes are shared."""
         check(lib.adamas_share(self._native, source, target, length))
+
+    def length(self, sequence: int = 0) -> int:
+        """Tokens of a sequence that were appended."""
+        tokens = ffi.new("int64_t *")
+        check(lib.adamas_length(self._native, sequence, tokens))
+        return tokens[0]
+
+    def scores(
+        self, q: Any, sequence: int = 0, scale: float | None = None, threads: int | None = None, merge: Merge | None = None
+    ) -> Scores:
+        """Scores of every token of a sequence from its codes, for one query row; its rows were appended with K.
+
+        Args:
+            q: [q_heads, head_dim], float32, float16 or bfloat16; q_heads is a multiple of kv_heads.
+            scale: None: 1 / sqrt(head_dim).
+            merge: of a context in parts, how they meet: ``adamas.distributed``.
+
+        Returns: ``Scores``. ``adamas.select`` of them and of a fixed budget is what a step reads.
+        """
+        return scores(self, q, sequence, scale, threads, merge)
+
+    def block_bytes(self, sequence: int, kv_head: int, block: int) -> np.ndarray:
+        """What is kept of a block of 64 tokens, uint8, laid out as docs/codes.md says."""
+        size = ffi.new("size_t *")
+        of = (self._native, sequence, kv_head, block)
+        check(lib.adamas_block_bytes(*of, ffi.NULL, 0, size))
+        found = np.empty(size[0], np.uint8)
+        check(lib.adamas_block_bytes(*of, ffi.cast("void *", found.ctypes.data), len(found), size))
+        return found
 
     @property
     def bytes(self) -> int:
