@@ -1,10 +1,13 @@
-"""``python -m adamas.bench decode``: tokens a second of a model of transformers, with its own attention and through the library."""
+"""``python -m adamas.bench``: ``decode``, tokens a second of a model of transformers, with its own attention and through the library;
+``distributed``, steps of a context that is sharded over processes."""
 
 import argparse
 import copy
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,6 +33,22 @@ def _arguments():
     decode.add_argument("--threads", type=int, help="of PyTorch and of the library")
     decode.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting: budget=128; may be repeated")
     decode.add_argument("--json", action="store_true", help="print JSON")
+    decode.set_defaults(call=decode_model)
+    distributed = commands.add_parser(
+        "distributed",
+        help="steps of a context sharded over processes",
+        description="One layer's context of random keys and values, sharded over processes of this machine (gloo), one thread each; medians "
+        "of rank 0. The messages alone are those of a step sent again with nothing between them.",
+    )
+    distributed.add_argument("--ranks", default="1,2,4", help="how many processes (%(default)s)")
+    distributed.add_argument("--tokens", default="131072", help="of all ranks together: 131072,1048576 (%(default)s)")
+    distributed.add_argument("--q-heads", type=int, default=32)
+    distributed.add_argument("--kv-heads", type=int, default=8)
+    distributed.add_argument("--head-dim", type=int, default=128)
+    distributed.add_argument("--budget", default="256,auto", help="tokens a query head reads, or auto (%(default)s)")
+    distributed.add_argument("--steps", type=int, default=12)
+    distributed.add_argument("--json", action="store_true", help="print JSON")
+    distributed.set_defaults(call=distribute)
     return parser.parse_args()
 
 
@@ -61,7 +80,7 @@ def _decode(model, ids, cache, tokens, steps, name):
     return {"seconds": statistics.median(seconds[2:]), "first": seconds[0], "logits": torch.stack(logits).log_softmax(-1)}
 
 
-def decode(arguments):
+def decode_model(arguments):
     import torch
     import transformers
 
@@ -117,5 +136,83 @@ def decode(arguments):
             )
 
 
+def _steps_of_a_rank(rank, ranks, store, arguments, tokens, budget, found):
+    """Steps of a shard; the figures of rank 0 to the queue."""
+    import torch
+    import torch.distributed as dist
+
+    from . import Config
+    from .distributed import Shard, split
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    heads, dim = (arguments.q_heads, arguments.kv_heads), arguments.head_dim
+    first, count = split(tokens, ranks)[rank]
+    random = torch.Generator().manual_seed(rank)
+    k, v = (torch.randn(1, heads[1], max(1, count), dim, generator=random).half() for _ in range(2))
+    shard = Shard(*heads, dim, first, count, Config(budget=budget), threads=1, timeout=600)
+    shard.append(count, k, v)
+    group, sizes = shard.group, []
+    queries = torch.randn(arguments.steps + 2, heads[0], dim, generator=torch.Generator().manual_seed(0))
+    wall, waits = [], []
+    for q in queries:
+        dist.barrier()
+        group.messages.clear(), group.bytes.clear()
+        started, before = time.perf_counter(), group.seconds
+        shard.step(q, k, v)
+        wall.append(time.perf_counter() - started)
+        waits.append(group.seconds - before)
+        sizes = [(kind, group.bytes[kind] // group.messages[kind] // 8) for kind in group.messages for _ in range(group.messages[kind])]
+    sent, messages = dict(group.bytes), sum(group.messages.values())
+    alone = []
+    for _ in range(50):
+        dist.barrier()
+        before = group.seconds
+        for kind, numbers in sizes:
+            values = torch.zeros(max(1, numbers), dtype=torch.float64)
+            group.gather(values) if kind == "gather" else group.reduce(kind, values)
+        alone.append(group.seconds - before)
+    # The first steps touch memory for the first time.
+    if rank == 0:
+        found.put(
+            {
+                "seconds": statistics.median(wall[2:]),
+                "in_messages": statistics.median(waits[2:]),
+                "messages_alone": statistics.median(alone[5:]),
+                "messages": messages,
+                "bytes": sent,
+            }
+        )
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def distribute(arguments):
+    import torch.multiprocessing as processes
+
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    context = processes.get_context("spawn")
+    rows = []
+    for tokens in map(int, arguments.tokens.split(",")):
+        for budget in arguments.budget.split(","):
+            for ranks in map(int, arguments.ranks.split(",")):
+                print(f"\r{tokens} tokens, {budget}, {ranks} ranks", end="", file=sys.stderr, flush=True)
+                found = context.SimpleQueue()
+                with tempfile.TemporaryDirectory() as folder:
+                    of = (ranks, f"{folder}/store", arguments, tokens, budget, found)
+                    processes.start_processes(_steps_of_a_rank, of, nprocs=ranks, start_method="spawn")
+                rows.append({"tokens": tokens, "budget": budget, "ranks": ranks, **found.get()})
+    print(file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print("   tokens  budget  ranks  ms a step  in messages  alone  messages  KiB of a rank: max      sum   gather")
+    for row in rows:
+        kinds = "  ".join(f"{row['bytes'].get(kind, 0) / 1024:7.1f}" for kind in ("max", "sum", "gather"))
+        times = "  ".join(f"{1000 * row[name]:{width}.2f}" for name, width in (("seconds", 9), ("in_messages", 11), ("messages_alone", 5)))
+        print(f"{row['tokens']:9}  {row['budget']:>6}  {row['ranks']:5}  {times}  {row['messages']:8}  {' ' * 14}{kinds}")
+
+
 if __name__ == "__main__":
-    decode(_arguments())
+    given = _arguments()
+    given.call(given)

@@ -6,8 +6,10 @@ queries, and gives every rank the same output. docs/scale.md has its messages, a
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -53,22 +55,23 @@ class Group:
             raise ValueError("this process is none of the group's")
         self.messages: Counter[str] = Counter()  #: how many there were
         self.bytes: Counter[str] = Counter()  #: of this rank's own numbers in them
+        self.seconds = 0.0  #: in messages, the wait for slower ranks included
 
-    def _count(self, kind: str, tensor: torch.Tensor) -> None:
+    def _send(self, kind: str, tensor: torch.Tensor, call: Callable[..., Any], *arguments: Any) -> None:
         self.messages[kind] += 1
         self.bytes[kind] += tensor.numel() * tensor.element_size()
+        started = time.perf_counter()
+        call(*arguments, group=self.group, async_op=True).wait(self.timeout)
+        self.seconds += time.perf_counter() - started
 
     def reduce(self, kind: str, tensor: torch.Tensor) -> None:
         """All ranks' "max" or "sum", in place."""
-        self._count(kind, tensor)
-        op = {"max": dist.ReduceOp.MAX, "sum": dist.ReduceOp.SUM}[kind]
-        dist.all_reduce(tensor, op, self.group, async_op=True).wait(self.timeout)
+        self._send(kind, tensor, dist.all_reduce, tensor, {"max": dist.ReduceOp.MAX, "sum": dist.ReduceOp.SUM}[kind])
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Every rank's, in their order."""
-        self._count("gather", tensor)
         found = [torch.empty_like(tensor) for _ in range(self.ranks)]
-        dist.all_gather(found, tensor, self.group, async_op=True).wait(self.timeout)
+        self._send("gather", tensor, dist.all_gather, found, tensor)
         return found
 
     def merge(self, op: str, values: np.ndarray) -> None:
