@@ -46,11 +46,14 @@ Status check_rows_of(const adamas_rows& rows, const adamas_attend_params& p, con
 Status check_indices(const adamas_attend_params& p) {
   if (p.indices == nullptr) return {};
   ADAMAS_TRY(check_pointer(p.counts, "counts"));
+  ADAMAS_TRY(check_range(p.index_stride, 0, max_tokens, "index_stride"));
   for (int32_t h = 0; h < p.q_heads; h++) {
-    const std::string head = " of head " + std::to_string(h);
-    ADAMAS_TRY(check_range(p.counts[h], 0, p.index_stride, ("counts" + head).c_str()));
+    const int64_t* indices = p.indices + h * p.index_stride;
+    ADAMAS_TRY(check_range(p.counts[h], 0, p.index_stride, "counts"));
     for (int64_t i = 0; i < p.counts[h]; i++)
-      ADAMAS_TRY(check_range(p.indices[h * p.index_stride + i], 0, p.tokens - 1, ("indices" + head).c_str()));
+      if (indices[i] < 0 || indices[i] >= p.tokens)
+        return out_of_range("indices of head " + std::to_string(h) + ": " + std::to_string(indices[i]) + ", of " +
+                            std::to_string(p.tokens) + " tokens");
   }
   return {};
 }
