@@ -81,6 +81,7 @@ def equals_one_process(rank, ranks):
                 np.testing.assert_array_equal(result.tokens[head], selected[here])
             np.testing.assert_allclose(result.out, whole.out[0, 0], atol=1e-5)
             np.testing.assert_allclose(result.lse, whole.lse[0, 0], atol=1e-5)
+            assert all(torch.equal(out, result.out) for out in shard.group.gather(result.out))
 
 
 @pytest.mark.parametrize("ranks", CUTS)
