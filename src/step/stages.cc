@@ -244,103 +244,145 @@ namespace {
 struct Window {
   int16_t lowest, highest;       // the budget-th best score of all lies between them, or is always_score
   std::vector<uint64_t> marked;  // [blocks] tokens here that reach `lowest`
-  int64_t bin(int16_t score) const { return score == always_score ? bins() - 1 : score - lowest; }
+  int64_t last = 0;              // bin of the last score that is selected
+  double wanted = 0, equal = 0;  // tokens of that score that are selected, of all; that are here
+
+  // A score's place in the histogram: what must be in comes last.
   int64_t bins() const { return std::max(0, highest - lowest + 1) + 1; }
+  int64_t bin(int16_t score) const { return score == always_score ? bins() - 1 : score - lowest; }
 };
 
-}  // namespace
+class Selection {
+ public:
+  explicit Selection(const adamas_select_params& p)
+      : p_(p),
+        merge_(p.merge, p.user),
+        blocks_(blocks_of(p.count)),
+        room_(std::min(p.budget, p.count)),
+        padded_(blocks_ * block_tokens),
+        scratch_(select_scratch(blocks_ * block_tokens)),
+        positions_(blocks_ * block_tokens) {}
 
-Status select(const adamas_select_params& p) {
-  const Merge merge(p.merge, p.user);
-  const int64_t blocks = blocks_of(p.count), places = blocks * block_tokens, room = std::min(p.budget, p.count);
-  std::vector<int16_t> padded(places), scratch(select_scratch(places));
-  std::vector<int32_t> positions(places);
+  Status run() {
+    if (merge_.alone()) {
+      for (int h = 0; h < p_.heads; h++) {
+        p_.counts[h] = top(scores_of(h));
+        std::copy_n(positions_.data(), p_.counts[h], p_.indices + h * room_);
+      }
+      return {};
+    }
+    if (Status met = find_windows(); !met.ok()) return met;
+    if (Status met = find_last(); !met.ok()) return met;
+    return take();
+  }
+
+ private:
   // Scores of a head, to whole blocks.
-  const auto scores_of = [&](int h) -> const int16_t* {
-    const int16_t* scores = p.scores + h * p.count;
-    if (places == p.count) return scores;
-    std::copy_n(scores, p.count, padded.begin());
-    std::fill(padded.begin() + p.count, padded.end(), hidden_score);
-    return padded.data();
-  };
-  const auto top = [&](const int16_t* scores) -> int64_t {
-    return places > 0 ? select(scores, places, room, positions.data(), scratch.data()) : 0;
-  };
-  if (merge.alone()) {
-    for (int h = 0; h < p.heads; h++) {
-      p.counts[h] = top(scores_of(h));
-      std::copy_n(positions.data(), p.counts[h], p.indices + h * room);
+  const int16_t* scores_of(int h) {
+    const int16_t* scores = p_.scores + h * p_.count;
+    if (int64_t(padded_.size()) == p_.count) return scores;
+    std::copy_n(scores, p_.count, padded_.begin());
+    std::fill(padded_.begin() + p_.count, padded_.end(), hidden_score);
+    return padded_.data();
+  }
+
+  // The best of them, to positions_. Returns how many.
+  int64_t top(const int16_t* scores) {
+    if (blocks_ == 0) return 0;
+    return select(scores, blocks_ * block_tokens, room_, positions_.data(), scratch_.data());
+  }
+
+  // Calls visit(position, bin) for the tokens of a head that reach its window.
+  template <class Visit>
+  void for_marked(int h, Visit&& visit) {
+    const int16_t* scores = scores_of(h);
+    for (int64_t b = 0; b < blocks_; b++)
+      for_each_bit(windows_[h].marked[b], [&](int t) {
+        const int64_t position = b * block_tokens + t;
+        visit(position, windows_[h].bin(scores[position]));
+      });
+  }
+
+  // The budget-th best of all is at least the budget-th best here. Who has fewer knows no bound but their lowest score.
+  Status find_windows() {
+    constexpr double none = -32769;
+    std::vector<double> bounds;  // [heads, 3] such a bound; the highest score; minus the lowest
+    for (int h = 0; h < p_.heads; h++) {
+      const int16_t* scores = scores_of(h);
+      const int64_t count = top(scores);
+      double lowest = -none, highest = none;
+      for (int64_t i = 0; i < count; i++) {
+        const int16_t score = scores[positions_[i]];
+        if (score == always_score) continue;
+        lowest = std::min(lowest, double(score));
+        highest = std::max(highest, double(score));
+      }
+      bounds.insert(bounds.end(), {count == p_.budget && highest > none ? lowest : none, highest, -lowest});
+    }
+    if (Status met = merge_.max(bounds); !met.ok()) return met;
+    windows_.resize(p_.heads);
+    for (int h = 0; h < p_.heads; h++) {
+      Window& window = windows_[h];
+      const double bound = bounds[3 * h], highest = bounds[3 * h + 1], lowest = -bounds[3 * h + 2];
+      window.highest = int16_t(std::max(highest, double(hidden_score)));
+      window.lowest = highest == none ? always_score : int16_t(bound > none ? bound : lowest);
+      window.marked.resize(blocks_);
+      if (blocks_ > 0) mark_reaching(scores_of(h), blocks_, window.lowest, nullptr, 0, window.marked.data());
     }
     return {};
   }
 
-  // The budget-th best of all is at least the budget-th best here. Who has fewer knows no bound but their lowest score.
-  constexpr double none = -32769;
-  std::vector<double> bounds;  // [heads, 3] such a bound; the highest score; minus the lowest
-  for (int h = 0; h < p.heads; h++) {
-    const int16_t* scores = scores_of(h);
-    const int64_t count = top(scores);
-    double lowest = -none, highest = none;
-    for (int64_t i = 0; i < count; i++) {
-      const int16_t score = scores[positions[i]];
-      if (score == always_score) continue;
-      lowest = std::min(lowest, double(score));
-      highest = std::max(highest, double(score));
+  // From the best score down, until the budget is full.
+  Status find_last() {
+    std::vector<double> histograms;  // a head's bins after another's
+    for (int h = 0; h < p_.heads; h++) {
+      const size_t first = histograms.size();
+      histograms.resize(first + windows_[h].bins());
+      for_marked(h, [&](int64_t, int64_t bin) { histograms[first + bin]++; });
     }
-    bounds.insert(bounds.end(), {count == p.budget && highest > none ? lowest : none, highest, -lowest});
+    const std::vector<double> here = histograms;
+    if (Status met = merge_.sum(histograms); !met.ok()) return met;
+    size_t first = 0;
+    for (Window& window : windows_) {
+      const double* all = histograms.data() + first;
+      window.last = window.bins() - 1;
+      window.wanted = double(p_.budget);
+      for (; window.last > 0 && all[window.last] < window.wanted; window.last--) window.wanted -= all[window.last];
+      window.equal = here[first + window.last];
+      first += window.bins();
+    }
+    return {};
   }
-  if (Status met = merge.max(bounds); !met.ok()) return met;
 
-  std::vector<Window> windows(p.heads);
-  std::vector<double> histograms;  // a head's bins after another's, the tokens that must be in last
-  for (int h = 0; h < p.heads; h++) {
-    Window& window = windows[h];
-    const double bound = bounds[3 * h], highest = bounds[3 * h + 1], lowest = -bounds[3 * h + 2];
-    window.highest = int16_t(std::max(highest, none + 1));
-    window.lowest = highest == none ? always_score : int16_t(bound > none ? bound : lowest);
-    window.marked.resize(blocks);
-    const int16_t* scores = scores_of(h);
-    if (blocks > 0) mark_reaching(scores, blocks, window.lowest, nullptr, 0, window.marked.data());
-    const size_t first = histograms.size();
-    histograms.resize(first + window.bins());
-    for (int64_t b = 0; b < blocks; b++)
-      for_each_bit(window.marked[b], [&](int t) { histograms[first + window.bin(scores[b * block_tokens + t])]++; });
-  }
-  const std::vector<double> here = histograms;
-  if (Status met = merge.sum(histograms); !met.ok()) return met;
-
-  // The bin of the last one selected, how many of it are, and how many of it are here and behind.
-  std::vector<int64_t> last(p.heads);
-  std::vector<double> wanted(p.heads), equal(p.heads);
-  const double* all = histograms.data();
-  for (int h = 0; h < p.heads; h++) {
-    int64_t bin = windows[h].bins() - 1;
-    double left = double(p.budget);
-    for (; bin > 0 && all[bin] < left; bin--) left -= all[bin];
-    last[h] = bin;
-    wanted[h] = left;
-    equal[h] = here[size_t(all - histograms.data()) + size_t(bin)];
-    all += windows[h].bins();
-  }
-  std::vector<double> behind = equal;
-  if (Status met = merge.behind(behind); !met.ok()) return met;
-
-  for (int h = 0; h < p.heads; h++) {
-    const int16_t* scores = scores_of(h);
-    const Window& window = windows[h];
-    auto skipped = int64_t(equal[h] - std::clamp(wanted[h] - behind[h], 0.0, equal[h]));  // the first of equal ones
-    int64_t* indices = p.indices + h * room;
-    int64_t count = 0;
-    for (int64_t b = 0; b < blocks; b++)
-      for_each_bit(window.marked[b], [&](int t) {
-        const int64_t bin = window.bin(scores[b * block_tokens + t]);
-        if (bin < last[h] || (bin == last[h] && skipped-- > 0)) return;
-        indices[count++] = b * block_tokens + t;
+  // Of equal ones those that come last are selected: whoever is behind comes first.
+  Status take() {
+    std::vector<double> behind;
+    for (const Window& window : windows_) behind.push_back(window.equal);
+    if (Status met = merge_.behind(behind); !met.ok()) return met;
+    for (int h = 0; h < p_.heads; h++) {
+      const Window& window = windows_[h];
+      auto skipped = int64_t(window.equal - std::clamp(window.wanted - behind[h], 0.0, window.equal));
+      int64_t* indices = p_.indices + h * room_;
+      int64_t count = 0;
+      for_marked(h, [&](int64_t position, int64_t bin) {
+        if (bin > window.last || (bin == window.last && skipped-- <= 0)) indices[count++] = position;
       });
-    p.counts[h] = count;
+      p_.counts[h] = count;
+    }
+    return {};
   }
-  return {};
-}
+
+  const adamas_select_params& p_;
+  const Merge merge_;
+  const int64_t blocks_, room_;
+  std::vector<int16_t> padded_, scratch_;
+  std::vector<int32_t> positions_;
+  std::vector<Window> windows_;  // [heads]
+};
+
+}  // namespace
+
+Status select(const adamas_select_params& p) { return Selection(p).run(); }
 
 void attend(const adamas_attend_params& p) {
   const float scale = p.scale != 0 ? p.scale : 1.0f / std::sqrt(float(p.head_dim));
