@@ -74,7 +74,7 @@ def equals_one_process(rank, ranks):
             scores, all_scores = shard.cache.scores(q, merge=shard.group.merge), cache.scores(q)
             np.testing.assert_array_equal(scores.scores, all_scores.scores[:, shard.origin : shard.origin + len(shard)])
             assert scores.tokens == TOKENS
-            result = shard.step(q, *own)
+            result = shard.step(q, *(torch.from_numpy(x).clone() for x in own))
             for head in range(HEADS):
                 selected = plan.selection(head)
                 here = (selected >= shard.origin) & (selected < shard.origin + len(shard))
@@ -94,7 +94,7 @@ def lists_are_as_close(rank, ranks):
     truth, lse = exact(q, k, v)
     whole = of_one_process(k, v, q)[2]
     shard, own = part_of(rank, CUTS[ranks], k, v)
-    result = shard.step(torch.from_numpy(q), *own)
+    result = shard.step(torch.from_numpy(q), *(torch.from_numpy(x).clone() for x in own))
     assert result.tokens is None
     error, of_one = (np.linalg.norm(x - truth) for x in (result.out.numpy(), whole.out[0, 0]))
     assert error < max(1.2 * of_one, 1e-5 * np.linalg.norm(truth)), (error, of_one)

@@ -118,7 +118,8 @@ class Shard:
         room = max(1, capacity)
         self.cache = Cache(kv_heads, head_dim, room, config=self.config, layer=layer, origin=origin)
         self.plan = Plan(q_heads, kv_heads, head_dim, room, self.config, threads)
-        self._dense = self.config.policy == "full" or layer < int(self.config.dense_layers)
+        dense = self.config.policy == "full" or layer < int(self.config.dense_layers)
+        self._selects = not dense and self.config.budget != "auto"  #: tokens of all ranks, by their scores
 
     def _check_config(self) -> None:
         if self.config.policy not in ("adamas", "full"):
@@ -161,15 +162,12 @@ class Shard:
 
         Returns: ``ShardResult``. Raises an error of torch.distributed when a rank does not answer.
         """
-        tokens = None
-        if self._dense:
-            out, lse = self._attend(q, k, v, None, scale)
-        elif self.config.budget == "auto":
-            out, lse = self._list(q, k, v, scale)
-        else:
-            tokens = self._select(q, scale)
-            out, lse = self._attend(q, k, v, tokens, scale)
-        return ShardResult(*self._merged(out, lse), tokens and [x + self.origin for x in tokens])
+        if not self._selects:
+            return ShardResult(*self._merged(*self._step(q, k, v, scale)), None)
+        tokens = self._select(q, scale)
+        out, lse = attend(q, k, v, tokens, len(self), scale=scale, threads=self.plan.threads)
+        merged = self._merged(torch.as_tensor(out), torch.as_tensor(lse))
+        return ShardResult(*merged, [one + self.origin for one in tokens])
 
     def _select(self, q: Any, scale: float | None) -> list[np.ndarray]:
         """With a fixed budget, this rank's part of the top of all tokens. As in a step of one process, a short context is read
@@ -181,14 +179,10 @@ class Shard:
         whole = scores.tokens <= budget or scores.tokens < int(self.config.min_context)
         return [every if whole or 0 < most < noise else one for one, noise in zip(tokens, scores.noise)]
 
-    def _attend(self, q: Any, k: Any, v: Any, tokens: Any, scale: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-        out, lse = attend(q, k, v, tokens, len(self), scale=scale, threads=self.plan.threads)
-        return torch.as_tensor(out), torch.as_tensor(lse)
-
-    def _list(self, q: Any, k: Any, v: Any, scale: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """A list and a rest of this rank's own."""
+    def _step(self, q: Any, k: Any, v: Any, scale: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step over this rank's tokens alone: a list and a rest of its own, or all of them."""
         if len(self) == 0:
-            return self._attend(q, k, v, None, scale)
+            return torch.zeros(q.shape), torch.full(q.shape[:1], -torch.inf)
         result = self.plan.step(self.cache, q[None, None], k, v, [len(self)], scale=scale)
         return torch.as_tensor(result.out)[0, 0], torch.as_tensor(result.lse)[0, 0]
 
