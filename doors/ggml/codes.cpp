@@ -41,7 +41,8 @@ CachePointer make_cache(int32_t layer, Heads heads, int64_t sequences, int64_t c
                                    .device = ADAMAS_DEVICE_CPU,
                                    .by_page = 0,
                                    .blocks = 0,
-                                   .memory = nullptr};
+                                   .memory = nullptr,
+                                   .origin = 0};
   adamas_cache* cache = nullptr;
   adamas_cache_create(&config_of(layer), &params, &cache);  // NULL on an error
   return CachePointer(cache);

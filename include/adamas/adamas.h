@@ -245,6 +245,7 @@ typedef struct adamas_cache_params {
   int32_t by_page;   /* 1: codes lie by the pages of K (see adamas_pages); 0: where the cache places them */
   int64_t blocks;    /* places for blocks of codes, of all sequences together; 0: for as many as they can have */
   const adamas_code_memory* memory; /* where codes lie, [blocks] places; NULL: in memory of the cache's own */
+  int64_t origin; /* on a CPU: sequences begin at this token, a multiple of 64; another cache has what is before it */
 } adamas_cache_params;
 
 /* Where the pages of paged rows are: a table of page ids for each sequence. The pages of a sequence hold its tokens in
@@ -323,6 +324,8 @@ ADAMAS_API adamas_status adamas_clear(adamas_cache* cache, int64_t sequence);
 ADAMAS_API adamas_status adamas_share(adamas_cache* cache, int64_t from, int64_t to, int64_t length);
 /* K changed without adamas_append: every row's codes are made anew when they are next used. */
 ADAMAS_API adamas_status adamas_invalidate(adamas_cache* cache);
+/* The tokens of a sequence that were appended. */
+ADAMAS_API adamas_status adamas_length(const adamas_cache* cache, int64_t sequence, int64_t* tokens);
 /* The bytes of one block (its keys' codes, then its values' mean where it is kept), as docs/codes.md lays them out: copied
  * to `bytes` (room for `size`), and their number to `*needed`. `bytes` may be NULL to ask for the number. The length that
  * counts is that of adamas_append. */
@@ -439,6 +442,88 @@ ADAMAS_API adamas_status adamas_step(adamas_plan* plan, adamas_cache* cache, con
  * `indices` has room for `size` entries; `*count` is how many there are. Dense rows answer with every visible token. */
 ADAMAS_API adamas_status adamas_selection(const adamas_plan* plan, int32_t q_head, int64_t* indices, int64_t size,
                                           int64_t* count);
+
+/* ---- single stages ------------------------------------------------------------------------------------ */
+
+/* For study, and for a context that lies in parts, in the caches of several processes. On a CPU. Of one query row: a fixed
+ * budget's step is adamas_scores, then adamas_select of its budget, then adamas_attend to that; but for heads whose noise is
+ * above max_noise, which a step lets attend to all.
+ *
+ * What a context in parts has to agree on goes through one function of the caller's: an all-reduce, say. Each of its parts
+ * calls a stage with the same settings and heads, and the stage then calls `merge` equally often in each of them, for as
+ * many values. It returns 0, or anything else when it failed: so does the stage, then. NULL: the sequence is the whole
+ * context. */
+typedef enum adamas_merge_op {
+  ADAMAS_MERGE_MAX = 0,   /* each value becomes the largest that a part has */
+  ADAMAS_MERGE_SUM = 1,   /* the sum of what the parts have; below 2^53, and most of them are whole numbers */
+  ADAMAS_MERGE_BEHIND = 2 /* the sum of what the parts behind this one have */
+} adamas_merge_op;
+typedef int32_t (*adamas_merge_fn)(void* user, int32_t op, double* values, int64_t count);
+
+/* Scores of all tokens of a sequence, from their codes: what a fixed budget is selected by, and (without what must be read)
+ * what lists are made from. scale q . k is about unit score + highest, with a variance of `noise`. 32767 stands for what is
+ * read in any case (sinks, recent tokens, the newest rows without codes), -32768 for what is no token.
+ * Its rows have been appended, with K. Of a context in parts every part but the last that has tokens is full to the origin
+ * of the next; two calls of merge, or three. */
+typedef struct adamas_score_params {
+  uint32_t struct_size; /* sizeof(adamas_score_params) */
+  int32_t q_heads;      /* a multiple of the cache's kv_heads */
+  int64_t sequence;
+  const void* q; /* [q_heads, head_dim] */
+  int64_t q_stride_head;
+  int32_t q_dtype; /* f32, f16 or bf16 */
+  int32_t threads; /* 1 to 512 */
+  float scale;     /* 0: 1 / sqrt(head_dim) */
+  int16_t* scores; /* [q_heads, tokens rounded up to a multiple of 64] */
+  double* unit;    /* [q_heads]; NULL: not wanted */
+  double* highest; /* [q_heads]; NULL: not wanted */
+  float* noise;    /* [q_heads]; NULL: not wanted */
+  int64_t* tokens; /* of the whole context; NULL: not wanted */
+  adamas_merge_fn merge;
+  void* user;
+} adamas_score_params;
+ADAMAS_API adamas_status adamas_scores(const adamas_cache* cache, const adamas_score_params* params);
+
+/* The top `budget` of each head's scores: positions, ascending. Of equal scores the later position wins; -32768 is never
+ * selected. Of a context in parts each learns which of its own tokens are among the top of all: three calls of merge, of 3
+ * values a head, then one for each score that the last one selected can have (a few hundred), then 1. */
+typedef struct adamas_select_params {
+  uint32_t struct_size; /* sizeof(adamas_select_params) */
+  int32_t heads;
+  int64_t count;         /* scores of a head, of this part */
+  const int16_t* scores; /* [heads, count] */
+  int64_t budget;        /* 1 to 2^31 - 1 */
+  int64_t* indices;      /* [heads, min(budget, count)], of which a head has the first counts[head] */
+  int64_t* counts;       /* [heads] */
+  adamas_merge_fn merge;
+  void* user;
+} adamas_select_params;
+ADAMAS_API adamas_status adamas_select(const adamas_select_params* params);
+
+/* Attention of each query head over tokens of its own:
+ *   out[h] = sum_t softmax_t(softcap(scale q[h] . k[t])) v[t],   lse[h] = log sum_t exp(softcap(scale q[h] . k[t]))
+ * Without tokens out is 0 and lse -inf. What parts give is merged with weights exp(lse). */
+typedef struct adamas_attend_params {
+  uint32_t struct_size; /* sizeof(adamas_attend_params) */
+  int32_t q_heads;
+  int32_t kv_heads; /* divides q_heads */
+  int32_t head_dim;
+  int32_t q_dtype;
+  int32_t threads; /* 1 to 512 */
+  const void* q;   /* [q_heads, head_dim] */
+  int64_t q_stride_head;
+  int64_t sequence;
+  int64_t tokens; /* that K and V have of it */
+  adamas_rows k, v;
+  const int64_t* indices; /* [q_heads, index_stride], any order; NULL: every head attends to all */
+  int64_t index_stride;   /* entries from a head to the next */
+  const int64_t* counts;  /* [q_heads] */
+  float* out;             /* [q_heads, head_dim] */
+  float* lse;             /* [q_heads]; NULL: not wanted */
+  float scale;            /* 0: 1 / sqrt(head_dim) */
+  float softcap;          /* 0: none */
+} adamas_attend_params;
+ADAMAS_API adamas_status adamas_attend(const adamas_attend_params* params);
 
 #ifdef __cplusplus
 }

@@ -456,6 +456,7 @@ struct CacheParams {
   bool by_page = false;                        // codes lie by the pages of K
   std::int64_t blocks = 0;                     // places for blocks of codes; 0: for as many as the sequences can have
   const adamas_code_memory* memory = nullptr;  // where codes lie; nullptr: in the cache's own memory
+  std::int64_t origin = 0;                     // the sequences begin at this token; another cache has what is before it
 };
 
 // Tokens [first, first + count) of a sequence.
@@ -491,7 +492,8 @@ class Cache {
                                             .device = params.device,
                                             .by_page = params.by_page ? 1 : 0,
                                             .blocks = params.blocks,
-                                            .memory = params.memory};
+                                            .memory = params.memory,
+                                            .origin = params.origin};
     adamas_cache* cache = nullptr;
     detail::check(adamas_cache_create(&native_config, &native_params, &cache));
     cache_.reset(cache);

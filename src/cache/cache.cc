@@ -65,7 +65,7 @@ void Cache::encode_keys(const adamas_rows& k, int64_t sequence, int64_t block, i
                            bounds + params.head_dim);
   }
   device_of(params.device)
-      .encode_block(rows, params.head_dim, rows_of_codes, block == 0, coding_of(config), params.rotated == 0,
+      .encode_block(rows, params.head_dim, rows_of_codes, is_first(block), coding_of(config), params.rotated == 0,
                     codes(sequence, kv_head).block(block), scratch);
 }
 
@@ -73,8 +73,8 @@ void Cache::encode_values(const adamas_rows& v, int64_t sequence, int64_t block,
   if ((blocks.marks(sequence, block) & values_mark) == 0) return;
   const Means to = means(sequence, kv_head);
   device_of(params.device)
-      .encode_mean(rows_of_block(v, sequence, block, kv_head), params.head_dim, blocks.wanted(sequence, block), block == 0,
-                   to.mean_of(block), to.scale_of(block), scratch);
+      .encode_mean(rows_of_block(v, sequence, block, kv_head), params.head_dim, blocks.wanted(sequence, block),
+                   is_first(block), to.mean_of(block), to.scale_of(block), scratch);
 }
 
 int64_t Cache::bytes() const {

@@ -56,6 +56,8 @@ class Cache {
   const adamas_cache_params params;
 
  private:
+  // Of its whole sequence, whose first tokens this cache may not have.
+  bool is_first(int64_t block) const { return block == 0 && params.origin == 0; }
   Where where(int64_t sequence) const {
     if (blocks.in_line(sequence)) return {nullptr, blocks.first_place(sequence)};
     return {blocks.places(sequence), 0};

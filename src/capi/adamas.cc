@@ -1,82 +1,17 @@
 // The C ABI: check, call, return a status; nothing else.
 #include "adamas/adamas.h"
 
-#include <bit>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
-#include <memory>
-#include <optional>
-#include <utility>
 #include <vector>
 
-#include "cache/cache.h"
-#include "capi/structs.h"
-#include "core/config.h"
+#include "capi/door.h"
 #include "core/config_file.h"
-#include "device/cuda/device.h"
 #include "device/isa.h"
-#include "step/step.h"
 
 using namespace adamas;
 
-// Of the host, or of a GPU.
-struct adamas_cache {
-  std::optional<Cache> host;
-  Array<float> encode_room;
-  std::unique_ptr<cuda::Cache> gpu;
-
-  const adamas_config& config() const { return gpu ? gpu->config : host->config; }
-  const adamas_cache_params& params() const { return gpu ? gpu->params : host->params; }
-};
-
-struct adamas_plan {
-  std::optional<Plan> host;
-  std::unique_ptr<cuda::Plan> gpu;
-
-  const adamas_config& config() const { return gpu ? gpu->config : host->config; }
-  const adamas_plan_params& params() const { return gpu ? gpu->params : host->params; }
-};
-
 namespace {
-
-constexpr int max_threads = 512;
-constexpr int max_heads = 65536;
-
-thread_local std::string last_error;
-
-adamas_status report(Status status) {
-  last_error = std::move(status.sentence);
-  return status.code;
-}
-
-// Runs a call and keeps every exception on this side.
-template <class Call>
-adamas_status guarded(const char* name, Call&& call) noexcept {
-  try {
-    Status status = call();
-    if (!status.ok()) status.sentence = std::string(name) + ": " + status.sentence;
-    return report(std::move(status));
-  } catch (const std::bad_alloc&) {
-    last_error.clear();  // the sentence must not need memory that is not there
-    try {
-      last_error = std::string(name) + ": out of memory";
-    } catch (...) {
-    }
-    return ADAMAS_OUT_OF_MEMORY;
-  } catch (...) {
-    return ADAMAS_INTERNAL;
-  }
-}
-
-#define ADAMAS_TRY(expression)                                        \
-  do {                                                                \
-    if (Status status_ = (expression); !status_.ok()) return status_; \
-  } while (false)
-
-Status check_pointer(const void* pointer, const char* name) {
-  return pointer != nullptr ? Status{} : invalid(std::string(name) + " is NULL");
-}
 
 // Calls with(all settings) and gives them back, all or none.
 template <class With>
@@ -91,75 +26,6 @@ Status change(adamas_config* config, With&& with) {
     return unsupported("a setting that this program cannot hold: it was built against an older adamas.h");
   give(all, config);
   return {};
-}
-
-Status check_range(int64_t value, int64_t lowest, int64_t highest, const char* name) {
-  if (value >= lowest && value <= highest) return {};
-  return invalid(std::string(name) + ": " + std::to_string(value) + "; its range is " + std::to_string(lowest) + " to " +
-                 std::to_string(highest));
-}
-
-Status check_head_dim(int64_t head_dim) {
-  if (is_head_dim(head_dim)) return {};
-  return unsupported("head_dim " + std::to_string(head_dim) + "; supported: " + head_dim_list());
-}
-
-// The offset of the last element fits into 63 bits.
-Status check_stride(int64_t stride, int64_t count, const char* name) {
-  int64_t offset;
-  if (!__builtin_mul_overflow(stride, count, &offset) && offset < (int64_t{1} << 60) && offset > -(int64_t{1} << 60))
-    return {};
-  return invalid(std::string(name) + ": " + std::to_string(stride) + " bytes times " + std::to_string(count) +
-                 " is past any address");
-}
-
-// Of the first `count` dtypes.
-Status check_dtype(int32_t dtype, int32_t count, const char* name) {
-  if (dtype >= 0 && dtype < count) return {};
-  std::string list;
-  for (int32_t i = 0; i < count; i++)
-    list += (i == 0 ? "" : ", ") + std::string(dtype_names[i]) + " (" + std::to_string(i) + ")";
-  return invalid(std::string(name) + ": dtype " + std::to_string(dtype) + "; there are " + list);
-}
-constexpr int32_t plain_dtypes = ADAMAS_BF16 + 1;  // not quantised
-
-// Page ids of the tokens [first, end) of a sequence, before anything is read there.
-Status check_page_ids(const adamas_rows& rows, int64_t sequence, int64_t first, int64_t end, const char* name) {
-  if (rows.pages == nullptr) return {};
-  const adamas_pages& pages = *rows.pages;
-  const int32_t* table = pages.table + sequence * pages.stride;
-  for (int64_t i = first / pages.page_tokens; i * pages.page_tokens < end; i++)
-    if (table[i] < 0 || table[i] >= pages.count)
-      return out_of_range(std::string(name) + ": page " + std::to_string(i) + " of sequence " + std::to_string(sequence) +
-                          " is " + std::to_string(table[i]) + ", of " + std::to_string(pages.count) + " pages");
-  return {};
-}
-
-Status check_pages(const adamas_rows& rows, const adamas_cache_params& cache, const char* name) {
-  constexpr int32_t most_tokens = 1 << 20;
-  const adamas_pages& pages = *rows.pages;
-  ADAMAS_TRY(check_size(&pages));
-  ADAMAS_TRY(check_range(pages.page_tokens, 1, most_tokens, "page_tokens"));
-  if (!std::has_single_bit(uint32_t(pages.page_tokens)))
-    return unsupported("page_tokens " + std::to_string(pages.page_tokens) + "; it is a power of two");
-  ADAMAS_TRY(check_range(pages.count, 0, std::numeric_limits<int32_t>::max(), "pages.count"));
-  ADAMAS_TRY(check_pointer(pages.table, "pages.table"));
-  ADAMAS_TRY(check_stride(pages.stride, cache.sequences, "pages.stride"));
-  ADAMAS_TRY(check_stride(rows.stride_page, pages.count, name));
-  return check_stride(rows.stride_token, pages.page_tokens, name);
-}
-
-Status check_rows(const adamas_rows& rows, const adamas_cache_params& cache, const char* name) {
-  ADAMAS_TRY(check_pointer(rows.data, name));
-  ADAMAS_TRY(check_dtype(rows.dtype, dtype_count, name));
-  if (is_quantised(rows.dtype) && cache.head_dim % quantised_block != 0)
-    return unsupported(std::string(name) + ": head_dim " + std::to_string(cache.head_dim) + " in " +
-                       dtype_names[rows.dtype] +
-                       ", whose rows are blocks of 32 elements: head_dim has to be a multiple of 32");
-  ADAMAS_TRY(check_stride(rows.stride_head, cache.kv_heads, name));
-  if (rows.pages != nullptr) return check_pages(rows, cache, name);
-  ADAMAS_TRY(check_stride(rows.stride_sequence, cache.sequences, name));
-  return check_stride(rows.stride_token, cache.capacity, name);
 }
 
 // Of codes that lie by page: the pages of K have to be whole blocks, and have places in the pool.
@@ -188,10 +54,6 @@ Status check_memory(const adamas_config& config, const adamas_cache_params& shap
     ADAMAS_TRY(check_stride(array.stride_head, shape.kv_heads, name.c_str()));
   }
   return {};
-}
-
-Status check_sequence(const adamas_cache_params& cache, int64_t sequence) {
-  return check_range(sequence, 0, cache.sequences - 1, "sequence");
 }
 
 Status check_device(int32_t device) { return check_range(device, ADAMAS_DEVICE_CPU, ADAMAS_DEVICE_CUDA, "device"); }
@@ -467,6 +329,12 @@ adamas_status adamas_cache_create(const adamas_config* config, const adamas_cach
     ADAMAS_TRY(check_device(shape.device));
     ADAMAS_TRY(check_range(shape.by_page, 0, 1, "by_page"));
     ADAMAS_TRY(check_range(shape.blocks, shape.by_page, std::numeric_limits<int32_t>::max() - 1, "blocks"));
+    ADAMAS_TRY(check_range(shape.origin, 0, int64_t{1} << 52, "origin"));
+    if (shape.origin % block_tokens != 0)
+      return invalid("origin " + std::to_string(shape.origin) + "; it is a multiple of " + std::to_string(block_tokens));
+    if (shape.origin != 0 && shape.device == ADAMAS_DEVICE_CUDA)
+      return unsupported("origin " + std::to_string(shape.origin) +
+                         "; on a GPU a cache has the beginning of its sequences: 0");
     if (shape.memory != nullptr) ADAMAS_TRY(check_memory(all, shape));
     auto made = std::make_unique<adamas_cache>();
     if (shape.device == ADAMAS_DEVICE_CUDA) {
@@ -614,6 +482,15 @@ adamas_status adamas_invalidate(adamas_cache* cache) {
     if (cache->gpu) return unsupported("on a GPU rows that changed are appended again");
     cache->host->blocks.invalidate();
     return {};
+  });
+}
+
+adamas_status adamas_length(const adamas_cache* cache, int64_t sequence, int64_t* tokens) {
+  return guarded("adamas_length", [&]() -> Status {
+    ADAMAS_TRY(check_pointer(cache, "cache"));
+    ADAMAS_TRY(check_pointer(tokens, "tokens"));
+    ADAMAS_TRY(check_sequence(cache->params(), sequence));
+    return find_length(*cache, sequence, *tokens);
   });
 }
 

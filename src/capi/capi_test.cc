@@ -30,7 +30,7 @@ struct Objects {
   Objects(const Objects&) = delete;
   Objects() {
     config = config_of({{"min_context", "0"}});
-    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CPU, 0, 0, nullptr};
+    cache_params = {sizeof cache_params, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CPU, 0, 0, nullptr, 0};
     plan_params = {sizeof plan_params, 4, 2, 64, 256, 2, ADAMAS_DEVICE_CPU, 0};
     EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
     EXPECT_EQ(adamas_plan_create(&config, &plan_params, &plan), ADAMAS_OK);
@@ -425,6 +425,86 @@ TEST(BadInput, MoreMemoryThanThereIsIsAStatus) {
   adamas_cache* cache = nullptr;
   expect_sentence(adamas_cache_create(&o.config, &c, &cache), ADAMAS_OUT_OF_MEMORY, "memory");
   EXPECT_EQ(cache, nullptr);
+}
+
+TEST(BadInput, SingleStagesGetASentence) {
+  Objects o;
+  std::vector<int16_t> scores(4 * 256);
+  adamas_score_params good{};
+  good.struct_size = sizeof good;
+  good.q_heads = 4;
+  good.q = o.q.data();
+  good.q_stride_head = 64 * 4;
+  good.threads = 1;
+  good.scores = scores.data();
+  ASSERT_EQ(adamas_append(o.cache, 0, 0, 256, &o.rows, &o.rows), ADAMAS_OK);
+  ASSERT_EQ(adamas_scores(o.cache, &good), ADAMAS_OK) << adamas_last_error();
+  const auto score = [&](auto&& change, adamas_status status, const char* part) {
+    adamas_score_params p = good;
+    change(p);
+    expect_sentence(adamas_scores(o.cache, &p), status, part);
+  };
+  score([](auto& p) { p.struct_size = 8; }, ADAMAS_INVALID_ARGUMENT, "adamas_score_params.struct_size");
+  score([](auto& p) { p.q_heads = 3; }, ADAMAS_INVALID_ARGUMENT, "multiple of kv_heads");
+  score([](auto& p) { p.q = nullptr; }, ADAMAS_INVALID_ARGUMENT, "q is NULL");
+  score([](auto& p) { p.scores = nullptr; }, ADAMAS_INVALID_ARGUMENT, "scores is NULL");
+  score([](auto& p) { p.threads = 0; }, ADAMAS_INVALID_ARGUMENT, "threads");
+  score([](auto& p) { p.scale = -1; }, ADAMAS_INVALID_ARGUMENT, "scale");
+  score([](auto& p) { p.q_dtype = ADAMAS_Q8_0; }, ADAMAS_INVALID_ARGUMENT, "dtype");
+  for (const int64_t sequence : extremes)
+    score([&](auto& p) { p.sequence = sequence; }, ADAMAS_INVALID_ARGUMENT, "sequence");
+  ASSERT_EQ(adamas_append(o.cache, 1, 64, 64, &o.rows, &o.rows), ADAMAS_OK);
+  score([](auto& p) { p.sequence = 1; }, ADAMAS_INVALID_ARGUMENT, "some rows of block 0 were never appended");
+  ASSERT_EQ(adamas_append(o.cache, 0, 70, 1, nullptr, nullptr), ADAMAS_OK);
+  score([](auto&) {}, ADAMAS_INVALID_ARGUMENT, "block 1 is not encoded yet");
+
+  std::vector<int64_t> indices(4 * 256), counts(4);
+  const auto select = [&](int32_t heads, int64_t count, int64_t budget, const char* part) {
+    const adamas_select_params p{sizeof p,       heads,         count,   scores.data(), budget,
+                                 indices.data(), counts.data(), nullptr, nullptr};
+    expect_sentence(adamas_select(&p), part == nullptr ? ADAMAS_OK : ADAMAS_INVALID_ARGUMENT, part == nullptr ? "" : part);
+  };
+  select(4, 256, 256, nullptr);
+  for (const int64_t bad : extremes) {
+    if (bad < 1 || bad > INT32_MAX) select(4, 256, bad, "budget");
+    if (bad < 0 || bad > INT32_MAX) select(4, bad, 1, "count");
+    select(0, 256, 1, "heads");
+  }
+
+  const adamas_attend_params all{sizeof all, 4,       2, 64,      ADAMAS_F32,   1,       o.q.data(), 64 * 4, 1, 256, o.rows,
+                                 o.rows,     nullptr, 0, nullptr, o.out.data(), nullptr, 0,          0};
+  ASSERT_EQ(adamas_attend(&all), ADAMAS_OK) << adamas_last_error();
+  const auto attend = [&](auto&& change, adamas_status status, const char* part) {
+    adamas_attend_params p = all;
+    p.indices = indices.data();
+    p.index_stride = 256;
+    p.counts = counts.data();
+    std::fill(counts.begin(), counts.end(), 1);
+    change(p);
+    expect_sentence(adamas_attend(&p), status, part);
+  };
+  attend([](auto& p) { p.head_dim = 63; }, ADAMAS_UNSUPPORTED, "head_dim 63");
+  attend([](auto& p) { p.kv_heads = 3; }, ADAMAS_INVALID_ARGUMENT, "multiple of kv_heads");
+  attend([](auto& p) { p.counts = nullptr; }, ADAMAS_INVALID_ARGUMENT, "counts is NULL");
+  attend([](auto& p) { p.out = nullptr; }, ADAMAS_INVALID_ARGUMENT, "out is NULL");
+  attend([](auto& p) { p.k.data = nullptr; }, ADAMAS_INVALID_ARGUMENT, "k is NULL");
+  attend([](auto& p) { p.softcap = NAN; }, ADAMAS_INVALID_ARGUMENT, "softcap");
+  attend([&](auto&) { counts[3] = 257; }, ADAMAS_INVALID_ARGUMENT, "counts: 257");
+  for (const int64_t index : extremes)
+    attend([&](auto&) { indices[256] = index; }, ADAMAS_OUT_OF_RANGE, "indices of head 1");
+}
+
+TEST(BadInput, OriginsAreWholeBlocksOfTheHosts) {
+  Objects o;
+  adamas_cache_params c = o.cache_params;
+  adamas_cache* cache = nullptr;
+  for (const int64_t origin : {int64_t{-64}, int64_t{63}, int64_t{100}, INT64_MAX}) {
+    c.origin = origin;
+    expect_sentence(adamas_cache_create(&o.config, &c, &cache), ADAMAS_INVALID_ARGUMENT, "origin");
+  }
+  c.origin = 64;
+  c.device = ADAMAS_DEVICE_CUDA;
+  expect_sentence(adamas_cache_create(&o.config, &c, &cache), ADAMAS_UNSUPPORTED, "origin 64");
 }
 
 // NaN and infinities in a live key or query: the row that holds them may be NaN, indices stay in range, others are

@@ -30,6 +30,9 @@ constexpr Growing growing(const adamas_plan_params*) {
   return {"adamas_plan_params", offsetof(adamas_plan_params, max_rows)};
 }
 constexpr Growing growing(const adamas_step_params*) { return {"adamas_step_params", offsetof(adamas_step_params, slopes)}; }
+constexpr Growing growing(const adamas_score_params*) { return {"adamas_score_params", sizeof(adamas_score_params)}; }
+constexpr Growing growing(const adamas_select_params*) { return {"adamas_select_params", sizeof(adamas_select_params)}; }
+constexpr Growing growing(const adamas_attend_params*) { return {"adamas_attend_params", sizeof(adamas_attend_params)}; }
 constexpr Growing growing(const adamas_step_stats*) {
   return {"adamas_step_stats", offsetof(adamas_step_stats, tokens_visible)};
 }

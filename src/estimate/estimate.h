@@ -24,9 +24,12 @@
 // Ties and order: nothing here; see select.h.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
-#include "codes/layout.h"
+#include "codes/codes.h"
 
 namespace adamas {
 
@@ -61,13 +64,48 @@ struct alignas(64) Query {
 // y: [head_dim], rotated, finite. threshold: of the query's codes, for the preset `paper`; 0 means 0.98 RMS(y).
 void prepare_query(const float* y, int head_dim, Estimator estimator, float threshold, Query& query);
 
+// What sigma_ref is made of. That of a context in parts has the largest of theirs, and the sums of their exponents.
+struct Spread {
+  float largest = 0;
+  int64_t exponents[256] = {};  // blocks whose sigma, when it is not 0, has this exponent, as a float's bits have it
+};
+Spread spread_of(const Codes& codes, const int32_t* blocks, int64_t count);
+float reference_sigma(const Spread& spread);
 // sigma_ref over the given blocks. blocks: [count], ascending.
-float reference_sigma(const Codes& codes, const int32_t* blocks, int64_t count);
+inline float reference_sigma(const Codes& codes, const int32_t* blocks, int64_t count) {
+  return reference_sigma(spread_of(codes, blocks, count));
+}
 
 // A_b of the given blocks: weights [count]. All zero when sigma_ref is.
 void block_weights(const Codes& codes, const int32_t* blocks, int64_t count, float reference, int16_t* weights);
 
-// C_b of the given blocks: offsets [count]; fills query.unit and query.highest_centre. centres: [count], scratch.
+// c_b of the given blocks: centres [count]. Their range; that of a context in parts is the hull of theirs.
+struct CentreRange {
+  double lowest = std::numeric_limits<double>::infinity(), highest = -std::numeric_limits<double>::infinity();
+};
+CentreRange block_centres(const Query& query, int head_dim, const Codes& codes, const int32_t* blocks, int64_t count,
+                          double* centres);
+// The largest unit of a centre.
+float largest_rounding(const Codes& codes, const int32_t* blocks, int64_t count);
+// u and c_max. rounding(): the largest unit of a centre, which is asked for when no block deviates.
+template <class Rounding>
+void set_unit(Query& query, int head_dim, Estimator estimator, float reference, CentreRange centres, Rounding&& rounding) {
+  query.unit = estimator == Estimator::dot
+                   ? double(query.largest) / query_levels * double(level_sigmas) * double(reference)
+                   : double(distance_weight) * double(query.rms) * double(reference) / distance_scale;
+  // No deviation in any block (or a query of zeros): the centres alone decide, as far as they are no rounding, or nothing
+  // does.
+  if (!(query.unit > 0))
+    query.unit =
+        std::max((centres.highest - centres.lowest) / 16384.0, double(query.rms) * std::sqrt(head_dim) * double(rounding()));
+  if (!(query.unit > 0)) query.unit = flat_unit;
+  query.highest_centre = centres.highest;
+  query.offset_clipped = (centres.lowest - centres.highest) / query.unit < lowest_centre;
+}
+// C_b: offsets [count] of centres [count].
+void centre_offsets(const Query& query, const double* centres, int64_t count, int16_t* offsets);
+
+// The three of them, for a context that has these blocks alone; count is at least 1. centres: [count], scratch.
 void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks, int64_t count,
                    float reference, double* centres, int16_t* offsets);
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <iterator>
+#include <numeric>
 #include <utility>
 
 #include "codes/codes.h"
@@ -334,22 +335,24 @@ void prepare_query(const float* y, int head_dim, Estimator estimator, float thre
   }
 }
 
-float reference_sigma(const Codes& codes, const int32_t* blocks, int64_t count) {
-  float largest = 0;
-  int32_t histogram[256] = {};
-  int32_t positive = 0;
+Spread spread_of(const Codes& codes, const int32_t* blocks, int64_t count) {
+  Spread spread;
   for (int64_t i = 0; i < count; i++) {
     const float s = codes.sigma_of(blocks[i]);
     if (s > 0) {
-      largest = std::max(largest, s);
-      histogram[exponent_of(s) + 127]++;
-      positive++;
+      spread.largest = std::max(spread.largest, s);
+      spread.exponents[exponent_of(s) + 127]++;
     }
   }
+  return spread;
+}
+
+float reference_sigma(const Spread& spread) {
+  const int64_t positive = std::accumulate(std::begin(spread.exponents), std::end(spread.exponents), int64_t{0});
   if (positive == 0) return 0;
   int exponent = -1;
-  for (int32_t below = 0; below < (positive + 1) / 2;) below += histogram[++exponent];
-  return std::min(largest, std::ldexp(1.0f, std::min(exponent - 127 + 4, 127)));
+  for (int64_t below = 0; below < (positive + 1) / 2;) below += spread.exponents[++exponent];
+  return std::min(spread.largest, std::ldexp(1.0f, std::min(exponent - 127 + 4, 127)));
 }
 
 void block_weights(const Codes& codes, const int32_t* blocks, int64_t count, float reference, int16_t* weights) {
@@ -360,27 +363,29 @@ void block_weights(const Codes& codes, const int32_t* blocks, int64_t count, flo
   }
 }
 
-void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks, int64_t count,
-                   float reference, double* centres, int16_t* offsets) {
+CentreRange block_centres(const Query& query, int head_dim, const Codes& codes, const int32_t* blocks, int64_t count,
+                          double* centres) {
+  if (count == 0) return {};
   HWY_DYNAMIC_DISPATCH(CentreProducts)(query, head_dim, codes, blocks, count, centres);
   const auto [lowest, highest] = HWY_DYNAMIC_DISPATCH(RangeOf)(centres, count);
-  double unit = estimator == Estimator::dot ? static_cast<double>(query.largest) / query_levels *
-                                                  static_cast<double>(level_sigmas) * static_cast<double>(reference)
-                                            : static_cast<double>(distance_weight) * static_cast<double>(query.rms) *
-                                                  static_cast<double>(reference) / distance_scale;
-  // No deviation in any block (or a query of zeros): the centres alone decide, as far as they are no rounding, or nothing
-  // does.
-  if (!(unit > 0)) {
-    float rounding = 0;
-    for (int64_t i = 0; i < count; i++) rounding = std::max(rounding, codes.centre_scale_of(blocks[i]));
-    unit = std::max((highest - lowest) / 16384.0,
-                    static_cast<double>(query.rms) * std::sqrt(head_dim) * static_cast<double>(rounding));
-  }
-  if (!(unit > 0)) unit = flat_unit;
-  query.unit = unit;
-  query.highest_centre = highest;
-  query.offset_clipped = (lowest - highest) / unit < lowest_centre;
-  HWY_DYNAMIC_DISPATCH(OffsetsOf)(centres, count, highest, unit, offsets);
+  return {lowest, highest};
+}
+
+float largest_rounding(const Codes& codes, const int32_t* blocks, int64_t count) {
+  float rounding = 0;
+  for (int64_t i = 0; i < count; i++) rounding = std::max(rounding, codes.centre_scale_of(blocks[i]));
+  return rounding;
+}
+
+void centre_offsets(const Query& query, const double* centres, int64_t count, int16_t* offsets) {
+  HWY_DYNAMIC_DISPATCH(OffsetsOf)(centres, count, query.highest_centre, query.unit, offsets);
+}
+
+void block_offsets(Query& query, int head_dim, Estimator estimator, const Codes& codes, const int32_t* blocks, int64_t count,
+                   float reference, double* centres, int16_t* offsets) {
+  const CentreRange range = block_centres(query, head_dim, codes, blocks, count, centres);
+  set_unit(query, head_dim, estimator, reference, range, [&] { return largest_rounding(codes, blocks, count); });
+  centre_offsets(query, centres, count, offsets);
 }
 
 void scan(const Query* const* queries, int heads, int head_dim, Estimator estimator, const Codes& codes,

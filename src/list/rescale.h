@@ -15,12 +15,11 @@ namespace adamas {
 
 inline constexpr double lightest = 100;  // exponent below the highest estimate at which a float is zero
 
-// Relative to the highest estimate, in a unit that lets `lightest` below it be told apart. moved(estimate, position): with
-// its bias. centres, offsets: [blocks] as block_offsets gave them; scores: [blocks, 64], in place; estimates: the same,
-// scratch.
+// Estimates of scores [blocks, 64], relative to that of the highest centre; returns the largest, -inf of none.
+// moved(estimate, position): with its bias. centres, offsets: [blocks] as block_offsets gave them; estimates: as scores.
 template <class Moved>
-WeightScale rescale(const WeightScale& e, double scale, const double* centres, const int16_t* offsets, int64_t blocks,
-                    Moved&& moved, float* estimates, int16_t* scores) {
+float estimate_anew(const WeightScale& e, double scale, const double* centres, const int16_t* offsets, int64_t blocks,
+                    Moved&& moved, const int16_t* scores, float* estimates) {
   const double origin = capped(e.highest, e.softcap);
   constexpr float farthest = 1e30f;  // and NaN stands there, below
   float top = -std::numeric_limits<float>::infinity();
@@ -34,13 +33,26 @@ WeightScale rescale(const WeightScale& e, double scale, const double* centres, c
       top = std::max(top, estimates[t]);
     }
   }
-  const double unit = std::max(e.unit, lightest / always_score);
+  return top;
+}
+
+// Scores, in place, relative to the highest estimate `top` of all, in a unit that lets `lightest` below it be told apart.
+inline WeightScale score_anew(const WeightScale& e, float top, const float* estimates, int64_t blocks, int16_t* scores) {
+  const double origin = capped(e.highest, e.softcap), unit = std::max(e.unit, lightest / always_score);
   for (int64_t t = 0; t < blocks * block_tokens; t++) {
     const double units = std::max((double(estimates[t]) - double(top)) / unit, -32767.0);
     scores[t] = scores[t] == hidden_score ? hidden_score : int16_t((units + round_shift) - round_shift);
   }
   const double highest = std::isfinite(top) ? origin + double(top) : origin;
   return {unit, highest, 0, float(highest)};
+}
+
+// Both, where no estimate lies elsewhere. estimates: scratch.
+template <class Moved>
+WeightScale rescale(const WeightScale& e, double scale, const double* centres, const int16_t* offsets, int64_t blocks,
+                    Moved&& moved, float* estimates, int16_t* scores) {
+  const float top = estimate_anew(e, scale, centres, offsets, blocks, moved, scores, estimates);
+  return score_anew(e, top, estimates, blocks, scores);
 }
 
 }  // namespace adamas

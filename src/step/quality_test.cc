@@ -49,7 +49,7 @@ double share_found(const std::vector<float>& keys, float slow, const char* prese
     EXPECT_EQ(adamas_config_set(&config, name, value), ADAMAS_OK) << adamas_last_error();
   adamas_cache* cache;
   const adamas_cache_params cache_params{sizeof cache_params, 0, 1, head_dim, 1, tokens, 0,
-                                         ADAMAS_DEVICE_CPU,   0, 0, nullptr};
+                                         ADAMAS_DEVICE_CPU,   0, 0, nullptr,  0};
   EXPECT_EQ(adamas_cache_create(&config, &cache_params, &cache), ADAMAS_OK);
   adamas_plan* plan;
   const adamas_plan_params plan_params{sizeof plan_params, 1, 1, head_dim, tokens, 2, ADAMAS_DEVICE_CPU, 0};

@@ -1,6 +1,8 @@
 // A query row's queries and its output.
+#include <algorithm>
 #include <cstring>
 
+#include "hadamard/hadamard.h"
 #include "step/row.h"
 
 namespace adamas {
@@ -11,6 +13,12 @@ void load_query(const Row& row, int h) {
   with_dtype(static_cast<DType>(row.p.q_dtype), [&]<class T>(T) {
     for (int d = 0; d < row.head_dim(); d++) row.q(h)[d] = element(reinterpret_cast<const T*>(from), d);
   });
+}
+
+void rotate_query(const float* q, const Cache& cache, float* y) {
+  const int head_dim = cache.params.head_dim;
+  for (int d = 0; d < head_dim; d++) y[d] = std::isnan(q[d]) ? 0.0f : std::clamp(q[d], -largest_key, largest_key);
+  if (cache.params.rotated == 0) rotate(y, head_dim);
 }
 
 void finish(const Row& row, int h) {

@@ -64,6 +64,9 @@ struct Row {
 // Query head h as f32, to plan.q.
 void load_query(const Row& row, int h);
 
+// What codes are compared with: the query q [head_dim], tamed as keys are, and rotated unless the caller has: y [head_dim].
+void rotate_query(const float* q, const Cache& cache, float* y);
+
 // Attention over every visible token, for the heads whose result says so.
 void attend_dense(const Row& row, int threads);
 

@@ -10,7 +10,6 @@
 #include "baselines/quest.h"
 #include "baselines/streaming.h"
 #include "codes/codes.h"
-#include "hadamard/hadamard.h"
 #include "list/list.h"
 #include "step/heads.h"
 
@@ -40,11 +39,7 @@ void prepare(const Row& row, int h) {
   if (plan.config.policy != ADAMAS_POLICY_ADAMAS) return;
   const int g = h / row.group();
   float* y = plan.rotated.get() + int64_t(h) * row.head_dim();
-  for (int d = 0; d < row.head_dim(); d++) {
-    const float x = row.q(h)[d];
-    y[d] = std::isnan(x) ? 0.0f : std::clamp(x, -largest_key, largest_key);
-  }
-  if (row.cache.params.rotated == 0) rotate(y, row.head_dim());
+  rotate_query(row.q(h), row.cache, y);
   const float threshold = coding_of(plan.config) == Coding::paper ? paper_threshold : 0.0f;
   prepare_query(y, row.head_dim(), row.estimator(), threshold, plan.queries[h]);
   HeadResult& result = plan.results[h];

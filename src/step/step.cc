@@ -145,6 +145,7 @@ Row see(Plan& plan, Cache& cache, const adamas_step_params& p, int64_t b, int64_
   Row row{plan, cache, p, b, r, sequence_of(p, b), verify, unplaced, {}, {}};
   Clock& clock = row.start_clock();
   row.view = find_visible(p, b, r, length_of(p, cache, b), plan.view);
+  row.view.before = cache.params.origin;
   clock.lap(&Times::look);
   return row;
 }

@@ -50,7 +50,7 @@ void BM_step(benchmark::State& state, const char* policy) {
     }
     adamas_cache* cache;
     const adamas_cache_params params{sizeof params,     layer, kv_heads, head_dim, 1, tokens, 0,
-                                     ADAMAS_DEVICE_CPU, 0,     0,        nullptr};
+                                     ADAMAS_DEVICE_CPU, 0,     0,        nullptr,  0};
     adamas_cache_create(&config, &params, &cache);
     caches.push_back(cache);
   }

@@ -109,8 +109,18 @@ struct Fixture {
         random(11) {
     EXPECT_OK(adamas_config_init(&config));
     for (auto [name, value] : s.settings) EXPECT_OK(adamas_config_set(&config, name, value));
-    const adamas_cache_params cache_params{sizeof cache_params, 0, s.kv_heads, s.head_dim, s.sequences, s.tokens, s.rotated,
-                                           ADAMAS_DEVICE_CPU,   0, 0,          nullptr};
+    const adamas_cache_params cache_params{sizeof cache_params,
+                                           0,
+                                           s.kv_heads,
+                                           s.head_dim,
+                                           s.sequences,
+                                           s.tokens,
+                                           s.rotated,
+                                           ADAMAS_DEVICE_CPU,
+                                           0,
+                                           0,
+                                           nullptr,
+                                           0};
     EXPECT_OK(adamas_cache_create(&config, &cache_params, &cache));
     const adamas_plan_params plan_params{sizeof plan_params, s.q_heads, s.kv_heads,        s.head_dim,
                                          s.tokens,           s.threads, ADAMAS_DEVICE_CPU, 0};

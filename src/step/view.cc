@@ -89,8 +89,8 @@ View find_visible(const adamas_step_params& p, int64_t batch, int64_t row, int64
 Uncoded find_uncoded(const View& view, const Cache& cache, int64_t sequence, const adamas_config& config,
                      UncodedRoom& room) {
   Uncoded uncoded{.partial = room.partial.get(), .always = room.always.get()};
-  const int64_t first_recent = view.visible - config.recent;
-  int64_t rank = 0;
+  const int64_t first_recent = view.before + view.visible + view.behind - config.recent;
+  int64_t rank = view.before;
   bool any_hidden_rows = false;
   for (int64_t i = 0; i < view.active; i++) {
     const int32_t b = view.blocks[i];

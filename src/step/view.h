@@ -15,6 +15,7 @@ class Cache;
 struct View {
   int64_t tokens = 0;               // in view, before the mask
   int64_t visible = 0;              // of them, after it
+  int64_t before = 0, behind = 0;   // visible tokens of the same context that lie elsewhere
   const uint64_t* bits = nullptr;   // [blocks of tokens] bit t of word b says that the row sees token 64 b + t
   const int32_t* blocks = nullptr;  // [active] blocks with a visible token, ascending
   int64_t active = 0;

@@ -282,7 +282,8 @@ uint32_t run(const Case& c, Inputs inputs, int32_t device = ADAMAS_DEVICE_CPU, s
                                          device,
                                          0,
                                          0,
-                                         nullptr};
+                                         nullptr,
+                                         0};
   const adamas_plan_params plan_params{sizeof plan_params, q_heads, kv_heads, dim, c.tokens, 2, device, 0};
   expect(adamas_cache_create(&config, &cache_params, &cache));
   expect(adamas_plan_create(&config, &plan_params, &plan));

@@ -20,6 +20,7 @@ from ._attention import Cache, Plan, Result
 from ._config import Config, settings
 from ._library import HEAD_DIMS, Error, lib, text
 from ._rows import Pages
+from ._stages import Scores, attend, select
 
 if TYPE_CHECKING:
     from .transformers import disable, enable, stats
@@ -31,11 +32,14 @@ __all__ = [
     "Pages",
     "Plan",
     "Result",
+    "Scores",
+    "attend",
     "disable",
     "enable",
     "gpu_names",
     "gpu_reason",
     "head_dims",
+    "select",
     "settings",
     "stats",
     "version",

@@ -13,6 +13,7 @@ from ._config import Config
 from ._device import Device
 from ._library import check, create, ffi, lib, struct
 from ._rows import Pages, integers, rows_of, whole
+from ._stages import Merge, Scores, scores
 
 _STATS = [name for name, _ in ffi.typeof("adamas_step_stats").fields if name != "struct_size"]
 _KINDS = ("lse", "mass", "noise")  # of what a step gives beside its output
@@ -32,6 +33,7 @@ class Cache:
         by_page: codes lie by the pages of K, of which there are ``pages``, and go where the page tables go: shared pages have
             their codes once. page_tokens is a multiple of 64 then. Without it codes are the sequences'.
         pages, page_tokens: of K, with ``by_page``.
+        origin: sequences begin at this token, a multiple of 64; another cache has what is before it. Not on a GPU.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Cache:
         by_page: bool = False,
         pages: int = 0,
         page_tokens: int = 64,
+        origin: int = 0,
     ) -> None:
         self.kv_heads, self.head_dim, self.sequences, self.capacity = kv_heads, head_dim, sequences, capacity
         self.config, self.device = config or Config(), Device(device)
         params = struct("adamas_cache_params")
         params.layer, params.kv_heads, params.head_dim = layer, kv_heads, head_dim
         params.sequences, params.capacity, params.device = sequences, capacity, self.device.number
+        params.origin = origin
         if by_page:
             params.by_page, params.blocks = 1, pages * page_tokens // lib.ADAMAS_BLOCK_TOKENS
         with self.device.current():
@@ -134,6 +138,35 @@ class Cache:
         """Sequence ``target`` becomes the first ``length`` tokens of ``source``; their codes are shared, on a GPU copied."""
         with self.device.in_order():
             check(lib.adamas_share(self._native, source, target, length))
+
+    def length(self, sequence: int = 0) -> int:
+        """Tokens of a sequence that were appended."""
+        tokens = ffi.new("int64_t *")
+        check(lib.adamas_length(self._native, sequence, tokens))
+        return tokens[0]
+
+    def scores(
+        self, q: Any, sequence: int = 0, scale: float | None = None, threads: int | None = None, merge: Merge | None = None
+    ) -> Scores:
+        """Scores of every token of a sequence from its codes, for one query row; its rows were appended with K.
+
+        Args:
+            q: [q_heads, head_dim], float32, float16 or bfloat16; q_heads is a multiple of kv_heads.
+            scale: None: 1 / sqrt(head_dim).
+            merge: of a context in parts, how they meet: ``adamas.distributed``.
+
+        Returns: ``Scores``. ``adamas.select`` of them and of a fixed budget is what a step reads.
+        """
+        return scores(self, q, sequence, scale, threads, merge)
+
+    def block_bytes(self, sequence: int, kv_head: int, block: int) -> np.ndarray:
+        """What is kept of a block of 64 tokens, uint8, laid out as docs/codes.md says."""
+        size = ffi.new("size_t *")
+        of = (self._native, sequence, kv_head, block)
+        check(lib.adamas_block_bytes(*of, ffi.NULL, 0, size))
+        found = np.empty(size[0], np.uint8)
+        check(lib.adamas_block_bytes(*of, ffi.cast("void *", found.ctypes.data), len(found), size))
+        return found
 
     @property
     def bytes(self) -> int:

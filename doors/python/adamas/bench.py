@@ -1,14 +1,17 @@
 """``python -m adamas.bench``: tokens a second of models of transformers, with PyTorch's attention and through the library.
 
 ``decode`` reads a text with a model of yours and decodes it further. ``model`` decodes with random weights of well-known shapes
-on a GPU, as CUDA graphs; ``record`` writes a real model's keys and queries for it.
+on a GPU, as CUDA graphs; ``record`` writes a real model's keys and queries for it. ``distributed`` has steps of a context that is
+sharded over processes.
 """
 
 import argparse
 import copy
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,6 +55,23 @@ def _arguments():
     of.add_argument("--layers", type=int, default=4, help="of the model, evenly spread (%(default)s)")
     of.add_argument("--out", default="keys.npz", help="the file (%(default)s)")
     of.set_defaults(run=_bench_model.record)
+
+    of = commands.add_parser(
+        "distributed",
+        help="steps of a context sharded over processes",
+        description="One layer's context of random keys and values, sharded over processes of this machine (gloo), one thread each; "
+        "rank 0's medians, and in brackets the least, which another program's work on the machine touches less. The messages alone are those "
+        "of a step sent again with nothing between them; work is the rank's processor time.",
+    )
+    of.add_argument("--ranks", default="1,2,4", help="how many processes (%(default)s)")
+    of.add_argument("--tokens", default="131072", help="of all ranks together: 131072,1048576 (%(default)s)")
+    of.add_argument("--q-heads", type=int, default=32)
+    of.add_argument("--kv-heads", type=int, default=8)
+    of.add_argument("--head-dim", type=int, default=128)
+    of.add_argument("--budget", default="256,auto", help="tokens a query head reads, or auto (%(default)s)")
+    of.add_argument("--steps", type=int, default=12)
+    of.add_argument("--json", action="store_true", help="print JSON")
+    of.set_defaults(run=distribute)
     return parser.parse_args()
 
 
@@ -142,6 +162,88 @@ def decode(arguments):
                 f"{row['tokens']:6}  {case:14}  {1000 * found['seconds']:10.1f}  {found['over_sdpa']:8.2f}x  "
                 f"{1000 * found['first']:8.1f}  {found['divergence']:10.5f}"
             )
+
+
+def _steps_of_a_rank(rank, ranks, store, arguments, tokens, budget, found):
+    """Steps of a shard; the figures of rank 0 to the queue."""
+    import torch
+    import torch.distributed as dist
+
+    from . import Config
+    from .distributed import Shard, split
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    heads, dim = (arguments.q_heads, arguments.kv_heads), arguments.head_dim
+    first, count = split(tokens, ranks)[rank]
+    random = torch.Generator().manual_seed(rank)
+    k, v = (torch.randn(1, heads[1], max(1, count), dim, generator=random).half() for _ in range(2))
+    shard = Shard(*heads, dim, first, count, Config(budget=budget), threads=1, timeout=600)
+    shard.append(count, k, v)
+    group, sizes = shard.group, []
+    queries = torch.randn(arguments.steps + 2, heads[0], dim, generator=torch.Generator().manual_seed(0))
+    wall, work = [], []
+    for q in queries:
+        dist.barrier()
+        group.messages.clear(), group.bytes.clear()
+        started, worked = time.perf_counter(), time.thread_time()
+        shard.step(q, k, v)
+        wall.append(time.perf_counter() - started)
+        work.append(time.thread_time() - worked)
+        sizes = [(kind, group.bytes[kind] // group.messages[kind] // 8) for kind in group.messages for _ in range(group.messages[kind])]
+    sent, messages = dict(group.bytes), sum(group.messages.values())
+    alone = []
+    for _ in range(50):
+        dist.barrier()
+        before = group.seconds
+        for kind, numbers in sizes:
+            values = torch.zeros(max(1, numbers), dtype=torch.float64)
+            group.gather(values) if kind == "gather" else group.reduce(kind, values)
+        alone.append(group.seconds - before)
+    # The first steps touch memory for the first time.
+    if rank == 0:
+        found.put(
+            {
+                "seconds": statistics.median(wall[2:]),
+                "least_seconds": min(wall[2:]),
+                "work": statistics.median(work[2:]),
+                "messages_alone": statistics.median(alone[5:]),
+                "least_messages_alone": min(alone[5:]),
+                "messages": messages,
+                "bytes": sent,
+            }
+        )
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def distribute(arguments):
+    import torch.multiprocessing as processes
+
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    context = processes.get_context("spawn")
+    rows = []
+    for tokens in map(int, arguments.tokens.split(",")):
+        for budget in arguments.budget.split(","):
+            for ranks in map(int, arguments.ranks.split(",")):
+                print(f"\r{tokens} tokens, {budget}, {ranks} ranks", end="", file=sys.stderr, flush=True)
+                found = context.SimpleQueue()
+                with tempfile.TemporaryDirectory() as folder:
+                    of = (ranks, f"{folder}/store", arguments, tokens, budget, found)
+                    processes.start_processes(_steps_of_a_rank, of, nprocs=ranks, start_method="spawn")
+                rows.append({"tokens": tokens, "budget": budget, "ranks": ranks, **found.get()})
+    print(file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print("   tokens  budget  ranks  ms a step (least)  work  messages alone (least)  messages  KiB of a rank: max     sum  gather")
+    for row in rows:
+        ms = {name: 1000 * value for name, value in row.items() if isinstance(value, float)}
+        kinds = "  ".join(f"{row['bytes'].get(kind, 0) / 1024:6.1f}" for kind in ("max", "sum", "gather"))
+        print(
+            f"{row['tokens']:9}  {row['budget']:>6}  {row['ranks']:5}  {ms['seconds']:8.2f} {'(%.2f)' % ms['least_seconds']:>8}  {ms['work']:4.1f}  "
+            f"{ms['messages_alone']:13.2f} {'(%.2f)' % ms['least_messages_alone']:>8}  {row['messages']:8}  {' ' * 12}{kinds}"
+        )
 
 
 if __name__ == "__main__":

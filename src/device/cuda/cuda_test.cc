@@ -136,7 +136,7 @@ class Pair {
       const adamas_cache_params params{
           sizeof params, 0, s.kv_heads, s.head_dim, s.sequences,
           s.capacity,    0, device,     by_page,    by_page ? int64_t(table.size()) * s.page_tokens / 64 : 0,
-          nullptr};
+          nullptr,       0};
       expect_ok(adamas_cache_create(&config, &params, &caches[device == ADAMAS_DEVICE_CUDA]));
       const adamas_plan_params plan{sizeof plan, s.q_heads, s.kv_heads, s.head_dim,
                                     s.capacity,  1,         device,     s.sequences * s.rows};
@@ -629,7 +629,7 @@ TEST_F(Cuda, WhatIsNotServedIsSaid) {
   refused([](auto& p) { p.rows = 2; }, ADAMAS_OUT_OF_RANGE, "max_rows");
   refused([](auto& p) { p.k.dtype = p.v.dtype = ADAMAS_Q8_0; }, ADAMAS_UNSUPPORTED, "f16");
   refused([](auto& p) { p.k.stride_token += 2; }, ADAMAS_UNSUPPORTED, "16 bytes");
-  adamas_cache_params few{sizeof few, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CUDA, 0, 7, nullptr};
+  adamas_cache_params few{sizeof few, 0, 2, 64, 2, 256, 0, ADAMAS_DEVICE_CUDA, 0, 7, nullptr, 0};
   adamas_cache* cache = nullptr;
   EXPECT_EQ(adamas_cache_create(&pair.config, &few, &cache), ADAMAS_UNSUPPORTED);
   EXPECT_NE(std::string(adamas_last_error()).find("blocks 7"), std::string::npos) << adamas_last_error();
