@@ -1,7 +1,8 @@
 """Adamas inside Hugging Face transformers: ``adamas.enable(model)``.
 
-Prompts stay the model's. Rows that are decoded go through the library where the model attends with its whole cache; what it
-cannot serve (sliding windows, static caches, attention weights as an output, gradients, GPUs) is attended to densely, and said once.
+Prompts stay the model's, unless ``rows="all"``. Rows that are decoded go through the library where the model attends with its whole
+cache; what it cannot serve (sliding windows, static caches, attention weights as an output, gradients, GPUs) is attended to densely, and
+said once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from ._attention import Cache, Plan
+from ._attention import Cache, Plan, Result
 from ._config import Config
 from ._library import HEAD_DIMS
 
@@ -200,8 +203,8 @@ def _mask_of(attention_mask: torch.Tensor | None, batch: int, rows: int, tokens:
         return False
     mask = attention_mask[:, 0, :, :tokens]
     if mask.dtype == torch.bool:
-        if rows == 1 and bool(mask.all()):
-            return None
+        if torch.equal(mask, torch.ones(rows, tokens, dtype=torch.bool).tril(tokens - rows).expand_as(mask)):
+            return None  # causal and nothing else
         mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
     else:
         # The smallest numbers stand for what is hidden.
@@ -231,7 +234,8 @@ def attention(
     dense = functools.partial(
         _dense, module, query, key, value, attention_mask, scaling, softcap, s_aux, dropout=dropout, **kwargs
     )
-    if rows > MOST_ROWS or key.shape[2] == rows:
+    is_prompt = rows > MOST_ROWS or key.shape[2] == rows
+    if is_prompt and not (layer is not None and layer.enabled.every_row):
         return dense()
     why = None
     if layer is None:
@@ -265,7 +269,23 @@ def attention(
         first_sequence=layer.base,
     )
     layer.enabled.count(result.stats)
+    if layer.enabled.observer is not None:
+        layer.enabled.observer(Step(layer.index, query, key, scaling or head_dim**-0.5, softcap or 0.0, s_aux, plan, result))
     return result.out.to(query.dtype), None
+
+
+@dataclass
+class Step:
+    """What an observer sees of a layer's step."""
+
+    layer: int
+    query: torch.Tensor  #: [batch, q_heads, rows, head_dim]
+    key: torch.Tensor  #: [batch, kv_heads, tokens, head_dim]
+    scale: float
+    softcap: float  #: 0: none
+    sink_logits: torch.Tensor | None  #: [q_heads]
+    plan: Plan  #: ``selection`` is that of this step
+    result: Result
 
 
 def cache_parameter(model: Any) -> str:
@@ -280,6 +300,8 @@ class Enabled:
     def __init__(self, model: Any, config: Config, threads: int) -> None:
         self.model, self.config, self.threads = model, config, threads
         self.stats: dict[str, float] = {}
+        self.every_row = config.rows == "all"
+        self.observer: Callable[[Step], None] | None = None  # called after every step of a layer
         self._plans: dict[tuple[int, int, int], tuple[int, Plan]] = {}
         self._before = model.config._attn_implementation
         self._parameter = cache_parameter(model)
@@ -333,7 +355,7 @@ class Enabled:
 
 
 def enable(model: Any, config: Config | None = None, threads: int | None = None, **settings: Any) -> Enabled:
-    """Decodes a model's tokens through the library from now on.
+    """Decodes a model's tokens through the library from now on; prompts as well, with ``rows="all"``.
 
     Args:
         model: a causal language model of transformers, on a CPU.
