@@ -57,7 +57,7 @@ class Case:
         return {
             "policy": config.policy,
             "estimator": config.estimator if config.policy == "adamas" else None,
-            "preset": config.preset,
+            "preset": config.preset if config.preset != "default" else None,
             "budget": budget,
             "label": self.label,
         }

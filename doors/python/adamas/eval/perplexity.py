@@ -18,7 +18,7 @@ from .. import Config, version
 from ..transformers import enable
 from .cases import Case
 from .model import PIECE, Model, fork
-from .records import Records, Rows, hash_of
+from .records import Records, Rows, finite, hash_of
 
 SUMS = ("scored", "loss", "difference", "difference_squared", "kl", "same_top", "heads", "tokens_read", "mass", "guarded", "widened")
 STATS = {"heads": "heads_sparse", "tokens_read": "tokens_selected", "mass": "mass", "guarded": "heads_guarded", "widened": "heads_widened"}
@@ -57,7 +57,7 @@ def perplexity(model: Model, cases: Sequence[Case], texts: Sequence[Text], what:
         for first in range(0, what.context * what.chunks, what.context):
             for total, sums in zip(totals, _window(model, cases, text.tokens[first : first + what.context], what, records, progress)):
                 for name in SUMS:
-                    total[name] += sums[name]
+                    total[name] += math.nan if sums[name] is None else sums[name]
         of = {"file": text.name, "model": model.name, "context": what.context, "prefix": what.prefix}
         rows += [{**of, **case.fields, **_figures(total)} for case, total in zip(cases, totals)]
     return rows
@@ -65,7 +65,7 @@ def perplexity(model: Model, cases: Sequence[Case], texts: Sequence[Text], what:
 
 def _window(
     model: Model, cases: Sequence[Case], tokens: list[int], what: Windows, records: Records, progress: Any
-) -> list[dict[str, float]]:
+) -> Rows:
     """The sums of each case over one window."""
     tokens = [model.first_token if model.first_token is not None else tokens[0], *tokens[1:]]
     of = {"kind": "perplexity", "model": model.identity, "adamas": version(), "tokens": hash_of(str(tokens))}
@@ -132,13 +132,13 @@ def divergence(full: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (full.exp() * (full - other)).nansum(-1).clamp(min=0)  # -inf in both is no difference
 
 
-def _figures(sums: dict[str, float]) -> dict[str, float | None]:
+def _figures(sums: dict[str, float]) -> dict[str, Any]:
     count = sums["scored"]
     mean = sums["difference"] / count
     ratio = math.exp(mean)
     variance = max(0.0, sums["difference_squared"] / count - mean * mean)
     of_heads = {name: sums[name] / sums["heads"] if sums["heads"] else None for name in ("mass", "tokens_read", "guarded", "widened")}
-    return {
+    return finite({
         "perplexity": math.exp(sums["loss"] / count),
         "ratio": ratio,
         "ratio_error": ratio * math.sqrt(variance / max(1.0, count - 1)),  # from the paired differences of the tokens
@@ -146,4 +146,4 @@ def _figures(sums: dict[str, float]) -> dict[str, float | None]:
         "same_top": sums["same_top"] / count,
         **of_heads,
         "scored": count,
-    }
+    })

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Records:
         return self.rows.get(_words(part))
 
     def add(self, part: dict[str, Any], rows: Rows) -> Rows:
-        self.rows[_words(part)] = rows
+        self.rows[_words(part)] = rows = finite(rows)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"part": part, "rows": rows}, ensure_ascii=False) + "\n")
         return rows
@@ -45,6 +46,15 @@ class Records:
 
 def _words(part: dict[str, Any]) -> str:
     return json.dumps(part, sort_keys=True)
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: what is no number is null."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def hash_of(text: str) -> str:

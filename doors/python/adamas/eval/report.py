@@ -16,7 +16,7 @@ import transformers
 from .. import version
 from .._library import _checkout, _find, lib, text
 from .model import Model
-from .records import Rows
+from .records import Rows, finite
 
 COLOURS = ("#0072b2", "#c64f00", "#00805d", "#9c4f83", "#8a6d00", "#4b5563")  # those of the page
 MARKS = "os^Dv*"
@@ -38,23 +38,13 @@ def write_page(path: Path, model: Model, sections: dict[str, Rows]) -> None:
         "model": model.name,
     }
     template = _find("report.html", "ADAMAS_REPORT_PAGE", _checkout / "doors/cli/pages/report.html").read_text(encoding="utf-8")
-    document = json.dumps(_finite({"meta": meta, **sections}))  # ASCII: no line separator of Unicode
+    document = json.dumps(finite({"meta": meta, **sections}))  # ASCII: no line separator of Unicode
     path.write_text(template.replace("{{document}}", document.replace("<", "\\u003c")), encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def series_of(row: dict[str, Any]) -> str:
     """What a curve is called: a policy with what tells it from others, but for the budget."""
-    words = [row["policy"], row["estimator"], row["preset"] if row["preset"] != "default" else None, row["label"]]
-    return " ".join(word for word in words if word)
+    return " ".join(row[name] for name in ("policy", "estimator", "preset", "label") if row[name])
 
 
 def name_of(row: dict[str, Any]) -> str:

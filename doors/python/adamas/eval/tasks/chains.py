@@ -8,18 +8,10 @@ from ..model import Model
 
 
 def chains(count: int, seed: int = 1) -> str:
-    """A session of so many entries. Each names a value that follows from one of all earlier ones, and prints that of another.
+    r"""A session of so many entries. Each names a value that follows from one of all earlier ones, and prints that of another.
 
-    >>> print(chains(3))
-    >>> h8 = 79
-    >>> h8
-    79
-    >>> w9 = h8 - 19
-    >>> h8
-    79
-    >>> r5 = w9
-    >>> h8
-    79
+    >>> chains(3).split("\n")
+    ['>>> k4 = 33', '>>> k4', '33', '>>> h4 = k4 + 65', '>>> h4', '98', '>>> r7 = k4', '>>> h4', '98']
     """
     rng = random.Random(seed)
     names = [f"{letter}{other}{digit}" for letter in "abcdefghijklmnopqrstuvwxyz" for other in ("", *"abcdefghijklmnop") for digit in range(10)]

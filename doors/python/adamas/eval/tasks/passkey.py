@@ -19,8 +19,8 @@ QUESTION, LEAD = "What is the pass key? Give only its digits.", "The digits of t
 def number_of(seed: int, length: int, depth: float) -> int:
     """Five digits: FNV-1a of the place.
 
-    >>> number_of(1, 2048, 0.5)
-    66653
+    >>> number_of(1, 300, 0.5)
+    82044
     """
     place = f"{seed} {length} {depth:g}" if depth in (0, 1) else f"{seed} {length} {depth!r}"
     mixed = 0xCBF29CE484222325
