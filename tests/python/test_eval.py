@@ -85,7 +85,9 @@ def test_perplexity_is_the_models_and_a_budget_of_everything_changes_nothing(mod
     cases = cases_of(["streaming", "oracle"], ["1000"], ANYWHERE)
     full, *others = perplexity(model, cases, [Text("a", tokens)], Windows(300), records, Silent())
     with torch.no_grad():
-        loss = torch.nn.functional.cross_entropy(model.model(torch.tensor([tokens])).logits[0, 150:299], torch.tensor(tokens[151:]))
+        loss = torch.nn.functional.cross_entropy(
+            model.model(torch.tensor([tokens])).logits[0, 150:299], torch.tensor(tokens[151:])
+        )
     assert full["perplexity"] == pytest.approx(loss.exp().item(), rel=1e-4)
     assert full["scored"] == 149 and full["ratio"] == 1 and full["kl"] == 0
     for row in others:
@@ -95,7 +97,9 @@ def test_perplexity_is_the_models_and_a_budget_of_everything_changes_nothing(mod
 @pytest.mark.parametrize("prefix", ["sparse", "dense"])
 def test_perplexity_of_streaming_is_that_of_its_mask(model, records, prefix):
     tokens = text(model, 300)
-    [full, row] = perplexity(model, cases_of(["streaming"], ["64"], ANYWHERE), [Text("a", tokens)], Windows(300, prefix=prefix), records, Silent())
+    [full, row] = perplexity(
+        model, cases_of(["streaming"], ["64"], ANYWHERE), [Text("a", tokens)], Windows(300, prefix=prefix), records, Silent()
+    )
     at, token = torch.arange(300)[:, None], torch.arange(300)
     mask = ((token < 4) | (at - token < 60)) & (token <= at)
     if prefix == "dense":
@@ -112,7 +116,9 @@ def test_perplexity_of_streaming_is_that_of_its_mask(model, records, prefix):
 
 def test_divergence_of_what_is_impossible():
     full = torch.tensor([[0.5, 0.5, 0.0]]).log()
-    assert of_perplexity.divergence(full, torch.tensor([[0.25, 0.75, 0.0]]).log()).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert of_perplexity.divergence(full, torch.tensor([[0.25, 0.75, 0.0]]).log()).item() == pytest.approx(
+        0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    )
 
 
 def test_a_run_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
@@ -216,7 +222,14 @@ def test_a_fork_leaves_its_cache_as_it_is(model):
 
 def test_passkeys(model):
     # The numbers and lengths of `adamas eval passkey --lengths 300,400 --depths 3 --json`.
-    assert [passkey.number_of(1, length, depth) for length in (300, 400) for depth in (0.0, 0.5, 1.0)] == [98805, 82044, 20594, 86144, 33837, 74355]
+    assert [passkey.number_of(1, length, depth) for length in (300, 400) for depth in (0.0, 0.5, 1.0)] == [
+        98805,
+        82044,
+        20594,
+        86144,
+        33837,
+        74355,
+    ]
     for question in passkey.passkey(model, [1500], 3):
         prompt = model.text(question.prompt)
         assert 1400 < len(question.prompt) <= 1500 and prompt.count(question.expected[0]) == 2
@@ -256,7 +269,12 @@ def test_rulers_answers_follow_from_their_texts():
 
         made = ruler.sums(random.Random(seed), 30)
         values = {}
-        exec("\n".join(line.replace("VAR ", "") for line in made.text.rsplit("Memorize", 1)[1].splitlines() if line.startswith("VAR")), values)
+        exec(
+            "\n".join(
+                line.replace("VAR ", "") for line in made.text.rsplit("Memorize", 1)[1].splitlines() if line.startswith("VAR")
+            ),
+            values,
+        )
         assert [str(values[made.lead.split()[-2]])] == made.expected
 
         made = ruler.common_words(random.Random(seed), 40)
@@ -270,7 +288,9 @@ def test_rulers_answers_follow_from_their_texts():
 
         made = ruler.needles("text", keys=4, values=2, queries=2)(random.Random(seed), 40)
         asked = made.lead.split(" for ")[1].split(" mentioned")[0].replace("and ", "").split(", ")
-        found = [sentence.split("is: ")[1] for name in asked for sentence in made.text.split(". ") if f"for {name} is:" in sentence]
+        found = [
+            sentence.split("is: ")[1] for name in asked for sentence in made.text.split(". ") if f"for {name} is:" in sentence
+        ]
         assert sorted(one.rstrip(".") for one in found) == sorted(made.expected) and len(found) == 4
 
 
@@ -324,8 +344,18 @@ def test_chinese_by_hand():
 
 
 ENTRIES = {
-    "hotpotqa": {"input": "Where is the tower?", "context": "The tower stands in Paris. " * 90, "answers": ["Paris"], "all_classes": None},
-    "trec_e": {"input": "Question: When?\nType:", "context": "Question: Where?\nType: Place\n" * 30, "answers": ["Date"], "all_classes": ["Date", "Place"]},
+    "hotpotqa": {
+        "input": "Where is the tower?",
+        "context": "The tower stands in Paris. " * 90,
+        "answers": ["Paris"],
+        "all_classes": None,
+    },
+    "trec_e": {
+        "input": "Question: When?\nType:",
+        "context": "Question: Where?\nType: Place\n" * 30,
+        "answers": ["Date"],
+        "all_classes": ["Date", "Place"],
+    },
 }
 
 
@@ -342,7 +372,9 @@ def data(tmp_path):
 def test_longbenchs_files(model, data):
     questions = list(longbench.longbench(model, data, [], 2, 1000))
     assert [question.fields["task"] for question in questions] == ["hotpotqa"] * 2 + ["trec_e"] * 2
-    assert len(questions[0].prompt) == 1000 and questions[0].most == 32 and questions[0].stop is None and questions[2].stop == "\n"
+    assert (
+        len(questions[0].prompt) == 1000 and questions[0].most == 32 and questions[0].stop is None and questions[2].stop == "\n"
+    )
     prompt = model.text(questions[0].prompt)
     assert prompt.startswith("The tower stands") and prompt.endswith("Question: Where is the tower?\nAnswer:")
     assert questions[0].score("in Paris") == pytest.approx(2 / 3) and questions[2].score("Date") == 1
@@ -423,7 +455,9 @@ def test_the_harness(folder, monkeypatch):
     def results(name, **settings):
         model = get_model(name)(pretrained=folder, device="cpu", **settings)
         found = lm_eval.simple_evaluate(
-            model, tasks=["adamas_chains_generated", "adamas_chains_chosen"], task_manager=TaskManager(include_path=".", include_defaults=False)
+            model,
+            tasks=["adamas_chains_generated", "adamas_chains_chosen"],
+            task_manager=TaskManager(include_path=".", include_defaults=False),
         )
         return model, [[one["resps"] for one in found["samples"][task]] for task in sorted(found["samples"])]
 

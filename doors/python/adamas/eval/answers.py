@@ -1,8 +1,8 @@
 """Questions about long prompts, answered with every case.
 
-A prompt is read once, by the model's own attention, but for its last token; that token and the answer are decoded with each case. What
-two prompts have in common at their start is kept. Beside the answer stands the divergence of the next token's distribution from full
-attention's, over the steps up to the one at which the two answers part.
+A prompt is read once, by the model's own attention, but for its last token; that token and the answer are decoded with each case.
+What two prompts have in common at their start is kept. Beside the answer stands the divergence of the next token's distribution
+from full attention's, over the steps up to the one at which the two answers part.
 """
 
 from __future__ import annotations
@@ -75,7 +75,16 @@ def ask(model: Model, cases: Sequence[Case], questions: Sequence[Question], reco
         for case, part in zip(cases, parts):
             [row] = records.find(part) or [{}]
             of_question = {**question.fields, "tokens": len(question.prompt), "expected": ", ".join(question.expected)}
-            rows.append({"model": model.name, **case.fields, **of_question, "score": question.score(row["answer"]), **row})
+            rows.append(
+                {
+                    "model": model.name,
+                    **case.fields,
+                    **of_question,
+                    "score": (score := question.score(row["answer"])),
+                    "found": score == 1,
+                    **row,
+                }
+            )
     return rows
 
 

@@ -73,13 +73,15 @@ def parse_settings(given: Sequence[str]) -> dict[str, list[str]]:
     for one in given:
         name, equals, values = one.partition("=")
         if not equals or name in ("policy", "preset", "budget", "rows", "stats"):
-            raise SystemExit(f"adamas.eval: --set {one}: it has to be NAME=VALUE, a setting other than those with a flag of their own")
+            raise SystemExit(
+                f"adamas.eval: --set {one}: it has to be NAME=VALUE, a setting other than those with a flag of their own"
+            )
         lists[name] = values.split(",")
     return lists
 
 
 def cases_of(policies: Sequence[str], budgets: Sequence[str], lists: Mapping[str, Sequence[str]]) -> list[Case]:
-    """Every combination, full first, asked for or not, and none twice. Only ours has an automatic budget; for the others it is a number.
+    """Every combination, full first, asked for or not, and none twice. Only ours has an automatic budget, the others have a number.
 
     >>> [case.name for case in cases_of(["quest", "adamas"], ["auto", "64"], {})]
     ['full', 'quest 128', 'quest 64', 'adamas auto', 'adamas 64']

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness with our attention: ``python -m adamas.eval lm_eval --model adamas --model_args pretrained=...,budget=128 --tasks ...``.
+"""lm-evaluation-harness with our attention: ``python -m adamas.eval lm_eval --model adamas --model_args pretrained=...,budget=128``.
 
-The harness knows models by name only after the module that registers them is imported; importing this one does it, for programs of one's own
-as well. What ``--model_args`` holds beside the arguments of the harness's own class are settings (``adamas.settings()``).
+The harness knows models by name only after the module that registers them is imported; importing this one does it, for programs
+of one's own as well. What ``--model_args`` holds beside the arguments of the harness's own class are settings.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..transformers import enable
 
 @register_model("adamas")
 class AdamasLM(HFLM):  # type: ignore[misc]
-    """A model of transformers on a CPU. Every row of a text whose likelihood is asked for is sparse (``rows="all"``, or its prompt would be
-    all there is, and dense); of what is generated, the rows that are decoded, unless ``rows`` says otherwise."""
+    """A model of transformers on a CPU. Every row of a text whose likelihood is asked for is sparse (it is one prompt, which would be
+    dense otherwise); of what is generated, the rows that are decoded, unless ``rows="all"``."""
 
     def __init__(self, pretrained: Any, **more: Any) -> None:
         own = {one["name"]: more.pop(one["name"]) for one in settings() if one["name"] in more}

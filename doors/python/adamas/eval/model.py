@@ -36,11 +36,16 @@ class Model:
         if path.suffix == ".gguf":
             where, source = str(path.parent), {"gguf_file": path.name}
         transformers.logging.disable_progress_bar()
-        logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)  # texts are longer than a model's context
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(where, **source)
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, dtype), attn_implementation="sdpa", **source
-        ).eval()
+        logging.getLogger("transformers.tokenization_utils_base").setLevel(
+            logging.ERROR
+        )  # texts are longer than a model's context
+        try:
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(where, **source)
+            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                where, dtype=getattr(torch, dtype), attn_implementation="sdpa", **source
+            ).eval()
+        except (OSError, ValueError, ImportError) as error:
+            raise SystemExit(f"adamas.eval: --model {name}: {str(error).strip().splitlines()[0]}") from None
         self.name = path.name.removesuffix(".gguf")
         self.dtype = dtype
         self.identity = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else [name]

@@ -1,7 +1,8 @@
 """How much worse a model predicts a text when every row selects, as ``adamas eval perplexity`` measures it.
 
-A window is ``context`` tokens of the text, the first replaced by the token that the model wants before a text, if it wants one; those
-behind ``score_from`` are scored. Every row from the settings' ``min_context`` on is sparse; with ``prefix="dense"`` the scored ones alone.
+A window is ``context`` tokens of the text, the first replaced by the token that the model wants before a text, if it wants one;
+those behind ``score_from`` are scored. Every row from the settings' ``min_context`` on is sparse; with ``prefix="dense"`` the scored
+ones alone.
 """
 
 from __future__ import annotations
@@ -20,8 +21,26 @@ from .cases import Case
 from .model import PIECE, Model, fork
 from .records import Records, Rows, finite, hash_of
 
-SUMS = ("scored", "loss", "difference", "difference_squared", "kl", "same_top", "heads", "tokens_read", "mass", "guarded", "widened")
-STATS = {"heads": "heads_sparse", "tokens_read": "tokens_selected", "mass": "mass", "guarded": "heads_guarded", "widened": "heads_widened"}
+SUMS = (
+    "scored",
+    "loss",
+    "difference",
+    "difference_squared",
+    "kl",
+    "same_top",
+    "heads",
+    "tokens_read",
+    "mass",
+    "guarded",
+    "widened",
+)
+STATS = {
+    "heads": "heads_sparse",
+    "tokens_read": "tokens_selected",
+    "mass": "mass",
+    "guarded": "heads_guarded",
+    "widened": "heads_widened",
+}
 
 
 @dataclass
@@ -42,20 +61,26 @@ class Windows:
         return self.score_from or self.context // 2
 
 
-def perplexity(model: Model, cases: Sequence[Case], texts: Sequence[Text], what: Windows, records: Records, progress: Any) -> Rows:
+def perplexity(
+    model: Model, cases: Sequence[Case], texts: Sequence[Text], what: Windows, records: Records, progress: Any
+) -> Rows:
     """A row for each text and case.
 
     Raises: SystemExit where a text is too short.
     """
     if not 0 < what.first_scored < what.context - 1:
-        raise SystemExit(f"adamas.eval: --score-from {what.first_scored} leaves nothing to score in a context of {what.context} tokens")
+        raise SystemExit(
+            f"adamas.eval: --score-from {what.first_scored} leaves nothing to score in a context of {what.context} tokens"
+        )
     rows: Rows = []
     for text in texts:
         if len(text.tokens) < what.context * what.chunks:
             raise SystemExit(f"adamas.eval: {text.name} has {len(text.tokens)} tokens; {what.context * what.chunks} are needed")
         totals = [dict.fromkeys(SUMS, 0.0) for _ in cases]
         for first in range(0, what.context * what.chunks, what.context):
-            for total, sums in zip(totals, _window(model, cases, text.tokens[first : first + what.context], what, records, progress)):
+            for total, sums in zip(
+                totals, _window(model, cases, text.tokens[first : first + what.context], what, records, progress)
+            ):
                 for name in SUMS:
                     total[name] += math.nan if sums[name] is None else sums[name]
         of = {"file": text.name, "model": model.name, "context": what.context, "prefix": what.prefix}
@@ -63,9 +88,7 @@ def perplexity(model: Model, cases: Sequence[Case], texts: Sequence[Text], what:
     return rows
 
 
-def _window(
-    model: Model, cases: Sequence[Case], tokens: list[int], what: Windows, records: Records, progress: Any
-) -> Rows:
+def _window(model: Model, cases: Sequence[Case], tokens: list[int], what: Windows, records: Records, progress: Any) -> Rows:
     """The sums of each case over one window."""
     tokens = [model.first_token if model.first_token is not None else tokens[0], *tokens[1:]]
     of = {"kind": "perplexity", "model": model.identity, "adamas": version(), "tokens": hash_of(str(tokens))}
@@ -137,13 +160,17 @@ def _figures(sums: dict[str, float]) -> dict[str, Any]:
     mean = sums["difference"] / count
     ratio = math.exp(mean)
     variance = max(0.0, sums["difference_squared"] / count - mean * mean)
-    of_heads = {name: sums[name] / sums["heads"] if sums["heads"] else None for name in ("mass", "tokens_read", "guarded", "widened")}
-    return finite({
-        "perplexity": math.exp(sums["loss"] / count),
-        "ratio": ratio,
-        "ratio_error": ratio * math.sqrt(variance / max(1.0, count - 1)),  # from the paired differences of the tokens
-        "kl": sums["kl"] / count,
-        "same_top": sums["same_top"] / count,
-        **of_heads,
-        "scored": count,
-    })
+    of_heads = {
+        name: sums[name] / sums["heads"] if sums["heads"] else None for name in ("mass", "tokens_read", "guarded", "widened")
+    }
+    return finite(
+        {
+            "perplexity": math.exp(sums["loss"] / count),
+            "ratio": ratio,
+            "ratio_error": ratio * math.sqrt(variance / max(1.0, count - 1)),  # from the paired differences of the tokens
+            "kl": sums["kl"] / count,
+            "same_top": sums["same_top"] / count,
+            **of_heads,
+            "scored": count,
+        }
+    )

@@ -1,7 +1,7 @@
 """What each layer and query head selects of what it should, as ``adamas eval recall`` measures it.
 
-The text is read by the model's own attention. At each sample, evenly in its second half, one token is decoded with every case; the true
-scores of its steps follow from q and K.
+The text is read by the model's own attention. At each sample, evenly in its second half, one token is decoded with every case; the
+true scores of its steps follow from q and K.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MEASURES = ("top_found", "mass_true", "mass_estimated", "noise", "tokens", "need
 
 
 def truth_of(step: Step, enough: float) -> list[dict[str, float]]:
-    """Of the last row of the last sequence, by query head: the share of the truly highest scores that the selection holds, as many as were
-    selected; the share of the softmax; what the step thought that share was, and of its noise; the tokens selected; and how many of the
-    highest true scores hold ``enough`` of the softmax."""
+    """Of the last row of the last sequence, by query head: the share of the truly highest scores, as many as were selected, that the
+    selection holds; its share of the softmax; what the step thought that share and the variance of its scores were; the tokens
+    selected; and how many of the highest true scores hold ``enough`` of the softmax."""
     group = step.query.shape[1] // step.key.shape[1]
     found = []
     for head in range(step.query.shape[1]):
@@ -50,7 +50,9 @@ def truth_of(step: Step, enough: float) -> list[dict[str, float]]:
     return found
 
 
-def recall(model: Model, cases: Sequence[Case], text: Text, context: int, samples: int, enough: float, records: Records, progress: Any) -> Rows:
+def recall(
+    model: Model, cases: Sequence[Case], text: Text, context: int, samples: int, enough: float, records: Records, progress: Any
+) -> Rows:
     """A row for each case, layer and query head, means over the samples.
 
     Raises: SystemExit where the text is too short, or no case selects anything.
@@ -63,7 +65,14 @@ def recall(model: Model, cases: Sequence[Case], text: Text, context: int, sample
     if not 0 < samples <= context // 2:
         raise SystemExit(f"adamas.eval: --samples {samples}: half of a context of {context} tokens has {context // 2}")
     tokens = text.tokens[:context]
-    of = {"kind": "recall", "model": model.identity, "adamas": version(), "tokens": hash_of(str(tokens)), "samples": samples, "enough": enough}
+    of = {
+        "kind": "recall",
+        "model": model.identity,
+        "adamas": version(),
+        "tokens": hash_of(str(tokens)),
+        "samples": samples,
+        "enough": enough,
+    }
     parts = [{**of, "case": case.words} for case in cases]
     missing = [i for i, part in enumerate(parts) if records.find(part) is None]
     if missing:
@@ -95,7 +104,10 @@ def _measure(model: Model, cases: Sequence[Case], tokens: list[int], samples: in
                 model.predict([tokens[place]], fork(cache))
         progress.update(1)
     return [
-        [{"layer": layer, "head": head, **{name: _mean(found[layer, head, name]) for name in MEASURES}} for layer, head in sorted({key[:2] for key in found})]
+        [
+            {"layer": layer, "head": head, **{name: _mean(found[layer, head, name]) for name in MEASURES}}
+            for layer, head in sorted({key[:2] for key in found})
+        ]
         for found in values
     ]
 

@@ -12,7 +12,8 @@ Rows = list[dict[str, Any]]
 
 
 class Records:
-    """A file of lines ``{"part": {...}, "rows": [...]}``. A part names all that moves its rows; of two lines of one part the last counts.
+    """A file of lines ``{"part": {...}, "rows": [...]}``. A part names all that moves its rows; of two lines of one part the last
+    counts.
 
     Raises: SystemExit where the file holds anything else, which is left as it is.
     """
@@ -30,7 +31,9 @@ class Records:
                 entry = json.loads(line)
                 self.rows[_words(entry["part"])] = entry["rows"]
             except (ValueError, KeyError, TypeError):
-                raise SystemExit(f"adamas.eval: line {number} of {path} is no finished part; --out may name another folder") from None
+                raise SystemExit(
+                    f"adamas.eval: line {number} of {path} is no finished part; --out may name another folder"
+                ) from None
         if torn:  # a run was killed within its last line
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

@@ -130,12 +130,23 @@ def print_tables(sections: dict[str, Rows]) -> None:
     if "recall" in sections:
         measures = {"top_found": ".3f", "mass_true": ".3f", "mass_estimated": ".3f", "tokens": ".1f", "needed": ".1f"}
         groups = _by_case(sections["recall"])
-        _print([{"selection": name, **{of: mean([row[of] for row in own]) for of in measures}} for name, own in groups.items()], {"selection": "", **measures})
+        _print(
+            [{"selection": name, **{of: mean([row[of] for row in own]) for of in measures}} for name, own in groups.items()],
+            {"selection": "", **measures},
+        )
     for section in ("passkey", "scores"):
         if section in sections:
             table = scores(sections[section])
             _print(table, {name: "" if name == "selection" else ".4f" if name == "kl" else ".3f" for name in table[0]})
-    figures = {"perplexity": ".4f", "ratio": ".4f", "ratio_error": ".4f", "kl": ".4f", "same_top": ".3f", "mass": ".3f", "tokens_read": ".1f"}
+    figures = {
+        "perplexity": ".4f",
+        "ratio": ".4f",
+        "ratio_error": ".4f",
+        "kl": ".4f",
+        "same_top": ".3f",
+        "mass": ".3f",
+        "tokens_read": ".1f",
+    }
     _print([{"selection": name_of(row), **row} for row in sections["perplexity"]], {"file": "", "selection": "", **figures})
 
 
@@ -145,7 +156,9 @@ def scores(rows: Rows) -> Rows:
     table = []
     for name, own in _by_case(rows).items():
         of_task = {task: mean([row["score"] for row in own if row["task"] == task]) for task in tasks}
-        table.append({"selection": name, **of_task, "average": mean(list(of_task.values())), "kl": mean([row["kl"] for row in own])})
+        table.append(
+            {"selection": name, **of_task, "average": mean(list(of_task.values())), "kl": mean([row["kl"] for row in own])}
+        )
     return table
 
 

@@ -14,7 +14,12 @@ def chains(count: int, seed: int = 1) -> str:
     ['>>> k4 = 33', '>>> k4', '33', '>>> h4 = k4 + 65', '>>> h4', '98', '>>> r7 = k4', '>>> h4', '98']
     """
     rng = random.Random(seed)
-    names = [f"{letter}{other}{digit}" for letter in "abcdefghijklmnopqrstuvwxyz" for other in ("", *"abcdefghijklmnop") for digit in range(10)]
+    names = [
+        f"{letter}{other}{digit}"
+        for letter in "abcdefghijklmnopqrstuvwxyz"
+        for other in ("", *"abcdefghijklmnop")
+        for digit in range(10)
+    ]
     rng.shuffle(names)
     names.sort(key=len)
     values: dict[str, int] = {}

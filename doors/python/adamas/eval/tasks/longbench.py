@@ -1,8 +1,8 @@
-"""LongBench (arXiv 2308.14508) on its own files, ``DIR/<task>.jsonl``: a line has ``input``, ``context``, ``answers``, ``all_classes``.
+"""LongBench (arXiv 2308.14508) on its own files, ``DIR/TASK.jsonl``: a line has ``input``, ``context``, ``answers``, ``all_classes``.
 
 The prompts are those of LongBench where its ``dataset2prompt.json`` and ``dataset2maxlen.json`` lie beside the files (they are in its
-repository, under ``config``), else short ones of our own, whose scores are near the published ones and not comparable with them. A prompt
-that is too long loses its middle.
+repository, under ``config``), else short ones of our own, whose scores are not those of published tables. A prompt that is too long
+loses its middle.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ _ASK_ZH = "{context}\n\n请根据上文回答问题，只给出答案，不要�
 _SUM_UP = "{context}\n\nWrite a summary of the text above.\nSummary:"
 _SUM_UP_FOR = "{context}\n\nAnswer the question by the text above, in some sentences.\nQuestion: {input}\nAnswer:"
 _GO_ON = "{context}\n{input}"
+_COUNT = (
+    "{context}\n\nSome of the paragraphs above are repeated. How many different ones are there? Give only the number.\nAnswer:"
+)
+_WHICH = (
+    "{context}\n\nThis sums up one of the paragraphs above:\n{input}\nWhich one? Answer as Paragraph 1, Paragraph 2, ...\nAnswer:"
+)
+_WHICH_ZH = "{context}\n\n以下是上文某一段落的摘要：\n{input}\n它属于哪一段？请回答段落1、段落2等。\n回答："
 
 # By task: the metric, the tokens of an answer, our prompt.
 TASKS: dict[str, tuple[Metric, int, str]] = {
@@ -42,12 +49,12 @@ TASKS: dict[str, tuple[Metric, int, str]] = {
     "triviaqa": (metrics.qa_f1, 32, _GO_ON),
     "samsum": (metrics.rouge, 128, _GO_ON),
     "lsht": (metrics.classification, 64, _GO_ON),
-    "passage_count": (metrics.count, 32, "{context}\n\nSome of the paragraphs above are repeated. How many different ones are there? Give only the number.\nAnswer:"),
-    "passage_retrieval_en": (metrics.retrieval, 32, "{context}\n\nThis is an abstract of one of the paragraphs above:\n{input}\nWhich one is it? Answer as Paragraph 1, Paragraph 2, ...\nAnswer:"),
-    "passage_retrieval_zh": (metrics.retrieval_zh, 32, "{context}\n\n以下是上文某一段落的摘要：\n{input}\n它属于哪一段？请回答段落1、段落2等。\n回答："),
+    "passage_count": (metrics.count, 32, _COUNT),
+    "passage_retrieval_en": (metrics.retrieval, 32, _WHICH),
+    "passage_retrieval_zh": (metrics.retrieval_zh, 32, _WHICH_ZH),
     "lcc": (metrics.code_similarity, 64, "{context}"),
     "repobench-p": (metrics.code_similarity, 64, _GO_ON),
-}  # fmt: skip
+}
 FIRST_LINE = ("trec", "triviaqa", "samsum", "lsht")  # only the answer's first line counts
 AS_TEXT = (*FIRST_LINE, "lcc", "repobench-p")  # the model goes on with them, whatever --chat says
 
@@ -72,7 +79,9 @@ def without_middle(tokens: list[int], most: int) -> list[int]:
     return tokens if len(tokens) <= most else [*tokens[: most // 2], *tokens[len(tokens) - most // 2 :]]
 
 
-def longbench(model: Model, data: Path, names: Sequence[str], samples: int, length: int, chat: bool = False) -> Iterator[Question]:
+def longbench(
+    model: Model, data: Path, names: Sequence[str], samples: int, length: int, chat: bool = False
+) -> Iterator[Question]:
     """Prompts of at most ``length`` tokens, without the answer.
 
     Args: names: tasks; none: all that DIR has. samples: of each, from its start; 0: all.
@@ -81,7 +90,9 @@ def longbench(model: Model, data: Path, names: Sequence[str], samples: int, leng
     files = [path for path in sorted(data.glob("*.jsonl")) if task_of(path) in TASKS and (not names or task_of(path) in names)]
     lacking = [name for name in names if not any(task_of(path) == name for path in files)]
     if lacking or not files:
-        raise SystemExit(f"adamas.eval: --data {data} has no file for {', '.join(lacking) or 'any task'}; there are tasks {', '.join(TASKS)}")
+        raise SystemExit(
+            f"adamas.eval: --data {data} has no file for {', '.join(lacking) or 'any task'}; there are tasks {', '.join(TASKS)}"
+        )
     prompts, lengths = (_config(data, name) for name in ("dataset2prompt", "dataset2maxlen"))
     for path in files:
         task = task_of(path)

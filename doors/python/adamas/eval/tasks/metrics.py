@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,9 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise SystemExit(f"adamas.eval: this metric needs the package {name}: pip install 'adamas[eval]', or {name} alone") from None
+        raise SystemExit(
+            f"adamas.eval: this metric needs the package {name}: pip install 'adamas[eval]', or {name} alone"
+        ) from None
 
 
 def _words(text: str) -> list[str]:
@@ -25,12 +28,11 @@ def _words(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-CHINESE_PUNCTUATION = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
-
-
 def _words_zh(text: str) -> list[str]:
-    punctuation = set(string.punctuation + CHINESE_PUNCTUATION)
-    found = ("".join(c for c in word.lower() if c not in punctuation and not c.isspace()) for word in _library("jieba").cut(text, cut_all=False))
+    words = _library("jieba").cut(text.lower(), cut_all=False)
+    found = (
+        "".join(c for c in word if unicodedata.category(c)[0] not in "PSZC") for word in words
+    )  # no punctuation, symbols, spaces
     return [word for word in found if word]
 
 

@@ -10,7 +10,8 @@ from ..model import Model
 
 ANSWER_TOKENS = 24
 TASK = (
-    "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. I will ask you about it.\n"
+    "There is an important piece of information hidden inside a lot of irrelevant text. Find it and memorize it. "
+    "I will ask you about it.\n"
 )
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 QUESTION, LEAD = "What is the pass key? Give only its digits.", "The digits of the pass key are"
@@ -47,7 +48,9 @@ def passkey(model: Model, lengths: Sequence[int], depths: int, seed: int = 1, ch
             if fillers < 1:
                 raise SystemExit(f"adamas.eval: --lengths: {length} tokens have no room for the question")
             fields = {"task": "passkey", "length": length, "depth": depth}
-            yield Question(prompt(number, fillers, depth), [str(number)], ANSWER_TOKENS, functools.partial(_found, str(number)), fields)
+            yield Question(
+                prompt(number, fillers, depth), [str(number)], ANSWER_TOKENS, functools.partial(_found, str(number)), fields
+            )
 
 
 def _found(number: str, answer: str) -> float:

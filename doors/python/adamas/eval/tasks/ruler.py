@@ -1,6 +1,6 @@
-"""The tasks of RULER (arXiv 2404.06654) that need no download, by the definitions of its paper: needles in repeated and in made-up text and among
-needles, variable tracking, common words, frequent words. Its essays are replaced by made-up text. And one task more, ``sums``: variable
-tracking with a sum at each step, where a single wrong step spoils the answer.
+"""The tasks of RULER (arXiv 2404.06654) that need no download, by the definitions of its paper: needles in repeated and in made-up
+text and among needles, variable tracking, common words, frequent words. Made-up text stands for its essays. And one task more,
+``sums``: variable tracking with a sum at each step, where a single wrong step spoils the answer.
 
 An answer's score is the share of the expected texts that it holds.
 """
@@ -36,7 +36,9 @@ def hide(rng: random.Random, lines: list[str], hidden: Sequence[str]) -> list[st
     return lines
 
 
-def needles(haystack: str, keys: int = 1, values: int = 1, queries: int = 1, key: str = "words", kind: str = "numbers") -> Callable[..., Example]:
+def needles(
+    haystack: str, keys: int = 1, values: int = 1, queries: int = 1, key: str = "words", kind: str = "numbers"
+) -> Callable[..., Example]:
     def needle(of: str, value: str) -> str:
         return f"One of the special magic {kind} for {of} is: {value}."
 
@@ -55,7 +57,9 @@ def needles(haystack: str, keys: int = 1, values: int = 1, queries: int = 1, key
         one = queries * values == 1
         what = kind[:-1] if one else kind
         verb = "is" if one else "are"
-        begin = f"{'A' if one else 'Some'} special magic {what} {verb} hidden within the following text. Memorize {'it' if one else 'them'}. I will quiz you about {'it' if one else 'them'} afterwards.\n"
+        them = "it" if one else "them"
+        begin = f"{'A' if one else 'Some'} special magic {what} {verb} hidden within the following text. "
+        begin += f"Memorize {them}. I will quiz you about {them} afterwards.\n"
         return Example(
             begin + (" " if haystack == "text" else "\n").join(hide(rng, lines, hidden)),
             f"What {verb}{'' if one else ' all'} the special magic {what} for {who} mentioned in the provided text?",
@@ -84,7 +88,8 @@ def variables(rng: random.Random, size: int, hops: int = 4) -> Example:
     def asked(number: str) -> tuple[str, str]:
         return (
             f"Question: Find all variables that are assigned the value {number} in the text above.",
-            f"Answer: According to the chain(s) of variable assignment in the text above, {hops + 1} variables are assigned the value {number}, they are:",
+            f"Answer: According to the chain(s) of variable assignment in the text above, {hops + 1} variables are assigned the value "
+            f"{number}, they are:",
         )
 
     begin = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
@@ -123,7 +128,10 @@ def common_words(rng: random.Random, size: int, common: int = 10, often: int = 3
         rng.shuffle(all_words)
         return " ".join(f"{i}. {word}" for i, word in enumerate(all_words, 1)), found[:common]
 
-    begin = "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that appear most often.\n"
+    begin = (
+        "Below is a numbered list of words. In these words, some appear more often than others. "
+        "Memorize the ones that appear most often.\n"
+    )
     question = f"Question: What are the {common} most common words in the above list?"
     lead = f"Answer: The top {common} words that appear most often in the list are:"
     shown, answer = listed(20, 5, 1)
@@ -140,9 +148,10 @@ def frequent_words(rng: random.Random, size: int, alpha: float = 2.0) -> Example
     text = [word for word, count in zip(coded, counts) for _ in range(count)]
     rng.shuffle(text)
     return Example(
-        "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared coded words. "
-        + " ".join(text),
-        "Question: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently appeared words in the above coded text?",
+        "Read the following coded text and track the frequency of each coded word. "
+        "Find the three most frequently appeared coded words. " + " ".join(text),
+        "Question: Do not provide any explanation. Please ignore the dots '....'. "
+        "What are the three most frequently appeared words in the above coded text?",
         "Answer: According to the coded text above, the three most frequently appeared words are:",
         coded[1:4],
     )
@@ -174,9 +183,16 @@ def score(expected: Sequence[str], answer: str) -> float:
     return sum(one.lower() in answer.lower() for one in expected) / len(expected)
 
 
-def ruler(model: Model, names: Sequence[str], lengths: Sequence[int], samples: int, seed: int = 1, chat: bool = False) -> Iterator[Question]:
-    """The longest prompts that leave room for the answer in so many tokens."""
+def ruler(
+    model: Model, names: Sequence[str], lengths: Sequence[int], samples: int, seed: int = 1, chat: bool = False
+) -> Iterator[Question]:
+    """The longest prompts that leave room for the answer in so many tokens.
+
+    Raises: SystemExit where there is no such task, or no room for it.
+    """
     for name in names:
+        if name not in TASKS:
+            raise SystemExit(f"adamas.eval: --tasks {name}; there are {', '.join(TASKS)}")
         make, most = TASKS[name]
         for length in sorted(set(lengths)):
             for sample in range(samples):

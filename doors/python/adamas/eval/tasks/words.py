@@ -6,17 +6,17 @@ import random
 import uuid
 
 NOUNS = (
-    "river stone garden letter window market bridge doctor farmer engine island forest teacher harbor village mountain kitchen painter "
-    "library soldier station weather captain orchard machine morning factory neighbor journal festival castle valley sailor blanket "
-    "mirror ladder candle meadow tunnel museum"
+    "river stone garden letter window market bridge doctor farmer engine island forest teacher harbor village mountain "
+    "kitchen painter library soldier station weather captain orchard machine morning factory neighbor journal festival "
+    "castle valley sailor blanket mirror ladder candle meadow tunnel museum"
 ).split()
 ADJECTIVES = (
-    "quiet old narrow bright heavy distant gentle broken curious golden empty patient ancient simple careful wooden silver frozen hidden "
-    "famous honest humble lonely steady"
+    "quiet old narrow bright heavy distant gentle broken curious golden empty patient ancient simple careful wooden silver "
+    "frozen hidden famous honest humble lonely steady"
 ).split()
 VERBS = (
-    "follows remembers paints repairs visits crosses describes ignores protects surprises measures borrows answers watches supports "
-    "mentions forgets welcomes avoids studies"
+    "follows remembers paints repairs visits crosses describes ignores protects surprises measures borrows answers watches "
+    "supports mentions forgets welcomes avoids studies"
 ).split()
 
 
