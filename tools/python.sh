@@ -4,7 +4,8 @@
 here=$(cd "$(dirname "$0")" && pwd)
 source "$here/common.sh"
 
-packages=(openai==3.57.0 numpy cffi ml_dtypes pytest mypy torch==2.13.0 transformers accelerate nbclient ipykernel matplotlib)
+packages=(openai==3.57.0 numpy cffi ml_dtypes pytest mypy torch==2.13.0 transformers accelerate nbclient ipykernel
+    gguf matplotlib tqdm rouge rapidfuzz jieba lm_eval)
 environment=$cache/python
 
 lock_cache

@@ -87,7 +87,11 @@ def report(hostile=""):
                 recall.append({"layer": layer, "head": h, "policy": policy, "estimator": estimator, "budget": 128, "top_found": mass - 0.1 * chance.random(),
                                "mass_true": mass, "mass_estimated": min(1, max(0, mass + chance.gauss(0.01, 0.02 if estimator == "dot" else 0.05))),
                                "noise": chance.random() * (1 if estimator == "dot" else 4)})
+    scores = [{"model": "SmolLM2-135M", "task": task + hostile, "length": length, "sample": sample, "policy": policy, "estimator": estimator, "budget": budget,
+               "score": (sample + 1) / 4, "kl": 0.01, "tokens_read": budget and budget + 3, "answer": f"71432 {hostile}"}
+              for task in ("niah_single_1", "vt") for length in (4096, 8192) for sample in range(2)
+              for policy, estimator, budget in (("full", None, None), *((*one, budget) for one in series[:3] for budget in (64, 128)))]
     return {"meta": {"command": "adamas eval --model smollm2.gguf --file kjv.txt " + hostile, "version": "0.1.0", "engine": "llama.cpp", "instruction_set": "AVX3_DL",
                      "cpu": "one that was made up", "date": "2025-01-01", "model": "SmolLM2-135M", "threads": 2},
             "perplexity": perplexity, "passkey": [one for one in hidden if one["task"] == "passkey"],
-            "needle": [one for one in hidden if one["task"] == "needle"], "recall": recall}
+            "needle": [one for one in hidden if one["task"] == "needle"], "scores": scores, "recall": recall}

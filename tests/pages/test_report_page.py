@@ -9,6 +9,7 @@ LOOK = """
 const all = selector => [...document.querySelectorAll(selector)];
 return {sections: all('main > section[id]').map(one => one.id), texts: document.body.innerText,
         points: all('#perplexity svg .point').length, cells: all('#passkey svg rect').length, heads: all('#recall svg rect').length,
+        averages: all('#scores svg .point').length, means: (document.querySelector('#scores table') || {innerText: ''}).innerText,
         axes: all('svg .strong').map(one => one.textContent)}"""
 
 
@@ -17,10 +18,12 @@ class Report(BrowserTest):
         self.open(self.write("report", samples.report()))
         self.browser.wait("document.querySelectorAll('#perplexity svg .point').length")
         look = self.browser.script(LOOK)
-        self.assertEqual(look["sections"], ["perplexity", "passkey", "needle", "recall"])
+        self.assertEqual(look["sections"], ["perplexity", "passkey", "needle", "scores", "recall"])
         self.assertEqual(look["points"], 2 * (5 * 6 + 1), "a point a budget, and the automatic one")
         self.assertEqual(look["cells"], 4 * 20)
         self.assertEqual(look["heads"], 30 * 9)
+        self.assertEqual(look["averages"], 2 * 3 * 2, "a point for each length, policy and budget")
+        self.assertEqual(look["means"].count("37.5 %"), 2 * 7 * 3, "the mean of 1/4 and 2/4, of each task and of both")
         for words in ("tokens that a query head reads in full (log scale)", "ratio (to dense)", "dense attention", "depth",
                       "length of the text (tokens)", "layer", "query head", "true mass (share of the softmax)"):
             self.assertIn(words, look["axes"])

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 import venv
+import zipfile
 
 source, build = map(pathlib.Path, sys.argv[1:])
 build.mkdir(parents=True, exist_ok=True)
@@ -27,6 +28,7 @@ run(
 )  # fmt: skip
 [wheel] = build.glob("*.whl")
 assert wheel.name.endswith("-py3-none-linux_x86_64.whl") or "linux" in wheel.name, wheel.name
+assert "adamas/report.html" in zipfile.ZipFile(wheel).namelist(), "the page of adamas.eval"
 clean = build / "clean"
 venv.create(clean, clear=True, with_pip=True)
 python = clean / "bin/python"

@@ -119,10 +119,13 @@ class AdamasLayer(DynamicLayer):  # type: ignore[misc]
         """Attention of q [batch, rows, q_heads, head_dim] to all rows: float32, of that shape. options: of ``Plan.step``."""
         k, v = self.buffers
         codes, (batch, rows, q_heads, _) = self.with_codes(), q.shape
-        return self.enabled.plan(q_heads, codes, rows, batch).step(
+        plan, observed = self.enabled.plan(q_heads, codes, rows, batch), self.enabled.observer is not None
+        result = plan.step(
             codes, q, k, v, self._lengths(self.get_seq_length()), self._sequences(), first_sequence=self.base,
-            wanted=("mass",), **options,
-        ).out  # fmt: skip
+            wanted=("mass", "noise") if observed else ("mass",), **options,
+        )  # fmt: skip
+        self.last = (plan, result) if observed else None
+        return result.out
 
     def _replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Other rows, of which nothing is known."""

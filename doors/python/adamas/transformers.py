@@ -1,8 +1,8 @@
 """Adamas inside Hugging Face transformers: ``adamas.enable(model)``.
 
-Prompts stay the model's. Rows that are decoded go through the library where the model attends with its whole cache, dynamic or
-static; what it cannot serve (sliding windows, attention weights as an output, gradients, padding on a GPU) is attended to
-densely, and said once.
+Prompts stay the model's, unless ``rows="all"``. Rows that are decoded go through the library where the model attends with its whole
+cache, dynamic or static; what it cannot serve (sliding windows, attention weights as an output, gradients, padding on a GPU) is
+attended to densely, and said once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import inspect
 import logging
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
 from . import torch as ops
+from ._attention import Plan, Result
 from ._config import Config
 from ._layers import AdamasLayer, AdamasStaticLayer
 
@@ -76,8 +78,9 @@ def _mask_of(attention_mask: torch.Tensor | None, batch: int, rows: int, tokens:
         return False
     mask = attention_mask[:, 0, :, :tokens]
     if mask.dtype == torch.bool:
-        if rows == 1 and bool(mask.all()):
-            return None
+        causal = torch.ones(rows, tokens, dtype=torch.bool, device=mask.device).tril(tokens - rows)
+        if torch.equal(mask, causal.expand_as(mask)):
+            return None  # and nothing else is hidden
         mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
     else:
         # The smallest numbers stand for what is hidden.
@@ -138,7 +141,8 @@ def attention(
     if isinstance(layer, AdamasStaticLayer) and layer.codes is not None:
         # What decodes may be traced later, when nothing can be made.
         layer.enabled.plan(q_heads, layer.codes, 1, batch)
-    if rows > MOST_ROWS or key.shape[2] == rows:
+    is_prompt = rows > MOST_ROWS or key.shape[2] == rows
+    if is_prompt and not (isinstance(layer, AdamasLayer) and layer.enabled.every_row):
         return dense()
     why, mask = None, None
     if layer is None:
@@ -169,7 +173,25 @@ def attention(
         mask=mask,
         sink_logits=None if s_aux is None else s_aux.detach().float().contiguous(),
     )
+    if layer.enabled.observer is not None and isinstance(layer, AdamasLayer):
+        layer.enabled.observer(
+            Step(layer.index, query, key, scaling or head_dim**-0.5, softcap or 0.0, s_aux, *layer.last)  # type: ignore[misc]
+        )
     return out.to(query.dtype), None
+
+
+@dataclass
+class Step:
+    """What an observer sees of a layer's step."""
+
+    layer: int
+    query: torch.Tensor  #: [batch, q_heads, rows, head_dim]
+    key: torch.Tensor  #: [batch, kv_heads, tokens, head_dim]
+    scale: float
+    softcap: float  #: 0: none
+    sink_logits: torch.Tensor | None  #: [q_heads]
+    plan: Plan  #: ``selection`` is that of this step
+    result: Result
 
 
 def cache_parameter(model: Any) -> str:
@@ -183,6 +205,8 @@ class Enabled:
 
     def __init__(self, model: Any, config: Config, threads: int) -> None:
         self.model, self.config, self.threads = model, config, threads
+        self.every_row = config.rows == "all"
+        self.observer: Callable[[Step], None] | None = None  # called after every step of a layer with a dynamic cache
         self._plans: dict[tuple[int, ...], ops.Plan] = {}  # the largest of each shape
         self._all_plans: list[ops.Plan] = []  # captured graphs work in the memory of smaller ones
         self._cache: Any = None  # weak: the last one
@@ -271,7 +295,7 @@ class Enabled:
 
 
 def enable(model: Any, config: Config | None = None, threads: int | None = None, **settings: Any) -> Enabled:
-    """Decodes a model's tokens through the library from now on.
+    """Decodes a model's tokens through the library from now on; prompts as well, with ``rows="all"``.
 
     Args:
         model: a causal language model of transformers, on a CPU or a GPU.
