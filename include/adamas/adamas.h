@@ -397,8 +397,8 @@ typedef struct adamas_step_times {
  * by the factor that the tokens read show, at their blocks' mean values, moved by what the lowest tokens read show
  * (docs/quality.md). Rows that a step shows and that were never appended are encoded on sight. A row that may see at most
  * `budget` tokens (ADAMAS_AUTO_TOKENS, when it is automatic), or fewer than `min_context`, is computed densely; on a GPU,
- * unless min_context is 0, as well where that is faster for the plan's shape (docs/gpu.md). A row that may see no token gives
- * 0 and lse -inf. */
+ * unless min_context is 0, as well where that is faster for the plan's shape (docs/gpu.md). A row that may see no token
+ * gives 0 and lse -inf. */
 typedef struct adamas_step_params {
   uint32_t struct_size; /* sizeof(adamas_step_params) */
   int32_t threads;      /* 1 to the plan's max_threads */

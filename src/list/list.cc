@@ -28,18 +28,16 @@ int16_t score_reaching(const WeightScale& e, double logit) {
 }
 
 // The score at the highest edge that k blocks reach.
-int16_t score_at_edge(const HeadEstimates& head, int64_t k) {
-  const int16_t highest = highest_score(head.scores, head.blocks * block_tokens);
-  const double top = estimate_of(head.scale, highest);
+int16_t score_at_edge(const HeadEstimates& head, double top, int64_t k) {
   int64_t reaching[list_edges] = {};
   for (int64_t b = 0; b < head.blocks; b++) {
     const int16_t score = highest_score(head.scores + b * block_tokens, block_tokens);
-    const double edges = (top - estimate_of(head.scale, score)) * std::numbers::log2e * edges_of_octave;
-    reaching[score == hidden_score ? list_edges - 1 : int(std::min(edges, list_edges - 1.0))]++;
+    const double octaves = (top - estimate_of(head.scale, score)) * std::numbers::log2e;
+    reaching[score == hidden_score ? list_edges - 1 : edge_beyond(float(octaves))]++;
   }
   int edge = 0;
   for (int64_t all = reaching[0]; all < k && edge + 1 < list_edges;) all += reaching[++edge];
-  return score_reaching(head.scale, top - double(edge + 1) / edges_of_octave * std::numbers::ln2);
+  return score_reaching(head.scale, top - double(edge_distance(edge)) * std::numbers::ln2);
 }
 
 }  // namespace
@@ -57,17 +55,18 @@ int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, u
   const int16_t lower = score_reaching(head.scale, least + std::log(hidden_rows_share));
   mark_reaching(head.scores, head.blocks, bound, nullptr, 0, marked);
   const int64_t fewest = fewest_blocks(head.blocks), most = most_blocks(head.blocks);
-  // An edge lies between the bound and an eighth of an octave above it: if so many blocks reach that, nothing moves the
+  // An edge lies between the least and a 32nd of its distance above it: if so many blocks reach that, nothing moves the
   // bound.
-  const int16_t above = score_reaching(head.scale, least + std::numbers::ln2 / edges_of_octave);
+  const double top = estimate_of(head.scale, highest_score(head.scores, head.blocks * block_tokens));
+  const int16_t above = score_reaching(head.scale, least + (top - least) / 32);
   int64_t reaching = 0, surely = 0;
   for (int64_t b = 0; b < head.blocks; b++) {
     reaching += marked[b] != 0;
     if (marked[b] != 0 && surely < fewest) surely += highest_score(head.scores + b * block_tokens, block_tokens) >= above;
   }
   int16_t within = bound;
-  if (surely < fewest || reaching >= most)
-    within = std::min(std::max(bound, score_at_edge(head, most)), score_at_edge(head, fewest));
+  if (surely < fewest || reaching >= most || top - least < edge_distance(0) * std::numbers::ln2)
+    within = std::min(std::max(bound, score_at_edge(head, top, most)), score_at_edge(head, top, fewest));
   if (within != bound || head.has_hidden_rows != nullptr)
     mark_reaching(head.scores, head.blocks, within, head.has_hidden_rows, std::min(lower, within), marked);
   return within;

@@ -6,9 +6,8 @@
 //
 //   total       log( sum_t exp(s^_t) + sum_always exp(s_t) )  s^_t: what S_t stands for
 //   least       total + log(share) - sqrt(noise)              of the estimates of tokens that may have a share of `share`
-//   edge(k)     the highest of the edges that k blocks have an estimate at; the edges are the weights of the highest
-//   estimate
-//               times 2^(-1/8), 2^(-2/8), ... 2^-64, and the last one counts as reached
+//   edge(k)     the highest of the edges that k blocks have an estimate at, or the lowest edge. They lie below the highest
+//               estimate by distances of 2^-10 to 2^6 octaves, 32 of them for each doubling
 //   bound       the lowest score S whose s^ is at least `least`, but no less than edge(most_blocks) and no more than
 //               edge(fewest_blocks)
 //   candidates  S_t >= bound; in blocks with hidden rows s^_t >= least + log(hidden_rows_share) is enough
@@ -20,6 +19,7 @@
 // rows that this query does not see has no mean value of its own (rest.h), so its tokens are listed from a smaller share on.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "estimate/estimate.h"
@@ -32,7 +32,15 @@ namespace adamas {
 constexpr int64_t fewest_blocks(int64_t blocks) { return blocks < 64 ? (blocks + 3) / 4 : 16; }
 // Of a flat head. No head of the three models asks for that many (docs/quality.md).
 constexpr int64_t most_blocks(int64_t blocks) { return blocks / 4 > 1024 ? blocks / 4 : 1024; }
-inline constexpr int list_edges = 512, edges_of_octave = 8;
+inline constexpr int list_edges = 512;
+// A distance's five leading bits and its exponent are its place among the edges: the first one beyond it has that number.
+constexpr int first_edge_bits = (127 - 10) << 5;
+constexpr int edge_beyond(float octaves) {
+  const int bits = (std::bit_cast<int32_t>(octaves) >> 18) - first_edge_bits;
+  return bits < 0 ? 0 : bits < list_edges ? bits : list_edges - 1;
+}
+constexpr float edge_distance(int edge) { return std::bit_cast<float>((edge + 1 + first_edge_bits) << 18); }
+static_assert(edge_distance(list_edges - 1) == 64 && edge_beyond(edge_distance(7)) == 8 && edge_beyond(0) == 0);
 // Of `share`, in blocks with hidden rows: what stays below is not estimated, but counts as what was attended to.
 inline constexpr double hidden_rows_share = 0.125;
 

@@ -31,7 +31,7 @@ inline double edge(const HeadEstimates& head, int64_t k) {
       highest[i / block_tokens] = std::max(highest[i / block_tokens], estimate(head.scale, head.scores[i]));
   const double top = *std::max_element(highest.begin(), highest.end());
   for (int i = 1;; i++) {
-    const double at = top - double(i) / edges_of_octave * std::numbers::ln2;
+    const double at = top - std::ldexp(1 + i % 32 / 32.0, i / 32 - 10) * std::numbers::ln2;
     if (i == list_edges || std::count_if(highest.begin(), highest.end(), [&](double x) { return x > at; }) >= k) return at;
   }
 }

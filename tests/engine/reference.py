@@ -155,9 +155,10 @@ def best(score, count):
 
 
 def edge(highest, k):
-    """The highest of the edges, an eighth of an octave apart below the highest estimate, that k of the blocks' reach, or the last."""
+    """The highest of the edges, 32 for each doubling of their distance below the highest estimate, that k of the blocks' reach, or
+    the last."""
     for i in range(1, 513):
-        at = highest.max() - i / 8 * np.log(2)
+        at = highest.max() - np.ldexp(1 + i % 32 / 32, i // 32 - 10) * np.log(2)
         if i == 512 or (highest > at).sum() >= k:
             return at
 

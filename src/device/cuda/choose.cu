@@ -159,9 +159,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   if (warp == 0) {
     least = least_of_share(s, head);
   } else {
-    const auto count = [&](float top) {
-      atomicAdd(&m.reaching[int(fminf((all.top - top) * edges_of_octave, float(list_edges - 1)))], 1);
-    };
+    const auto count = [&](float top) { atomicAdd(&m.reaching[edge_beyond(all.top - top)], 1); };
 #pragma unroll
     for (int i = 0; i < kept; i++)
       if (own + i * counting < blocks) count(tops[i]);
@@ -170,7 +168,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   }
   __syncthreads();
   if (warp != 0) return;
-  const auto edge = [&](int64_t k) { return all.top - float(edge_of(int(k)) + 1) / edges_of_octave; };
+  const auto edge = [&](int64_t k) { return all.top - edge_distance(edge_of(int(k))); };
   const float from = fminf(fmaxf(least, edge(most_blocks(blocks))), edge(fewest_blocks(blocks)));
   // The second lane has the blocks with hidden rows.
   const float logit2 = lane == 1 ? fminf(from, least + log2f(float(hidden_rows_share))) : from;
