@@ -1,7 +1,10 @@
 """A context over several ranks: beside one process, and beside plain attention."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import adamas
@@ -166,6 +169,15 @@ def costs(rank, ranks):
 def test_messages_do_not_grow_with_tokens_or_ranks():
     for ranks in (2, 3):
         assert on_ranks(ranks, costs, ranks) == [0] * ranks
+
+
+def test_the_bench_reports_time_and_bytes():
+    command = "-m adamas.bench distributed --tokens 4096 --ranks 2 --budget 64 --steps 3 --kv-heads 2 --q-heads 8 --head-dim 64 --json"
+    printed = subprocess.run([sys.executable, *command.split()], check=True, capture_output=True, text=True, timeout=120).stdout
+    (row,) = json.loads(printed)
+    assert (row["tokens"], row["budget"], row["ranks"], row["messages"]) == (4096, "64", 2, 7)
+    assert 0 < row["least_seconds"] <= row["seconds"] < 10 and 0 < row["least_messages_alone"] <= row["messages_alone"]
+    assert row["bytes"]["max"] == 8 * (1 + 4 + 16) + 24 * 8 + 4 * 8 and row["bytes"]["gather"] == 64
 
 
 def refuses(rank):

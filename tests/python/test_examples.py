@@ -15,7 +15,7 @@ def run(*command, ranks=0):
     """What it prints."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks else []
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *launcher, *map(str, command)], env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run([sys.executable, *launcher, *map(str, command)], env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -52,6 +52,31 @@ def test_a_model_over_two_processes(tmp_path):
     (first, its_heads), (second, other_heads) = ranks[0]
     assert first == second == tokens and tokens.count(",") == 19
     assert int(its_heads) == int(other_heads) == int(heads) // 2 > 0
+
+
+def test_a_question_about_a_long_text(tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=384,  # bytes, which need no files
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        initializer_range=0.1,
+        max_position_embeddings=8192,
+        eos_token_id=None,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    lines = run(EXAMPLES / "long_text.py", tmp_path, tmp_path / "text", "What?", "--new", 12).splitlines()
+    assert lines[0] == f"{60 * 45 + 2 + 5 + 1 + 1} tokens"
+    assert [line.split(":")[0] for line in lines[1:3]] == ["plain", "Adamas"]
+    read, of = map(int, re.search(r"a head read (\d+) of (\d+) tokens", lines[3]).groups())
+    assert 64 <= read < of
 
 
 def test_the_notebook():
