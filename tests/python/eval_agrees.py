@@ -1,10 +1,12 @@
 """python -m adamas.eval beside `adamas eval`, on SmolLM2: the same text, length and positions give the same figures within noise.
 
 The engine rounds what it multiplies its weights with to 8 bits and keeps K and V in f16, PyTorch does neither: full perplexities
-differ by 0.3% to 0.6%, divergences by 0.004 (docs/quality.md, "KL of rounding alone") and, where a selection loses much, some percent.
+differ by 0.3% to 0.6%, divergences by 0.004 (docs/quality.md, "KL of rounding alone"). What is selected by few scores, Quest's pages first,
+multiplies the noise: 14% of the divergence was seen; StreamingLLM, which looks at no score, shows how near the rest is: 3%.
 """
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -70,8 +72,10 @@ for their in theirs:
     check(their["scored"] == our["scored"], f"{name}: as many tokens are scored")
     if their["policy"] == "full":
         check(abs(our["perplexity"] / their["perplexity"] - 1) < 0.01, f"{name}: the perplexity")
-    check(abs(our["ratio"] / their["ratio"] - 1) < 0.03, f"{name}: the ratio")
-    check(abs(our["kl"] - their["kl"]) < 0.006 + 0.06 * their["kl"], f"{name}: the divergence")
+    error = 3 * math.hypot(our["ratio_error"], their["ratio_error"])
+    check(abs(our["ratio"] - their["ratio"]) <= error, f"{name}: the ratio, within {error:.4f}")
+    percent = 0.05 if their["policy"] == "streaming" else 0.25
+    check(abs(our["kl"] - their["kl"]) <= 0.006 + percent * their["kl"], f"{name}: the divergence")
     if their["tokens_read"]:
         check(abs(our["tokens_read"] / their["tokens_read"] - 1) < 0.02, f"{name}: the tokens read")
 check(of["streaming", 64]["kl"] > 0.2 > 0.01 > of["adamas", "auto"]["kl"], "the cases differ by more than that")
