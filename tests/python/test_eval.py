@@ -439,6 +439,29 @@ def test_bad_input_gets_a_sentence(folder, tmp_path, capsys):
     assert "longbench" in capsys.readouterr().out
 
 
+def test_what_runs_dense_is_said(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "a.txt").write_text(chains(200))
+    main(
+        [
+            "recall",
+            "--model",
+            folder,
+            "--threads",
+            "1",
+            "--out",
+            str(tmp_path),
+            "--file",
+            str(tmp_path / "a.txt"),
+            "--context",
+            "300",
+            "--samples",
+            "1",
+        ]
+    )
+    assert "nothing ran sparse" in capsys.readouterr().out
+
+
 # ---- lm-evaluation-harness ----
 
 
