@@ -8,6 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
 import tiny  # noqa: E402
 from adamas.eval import perplexity as of_perplexity  # noqa: E402
 from adamas.eval import report  # noqa: E402
@@ -407,7 +409,6 @@ def run(folder, out, *arguments):
 
 
 def test_each_command(folder, tmp_path, data, capsys):
-    pytest.importorskip("matplotlib")
     file = tmp_path / "a <b>.txt"
     file.write_text(chains(200))
     out = tmp_path / "out"
@@ -437,6 +438,28 @@ def test_bad_input_gets_a_sentence(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "longbench" in capsys.readouterr().out
+
+
+def test_what_runs_dense_is_said(folder, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(chains(200))
+    main(
+        [
+            "recall",
+            "--model",
+            folder,
+            "--threads",
+            "1",
+            "--out",
+            str(tmp_path),
+            "--file",
+            str(tmp_path / "a.txt"),
+            "--context",
+            "300",
+            "--samples",
+            "1",
+        ]
+    )
+    assert "nothing ran sparse" in capsys.readouterr().out
 
 
 # ---- lm-evaluation-harness ----

@@ -32,7 +32,7 @@ def write_page(path: Path, model: Model, sections: dict[str, Rows]) -> None:
         "version": version(),
         "engine": f"transformers {transformers.__version__}, PyTorch {torch.__version__}, {model.dtype}",
         "instruction_set": text(lib.adamas_isa_in_use()),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "model": model.name,
@@ -40,6 +40,12 @@ def write_page(path: Path, model: Model, sections: dict[str, Rows]) -> None:
     template = _find("report.html", "ADAMAS_REPORT_PAGE", _checkout / "doors/cli/pages/report.html").read_text(encoding="utf-8")
     document = json.dumps(finite({"meta": meta, **sections}))  # ASCII: no line separator of Unicode
     path.write_text(template.replace("{{document}}", document.replace("<", "\\u003c")), encoding="utf-8")
+
+
+def _processor() -> str:
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def series_of(row: dict[str, Any]) -> str:
@@ -116,6 +122,8 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def plot(path: Path, sections: dict[str, Rows]) -> None:
+    if sections.get("recall") == []:
+        return  # nothing was selected
     if "recall" in sections:
         plot_grid(path, sections["recall"], "layer", "head", "mass_true", "share of the softmax")
     elif "passkey" in sections:
