@@ -21,7 +21,7 @@ namespace adamas {
 // The keys and values of a KV head.
 struct PromptContext {
   int head_dim;
-  float scale;
+  float scale;           // > 0
   float softcap;         // 0: none
   Rows k;                // [tokens, head_dim]
   Rows v;                // [tokens, head_dim]

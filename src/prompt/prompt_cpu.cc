@@ -204,13 +204,11 @@ Tile MakeTile(const PromptContext& a, const PromptQuery* queries, int count, int
     HWY_ALIGN int16_t row[max_head_dim];
     const float scale =
         with_dtype(query.q_dtype, [&]<class T>(T) { return PackRow(reinterpret_cast<const T*>(query.q), a.head_dim, row); });
-    if (a.scale < 0)  // the largest product is to be the largest score
-      for (int i = 0; i < a.head_dim; i++) row[i] = static_cast<int16_t>(-row[i]);
     for (int i = 0; i < a.head_dim / 2; i++) std::memcpy(to.q + i * n + j, row + 2 * i, sizeof(int32_t));
     if (std::isnan(scale))
       to.sum[j] = scale;
     else
-      to.scale[j] = scale * std::abs(a.scale) * log2_e;
+      to.scale[j] = scale * a.scale * log2_e;
     to.slope[j] = query.slope;
     to.blocks = std::max(to.blocks, query.row->blocks);
   }
