@@ -51,11 +51,8 @@ struct PromptQuery {
 inline constexpr int prompt_tile = 48;  // queries, at most, that a kernel holds in one tile: 3 vectors of 16
 
 // Queries that share one pass over K and V: so many that packing a block costs some hundredth of its products, and few
-// enough for their queries and sums to stay in a second cache of 1 MB: 768 to head_dim 128, 480 of 192, 384 of 256.
-constexpr int prompt_queries(int head_dim) {
-  const int of_cache = 98304 / head_dim / prompt_tile * prompt_tile;
-  return of_cache < 768 ? of_cache : 768;
-}
+// enough for their queries and sums to stay in a second cache of 1 MB: 1,536 of head_dim 64, 768 of 128, 384 of 256.
+constexpr int prompt_queries(int head_dim) { return 98304 / head_dim / prompt_tile * prompt_tile; }
 
 // What a thread writes meanwhile.
 struct PromptRoom {

@@ -172,14 +172,16 @@ uint64_t PackValues(const PromptContext& a, int64_t block, uint64_t live, Prompt
 // The queries of a tile, and what is known of them so far.
 struct Tile {
   const PromptQuery* queries;
-  int count;       // of them; the others of the tile are zeros
-  int32_t* q;      // [head_dim / 2, tile]
-  float* out;      // [head_dim, tile]
-  float* scale;    // [tile] of a product: to a score, to base 2
-  float* largest;  // [tile] score, to base 2
-  float* sum;      // [tile] of weights
-  float* slope;    // [tile]
-  int64_t blocks;
+  int count;         // of them; the others of the tile are zeros
+  int32_t* q;        // [head_dim / 2, tile]
+  float* out;        // [head_dim, tile]
+  float* scale;      // [tile] of a product: to a score, to base 2
+  float* reference;  // [tile] score that weights are relative to, to base 2
+  float* sum;        // [tile] of weights
+  float* slope;      // [tile]
+  int64_t blocks;    // that any query sees
+  int64_t whole;     // of them, from the first on, all of whose tokens every query sees
+  bool biased;       // some score has a bias
 };
 
 Tile MakeTile(const PromptContext& a, const PromptQuery* queries, int count, int index, PromptRoom& room) {
@@ -193,11 +195,13 @@ Tile MakeTile(const PromptContext& a, const PromptQuery* queries, int count, int
           of_query + n,
           of_query + 2 * n,
           of_query + 3 * n,
-          0};
+          0,
+          queries->row->blocks,
+          false};
   std::fill_n(to.q, a.head_dim / 2 * n, 0);
   std::fill_n(to.out, a.head_dim * n, 0.0f);
   for (int j = 0; j < n; j++) {
-    to.largest[j] = unseen;
+    to.reference[j] = unseen;
     to.scale[j] = to.sum[j] = to.slope[j] = 0;
     if (j >= count) continue;
     const PromptQuery& query = queries[j];
@@ -210,7 +214,13 @@ Tile MakeTile(const PromptContext& a, const PromptQuery* queries, int count, int
     else
       to.scale[j] = scale * a.scale * log2_e;
     to.slope[j] = query.slope;
-    to.blocks = std::max(to.blocks, query.row->blocks);
+    if (j > 0 && query.row == queries[j - 1].row) continue;
+    const PromptRow& row_seen = *query.row;
+    to.blocks = std::max(to.blocks, row_seen.blocks);
+    to.biased |= row_seen.biased;
+    int64_t whole = 0;
+    while (whole < std::min(to.whole, row_seen.blocks) && ~row_seen.visible[whole] == 0) whole++;
+    to.whole = whole;
   }
   return to;
 }
@@ -250,8 +260,7 @@ void FindBiases(const Tile& to, int64_t block, const uint64_t* visible, PromptRo
 }
 
 // Scores with all that is rare: softcap, bias, hidden tokens (-inf). They are whole then, to base 2.
-void Complete(const PromptContext& a, const Tile& to, const uint64_t* visible, bool biased, PromptRoom& room,
-              Floats (&largest)[width]) {
+void Complete(const PromptContext& a, const Tile& to, const uint64_t* visible, PromptRoom& room, Floats (&largest)[width]) {
   const F32 d;
   const I32 di;
   HWY_ALIGN int32_t seen[2][prompt_tile];
@@ -267,7 +276,7 @@ void Complete(const PromptContext& a, const Tile& to, const uint64_t* visible, b
       float* score = room.scores.get() + t * tile() + at;
       auto s = hn::Mul(hn::Load(d, score), scale);
       if (a.softcap > 0) s = hn::Mul(hn::Tanh(d, hn::Mul(s, hn::Set(d, ln_2 / a.softcap))), hn::Set(d, a.softcap * log2_e));
-      if (biased) s = hn::MulAdd(hn::Load(d, room.biases.get() + t * tile() + at), hn::Set(d, log2_e), s);
+      if (to.biased) s = hn::MulAdd(hn::Load(d, room.biases.get() + t * tile() + at), hn::Set(d, log2_e), s);
       const auto bit = hn::Set(di, static_cast<int32_t>(uint32_t{1} << t % 32));
       const auto shown = hn::TestBit(hn::Load(di, seen[t / 32] + at), bit);
       s = hn::IfThenElse(hn::RebindMask(d, shown), s, hn::Set(d, minus_infinity));
@@ -277,20 +286,31 @@ void Complete(const PromptContext& a, const Tile& to, const uint64_t* visible, b
   }
 }
 
-// 16383 * 2^x as a whole number in the lower half of each lane, x <= 0, with an error of 0.01% and of half a step. (What
-// lies in the upper half is not asked.)
+// 16383 (a + f (b + f (c + f e))).
+HWY_INLINE Floats Cubic(Floats f, float a, float b, float c, float e) {
+  const F32 d;
+  const auto of = [&](float coefficient) HWY_ATTR { return hn::Set(d, most_weight * coefficient); };
+  return hn::MulAdd(f, hn::MulAdd(f, hn::MulAdd(f, of(e), of(c)), of(b)), of(a));
+}
+
+// 16383 * 2^x as a whole number in the lower half of each lane, x <= 0, with an error of 0.008% and of half a step. (What
+// lies in the upper half is not asked.) The cubics are the best ones of 2^f over 0 to 1 and over -0.5 to 0.5.
 HWY_INLINE Ints Weight(Floats x) {
   const F32 d;
   const I32 di;
   const auto magic = hn::Set(d, 12582912.0f);  // 1.5 * 2^23: the last bit is worth 1
-  x = hn::Max(x, hn::Set(d, -20.0f));          // less than half a step
+#if HWY_TARGET == HWY_AVX3_DL || HWY_TARGET == HWY_AVX3
+  const Floats f{_mm512_reduce_ps(x.raw, 1)};  // what x lies above the whole number below it
+  const Floats p = Cubic(f, 0.99992522f, 0.69583354f, 0.22606716f, 0.07802452f);
+  return hn::BitCast(di, hn::Add(Floats{_mm512_scalef_ps(p.raw, x.raw)}, magic));
+#else
+  x = hn::Max(x, hn::Set(d, -20.0f));  // less than half a step
   const auto shifted = hn::Add(x, magic);
-  const auto f = hn::Sub(x, hn::Sub(shifted, magic));  // -0.5 to 0.5
-  auto p = hn::MulAdd(f, hn::Set(d, most_weight * 0.05517167f), hn::Set(d, most_weight * 0.24261112f));
-  p = hn::MulAdd(f, p, hn::Set(d, most_weight * 0.69326099f));
-  p = hn::MulAdd(f, p, hn::Set(d, most_weight * 0.99992807f));
+  const auto f = hn::Sub(x, hn::Sub(shifted, magic));
+  const Floats p = Cubic(f, 0.99992807f, 0.69326099f, 0.24261112f, 0.05517167f);
   const auto scaled = hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
   return hn::BitCast(di, hn::Add(hn::BitCast(d, scaled), magic));
+#endif
 }
 
 // Scores become weights: room.weights [32, tile], and their sums are returned. Of the largest score, and that a difference
@@ -332,35 +352,38 @@ HWY_INLINE void AddValues(const PromptContext& a, const Tile& to, const PromptRo
   }
 }
 
-// 2^x, x <= 0.
+// 2^x, x <= 16.
 HWY_INLINE Floats Power(Floats x) { return hn::Exp(F32(), hn::Mul(x, hn::Set(F32(), ln_2))); }
 
 // A block whose keys and values are packed.
 void AddBlock(const PromptContext& a, const Tile& to, int64_t block, const uint64_t* visible, bool all, PromptRoom& room) {
   const F32 d;
-  bool biased = false;
-  for (int j = 0; j < to.count; j++) biased |= to.queries[j].row->biased;
   Floats largest[width], scale[width], older[width], newer[width];
   Ints sums[width];
   Scores(a, to, room, largest);
   for (int n = 0; n < width; n++) scale[n] = hn::Load(d, to.scale + n * lanes());
-  if (!all || biased || a.softcap > 0) {
-    if (biased) FindBiases(to, block, visible, room);
-    Complete(a, to, visible, biased, room, largest);
+  if (!all || to.biased || a.softcap > 0) {
+    if (to.biased) FindBiases(to, block, visible, room);
+    Complete(a, to, visible, room, largest);
     for (int n = 0; n < width; n++) scale[n] = hn::Set(d, 1.0f);
   }
   Weights(room, largest, scale, sums);
   for (int n = 0; n < width; n++) largest[n] = hn::Mul(largest[n], scale[n]);
+  // Weights are relative to a score that only moves when a larger one is so far above it that floats might not hold its
+  // weight: seldom after the first blocks.
   bool moved = false;
   for (int n = 0; n < width; n++) {
     const int at = n * lanes();
-    const auto before = hn::Load(d, to.largest + at), now = hn::Max(before, largest[n]);
-    moved |= !hn::AllTrue(d, hn::Eq(before, now));
+    const auto before = hn::Load(d, to.reference + at);
+    const auto now = hn::IfThenElse(hn::Gt(hn::Sub(largest[n], before), hn::Set(d, 16.0f)), largest[n], before);
+    if (!hn::AllTrue(d, hn::Eq(before, now))) {
+      moved = true;
+      hn::Store(now, d, to.reference + at);
+    }
     older[n] = Power(hn::Sub(before, now));
     newer[n] = hn::Mul(Power(hn::Sub(largest[n], now)), hn::Set(d, 1 / most_weight));
     const auto sum = hn::Mul(hn::Load(d, to.sum + at), older[n]);
     hn::Store(hn::MulAdd(hn::ConvertTo(d, sums[n]), newer[n], sum), d, to.sum + at);
-    hn::Store(now, d, to.largest + at);
   }
   if (moved)
     AddValues<true>(a, to, room, older, newer);
@@ -373,14 +396,14 @@ void Finish(const PromptContext& a, const Tile& to) {
   for (int j = 0; j < to.count; j++) {
     SoftmaxState& state = *to.queries[j].state;
     state.sum = to.sum[j];
-    state.max = to.sum[j] == 0 ? minus_infinity : to.largest[j] * ln_2;
+    state.max = to.sum[j] == 0 ? minus_infinity : to.reference[j] * ln_2;
     for (int i = 0; i < a.head_dim; i++) state.out[i] = to.out[i * n + j];
   }
 }
 
 void AttendPrompt(const PromptContext& a, const PromptQuery* queries, int count, PromptRoom& room) {
   const int n = tile();
-  Tile tiles[768 / 2];
+  Tile tiles[prompt_queries(head_dims[0]) / width];
   int64_t blocks = 0;
   const int tile_count = (count + n - 1) / n;
   for (int i = 0; i < tile_count; i++) {
@@ -394,14 +417,18 @@ void AttendPrompt(const PromptContext& a, const PromptQuery* queries, int count,
       const Tile& to = tiles[i];
       if (b >= to.blocks) continue;
       uint64_t visible[prompt_tile], all = ~uint64_t{0}, any = 0;
-      for (int j = 0; j < to.count; j++) {
-        const PromptRow& row = *to.queries[j].row;
-        visible[j] = b < row.blocks ? row.visible[b] : 0;
-        all &= visible[j];
-        any |= visible[j];
+      if (b < to.whole) {
+        std::fill(visible, visible + n, any = all);
+      } else {
+        for (int j = 0; j < to.count; j++) {
+          const PromptRow& row = *to.queries[j].row;
+          visible[j] = b < row.blocks ? row.visible[b] : 0;
+          all &= visible[j];
+          any |= visible[j];
+        }
+        if (any == 0) continue;
+        std::fill(visible + to.count, visible + n, ~uint64_t{0});
       }
-      if (any == 0) continue;
-      std::fill(visible + to.count, visible + n, ~uint64_t{0});
       if (!packed) {
         spoilt = PackKeys(a, b, a.live[b], room) | PackValues(a, b, a.live[b], room);
         packed = true;

@@ -10,8 +10,8 @@ namespace adamas {
 namespace {
 
 // How the queries of a pass are shared: large units first, so that their blocks are packed seldom, small ones at the end, so
-// that no thread is left with much to do alone. Of two threads and 3 x 1536 queries: 768, 768, 768, 576, 192, 384, 288,
-// ... 96.
+// that no thread is left with much to do alone. Of two threads and 3 x 1536 queries of head_dim 64: 1152, 384, 768, 576,
+// 192, 384, 288, 192, 144, 96, ...
 void share(int kv_heads, int64_t queries, int head_dim, int threads, std::vector<PromptUnit>& units) {
   units.clear();
   constexpr int least = 2 * prompt_tile;
