@@ -9,7 +9,6 @@
 #include "bench.h"
 #include "eval/table.h"
 #include "failure.h"
-#include "files.h"
 #include "kernel/data.h"
 #include "kernel/ggml_attention.h"
 #include "kernel/show.h"
@@ -77,6 +76,10 @@ PromptTimes measure(const Shape& shape, std::int64_t tokens, const BenchOptions&
 }  // namespace
 
 int bench_prompt(const BenchOptions& options, const std::vector<Shape>& shapes) {
+  if (!options.plot.empty()) throw Failure(exit_usage, "bench: --plot is not drawn of a prompt (--prompt-rows)");
+  if (options.device != "cpu") throw Failure(exit_usage, "bench: --prompt-rows is measured on a CPU");
+  for (const std::int64_t tokens : options.depths)
+    if (tokens == 0) throw Failure(exit_usage, "bench: --depth 0: with --prompt-rows at least 1 token");
   std::string no_ggml;
   std::vector<PromptTimes> all;
   for (const Shape& shape : shapes)
