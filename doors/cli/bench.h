@@ -24,12 +24,14 @@ struct BenchOptions {
   std::vector<std::string> shapes;          // of --kernel: "9/3x64"
   std::string device = "cpu";               // of --kernel: where the step runs
   std::vector<std::int64_t> batches = {1};  // of a GPU: sequences of a step
+  std::int64_t prompt_rows = 0;             // of --kernel: so many query rows at once; 0: a token is decoded
   bool host = false;                        // of a GPU: K and V lie in the host's memory
 };
 
 // `cases`: full_case() first.
 int bench(BenchOptions options, const std::vector<Case>& cases);
 int bench_kernel(BenchOptions options, const std::vector<Case>& cases);
+int bench_prompt(const BenchOptions& options, const std::vector<kernel::Shape>& shapes);
 int bench_gpu(const BenchOptions& options, const std::vector<kernel::Shape>& shapes,
               const std::vector<kernel::Setting>& settings);
 

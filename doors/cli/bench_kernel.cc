@@ -50,15 +50,18 @@ std::vector<Setting> settings_of(const std::vector<Case>& cases) {
 }  // namespace
 
 int bench_kernel(BenchOptions options, const std::vector<Case>& cases) {
-  if (options.depths.empty()) options.depths = {8192, 32768, 131072};
-  const bool gpu = options.device == "cuda";
-  if (options.repeat == 0) options.repeat = gpu ? 11 : 30;
+  if (options.depths.empty())
+    options.depths = options.prompt_rows > 0 ? std::vector<std::int64_t>{512, 2048, 8192, 16384}
+                                             : std::vector<std::int64_t>{8192, 32768, 131072};
+  const bool gpu = options.device == "cuda", prompt = options.prompt_rows > 0;
+  if (options.repeat == 0) options.repeat = gpu || prompt ? 11 : 30;
   if (options.shapes.empty())
     options.shapes = gpu ? std::vector<std::string>{"32/32x128", "32/8x128"}
                          : std::vector<std::string>{"9/3x64", "12/2x128", "32/32x128", "32/8x128"};
-  const std::vector<Setting> settings = settings_of(cases);
   std::vector<Shape> shapes;
   for (const std::string& shape : options.shapes) shapes.push_back(parse_shape(shape));
+  if (prompt) return bench_prompt(options, shapes);
+  const std::vector<Setting> settings = settings_of(cases);
   for (const std::int64_t tokens : options.depths)
     for (const Setting& setting : settings)
       if (const std::int64_t fewest = fewest_tokens + 2 * std::max<std::int64_t>(0, setting.config.budget); tokens < fewest)
@@ -91,7 +94,7 @@ int bench_kernel(BenchOptions options, const std::vector<Case>& cases) {
   std::vector<Point> points;
   auto progress = std::make_unique<Progress>(work);
   for (const Place& place : places) {
-    const auto ggml = load_ggml_attention(place.shape, place.tokens, place.threads, no_ggml);
+    const auto ggml = load_ggml_attention(place.shape, place.threads, no_ggml);
     points.push_back(measure(place, settings, ggml.get(), *progress));
   }
   progress.reset();

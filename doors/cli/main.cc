@@ -43,7 +43,8 @@ second of decoding and the ratio. A list of values of a setting is so many cases
 
 --kernel needs no model: it times every stage of a step of one attention layer, and what bytes it reads, beside
 dense attention, our own and ggml's. A shape is query heads, KV heads and head_dim. With --device cuda a step
-runs on a GPU, beside our dense kernel and, where python3 has them, PyTorch's and FlashInfer's.
+runs on a GPU, beside our dense kernel and, where python3 has them, PyTorch's and FlashInfer's. With
+--prompt-rows 512 it is attention of a prompt that is read so many rows at a time, beside ggml's.
 )";
 
 constexpr const char* settings_details = R"(
@@ -195,6 +196,9 @@ int dispatch(int argc, char** argv) {
       ->allow_extra_args(false)
       ->needs(bench_kernel_flag)
       ->type_name("Q/KVxDIM");
+  bench_number("--prompt-rows", bench_options.prompt_rows, 1 << 20,
+               "Attention of so many rows of a prompt at once, with --kernel, instead of one that is decoded")
+      ->needs(bench_kernel_flag);
   CLI::Option* bench_device =
       bench_command->add_option("--device", bench_options.device, "Where a step runs, with --kernel: cpu or cuda (cpu)")
           ->check(CLI::IsMember({"cpu", "cuda"}).description(""))

@@ -47,6 +47,7 @@ adamas_config engine_only() {
   adamas::detail::check(adamas_config_init(&config));
   config.policy = ADAMAS_POLICY_FULL;
   config.min_context = std::numeric_limits<std::int32_t>::max();
+  config.prompt = ADAMAS_PROMPT_ENGINE;
   return config;
 }
 

@@ -59,8 +59,9 @@ bool claims_attention(Registry& caches, const ggml_tensor* node) {
     if (Known* v = caches.find_or_register(values)) v->keys = a.cache.root->data;
   if (dry_run(*k, a.cache.root, a.n_kv)) return false;
   k->planned.show(a.n_kv);
+  if (config().rows == ADAMAS_ROWS_DECODE && a.rows >= prompt_rows)  // looks at no codes: whoever writes K
+    return config().prompt == ADAMAS_PROMPT_DENSE || leave(node, Reason::batch);
   if (!long_enough(a.cache.layer, a.n_kv)) return leave(node, Reason::short_context);
-  if (config().rows == ADAMAS_ROWS_DECODE && a.rows >= prompt_rows) return leave(node, Reason::batch);
   return !k->planned.unseen_writes() || leave(node, Reason::unseen_writes);
 }
 

@@ -28,6 +28,6 @@ bool claims(const ggml_tensor* node);
 // So many rows of a sequence at once are a prompt: encoded when they are written, and read by the engine with
 // ADAMAS_ROWS=decode. Fewer are decoding, one row of each sequence where several share the cells (unified KV), or drafted
 // tokens, or a short prompt on top of a long context: encoded by the step that first looks at them, and sparse.
-inline constexpr int64_t prompt_rows = ADAMAS_BLOCK_TOKENS;
+inline constexpr int64_t prompt_rows = ADAMAS_PROMPT_ROWS;
 
 }  // namespace adamas_ggml

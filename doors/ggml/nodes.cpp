@@ -77,7 +77,7 @@ const char* sentence(Reason reason) {
     case Reason::dense_layer: return "the first layers are left to the engine, as ADAMAS_DENSE_LAYERS asks";
     case Reason::short_context:
       return "while the context is below ADAMAS_MIN_CONTEXT or within the budget, attention is left to the engine";
-    case Reason::batch: return "batches (reading a prompt) are left to the engine; ADAMAS_ROWS=all takes them too";
+    case Reason::batch: return "prompts are left to the engine, as ADAMAS_PROMPT=engine asks";
     case Reason::unseen_writes:
       return "attention over a KV cache that is written in a way not followed here is left to the engine";
     default: return "";

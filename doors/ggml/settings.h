@@ -2,6 +2,7 @@
 // engine itself (ggml-adamas.h).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -12,8 +13,10 @@ namespace adamas_ggml {
 bool read_settings();                           // false: adamas_last_error() has the sentence
 const adamas_config& config();                  // of the process
 const adamas_config& config_of(int32_t layer);  // with what the settings file says of that layer
-// The struct has no padding.
-inline bool same(const adamas_config& a, const adamas_config& b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+// The struct has no padding but behind its last field.
+inline bool same(const adamas_config& a, const adamas_config& b) {
+  return std::memcmp(&a, &b, offsetof(adamas_config, prompt) + sizeof a.prompt) == 0;
+}
 bool observed();
 void observe(const adamas_observation& observation);  // tells the observer, if there is one
 

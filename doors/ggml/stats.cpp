@@ -63,7 +63,7 @@ void print() {
   std::fprintf(out, "\nadamas: policy %s, estimator %s, budget %s, %s\n", policy, estimator, budget, adamas_isa_in_use());
   std::fprintf(out, "  %-34s %12lld\n", "attention steps (one a layer)", static_cast<long long>(t.steps));
   std::fprintf(out, "  %-34s %12lld\n", "query rows, sparse", static_cast<long long>(t.sparse_rows));
-  std::fprintf(out, "  %-34s %12lld   visible tokens within the budget or below ADAMAS_MIN_CONTEXT\n",
+  std::fprintf(out, "  %-34s %12lld   of prompts, or within the budget or below ADAMAS_MIN_CONTEXT\n",
                "query rows, dense here", static_cast<long long>(t.dense_rows));
   if (t.sparse_rows > 0)
     std::fprintf(out, "  %-34s %12.1f   of %.1f (%.2f%%)\n", "tokens read in full, per head",

@@ -45,6 +45,8 @@ extern "C" {
 #define ADAMAS_BLOCK_TOKENS 64
 /* Rows whose hashes a step may check in turn at no cost that shows: 8192 of them in 512 steps. */
 #define ADAMAS_VERIFY_ROWS 16
+/* So many query rows of a sequence at once are a prompt (adamas_config.prompt). */
+#define ADAMAS_PROMPT_ROWS 64
 
 typedef enum adamas_status {
   ADAMAS_OK = 0,
@@ -102,9 +104,14 @@ typedef enum adamas_device {
 } adamas_device;
 
 typedef enum adamas_rows_mode {
-  ADAMAS_ROWS_DECODE = 0, /* doors leave batches of 64 rows and more, prompts, to the engine */
+  ADAMAS_ROWS_DECODE = 0, /* prompts, 64 rows and more of a sequence at once, are read as `prompt` says */
   ADAMAS_ROWS_ALL = 1     /* every query row of a batch makes its own selection */
 } adamas_rows_mode;
+
+typedef enum adamas_prompt_mode {
+  ADAMAS_PROMPT_DENSE = 0, /* every row of a prompt attends to all that it sees, all rows in one pass */
+  ADAMAS_PROMPT_ENGINE = 1 /* doors leave prompts to the engine; in a step of the library's a row is a row */
+} adamas_prompt_mode;
 
 #define ADAMAS_BUDGET_AUTO (-1) /* a list for the query heads of a KV head, as long as it needs to be, and a rest */
 /* What it stands for where a number is needed: a context of so many is read whole, other policies read so many. */
@@ -130,6 +137,7 @@ typedef struct adamas_config {
   int64_t min_context;  /* visible tokens below which a step is dense; 0: none */
   int32_t rows;         /* adamas_rows_mode */
   int32_t stats;        /* 1: doors print a summary at exit */
+  int32_t prompt;       /* adamas_prompt_mode */
 } adamas_config;
 
 /* What a setting is called, what it may be and what it means; index from 0 to adamas_setting_count() - 1.
@@ -396,9 +404,10 @@ typedef struct adamas_step_times {
  * With ADAMAS_BUDGET_AUTO the other tokens count as well, as the rest: with weights estimated from the codes of K, corrected
  * by the factor that the tokens read show, at their blocks' mean values, moved by what the lowest tokens read show
  * (docs/quality.md). Rows that a step shows and that were never appended are encoded on sight. A row that may see at most
- * `budget` tokens (ADAMAS_AUTO_TOKENS, when it is automatic), or fewer than `min_context`, is computed densely; on a GPU,
- * unless min_context is 0, as well where that is faster for the plan's shape (docs/gpu.md). A row that may see no token
- * gives 0 and lse -inf. */
+ * `budget` tokens (ADAMAS_AUTO_TOKENS, when it is automatic), or fewer than `min_context`, is computed densely; so are the
+ * rows of a prompt (adamas_config.prompt; not on a GPU), with products of 16-bit integers (docs/numerics.md), and on a GPU,
+ * unless min_context is 0, rows where that is faster for the plan's shape (docs/gpu.md). A row that may see no token gives 0
+ * and lse -inf. */
 typedef struct adamas_step_params {
   uint32_t struct_size; /* sizeof(adamas_step_params) */
   int32_t threads;      /* 1 to the plan's max_threads */

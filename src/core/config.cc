@@ -87,8 +87,13 @@ const std::vector<Entry>& table() {
        .number = &adamas_config::min_context,
        .lowest = 0,
        .highest = max_tokens},
+      {.shown = {"prompt", "ADAMAS_PROMPT", "dense | engine",
+                 "who reads prompts, 64 query rows and more at once: dense: our kernel for many rows; engine: llama.cpp"},
+       .scope = Scope::model,
+       .choice = &adamas_config::prompt,
+       .words = {"dense", "engine"}},
       {.shown = {"rows", "ADAMAS_ROWS", "decode | all",
-                 "decode: 64 query rows and more at once, a prompt, are left dense; all: every row of a batch selects for "
+                 "decode: 64 query rows and more at once, a prompt, are read densely; all: every row of a batch selects for "
                  "itself"},
        .scope = Scope::door,
        .choice = &adamas_config::rows,

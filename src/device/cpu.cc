@@ -26,6 +26,11 @@ class Cpu : public Device {
       attend_dense(row, threads);
     return stale;
   }
+  bool attend_prompt(const Row& last, int threads) const override {
+    std::fill(last.plan.results.begin(), last.plan.results.end(), HeadResult{.reading = Reading::short_context});
+    attend_dense_prompt(last, threads);
+    return true;
+  }
 };
 
 }  // namespace

@@ -25,6 +25,10 @@ class Device {
   // which say on entry whether the row is so short that all of it is read. Returns how many of the key rows that were read,
   // and of plan.slice, are not those that their codes were made from, where row.verify asks for it.
   virtual int64_t attend(const Row& row, int threads) const = 0;
+
+  // Attention of every row of a prompt, whose last row this is: each reads all that it sees. False: the device has no
+  // way of its own, and the rows are asked for one by one.
+  virtual bool attend_prompt(const Row& /*last*/, int /*threads*/) const { return false; }
 };
 
 // Of an adamas_device.

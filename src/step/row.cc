@@ -21,8 +21,7 @@ void rotate_query(const float* q, const Cache& cache, float* y) {
   if (cache.params.rotated == 0) rotate(y, head_dim);
 }
 
-void finish(const Row& row, int h) {
-  SoftmaxState& state = *row.states(h);
+void finish(const Row& row, int h, SoftmaxState& state) {
   if (row.p.sink_logits != nullptr) state.merge_logit(row.p.sink_logits[h], row.head_dim());
   auto* out = reinterpret_cast<std::byte*>(row.p.out) + row.batch * row.p.out_stride_batch + row.row * row.p.out_stride_row +
               h * row.p.out_stride_head;

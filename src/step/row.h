@@ -74,7 +74,8 @@ void attend_dense(const Row& row, int threads);
 // were made from.
 int64_t attend_sparse(const Row& row, int threads);
 
-// The state of a head becomes its output.
-void finish(const Row& row, int h);
+// The state of a head becomes its output: that of the row's own, or another.
+void finish(const Row& row, int h, SoftmaxState& state);
+inline void finish(const Row& row, int h) { finish(row, h, *row.states(h)); }
 
 }  // namespace adamas

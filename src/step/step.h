@@ -11,6 +11,7 @@
 #include "estimate/estimate.h"
 #include "rest/rest.h"
 #include "step/clock.h"
+#include "step/prompt.h"
 #include "step/view.h"
 
 namespace adamas {
@@ -130,6 +131,8 @@ struct Plan {
     one.max_threads = 1;
     return one;
   }
+
+  std::unique_ptr<PromptPlan> prompt;  // where prompts are read densely
 
   View last_view;  // of the last row, for adamas_selection
 };

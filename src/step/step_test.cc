@@ -1337,5 +1337,149 @@ TEST_P(StepTest, HiddenValuesStayOutOfTheTail) {
   }
 }
 
+// ---- prompts -----------------------------------------------------------------------------------------
+
+TEST_P(StepTest, APromptIsReadDensely) {
+  for (const char* policy : {"adamas", "full", "quest"}) {
+    Fixture f({.sequences = 2, .tokens = 400, .settings = {{"min_context", "0"}, {"policy", policy}}});
+    f.append_all();
+    const int64_t sequences[] = {1, 0}, lengths[] = {400, 70};
+    adamas_step_params p = f.params(2, 70);
+    p.sequences = sequences;
+    p.lengths = lengths;
+    p.causal = 1;
+    p.verify = 1;
+    p.verify_rows = 10;
+    ASSERT_OK_STEP(f, p);
+    EXPECT_EQ(f.stats.rows_dense, 140);
+    EXPECT_EQ(f.stats.rows_sparse, 0);
+    for (int64_t r : {0, 1, 17, 63, 69})
+      for (int64_t b : {0, 1})
+        f.expect_attention(p, b, r, sequences[b], [&](int) { return range(int32_t(lengths[b] - 70 + r + 1)); });
+    EXPECT_EQ(f.selection(3), range(70)) << "of the last sequence and row";
+  }
+}
+
+TEST_P(StepTest, FewerRowsAreNoPromptNorAreThoseThatSelect) {
+  for (const auto& [name, value, rows] :
+       {std::tuple{"prompt", "dense", 63}, {"prompt", "engine", 64}, {"rows", "all", 64}}) {
+    Fixture f({.tokens = 400, .settings = fixed({{name, value}})});
+    f.append_all();
+    adamas_step_params p = f.params(1, rows);
+    p.causal = 1;
+    ASSERT_OK_STEP(f, p);
+    EXPECT_EQ(f.stats.rows_sparse, rows) << name << ' ' << value;
+  }
+}
+
+TEST_P(StepTest, APromptTakesMaskSlopesSoftcapSinkLogitsAndScales) {
+  Fixture f({.tokens = 300, .v_dtype = DType::q8_0});
+  constexpr int64_t rows = 66;
+  std::vector<float> mask(rows * 300);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t t = 0; t < 300; t++)
+      mask[r * 300 + t] = t > 230 + r || (r + t) % 5 == 0 || r == 7 ? -INFINITY : float(t - 300) / 64;
+  const float slopes[] = {0.5f, 1, 2, 0.25f, 0, 4}, sinks[] = {0, 1, -2, 3, -INFINITY, 5};
+  adamas_step_params p = f.params(1, rows);
+  const int64_t length = 300;
+  p.lengths = &length;
+  p.mask = mask.data();
+  p.mask_stride_row = 300 * 4;
+  p.slopes = slopes;
+  p.sink_logits = sinks;
+  p.softcap = 4;
+  ASSERT_OK_STEP(f, p);
+  for (int64_t r : {0, 1, 33, 65}) {
+    std::vector<int32_t> shown;
+    for (int t = 0; t < 300; t++)
+      if (mask[r * 300 + t] != -INFINITY) shown.push_back(t);
+    f.bias.assign(mask.begin() + r * 300, mask.begin() + (r + 1) * 300);
+    f.expect_attention(p, 0, r, 0, [&](int) { return shown; });
+  }
+  for (int h = 0; h < 6; h++)  // nothing but the sink
+    for (int d = 0; d < 64; d++) EXPECT_EQ(f.out[(7 * 6 + h) * 64 + d], 0);
+  EXPECT_EQ(f.lse[7 * 6 + 4], -INFINITY);
+  EXPECT_EQ(f.lse[7 * 6 + 3], 3);
+
+  p.mask = nullptr;  // ALiBi by distance
+  p.causal = 1;
+  p.k_scale = 0.5f;
+  p.v_scale = 2;
+  ASSERT_OK_STEP(f, p);
+  for (float& x : f.out) x /= 2;
+  for (int64_t r : {0, 65}) {
+    for (int t = 0; t < 300; t++) f.bias[t] = float(t - (300 - rows + r));
+    adamas_step_params half = p;
+    half.scale = 0.5f / 8;
+    f.expect_attention(half, 0, r, 0, [&](int) { return range(int32_t(300 - rows + r + 1)); });
+  }
+}
+
+TEST_P(StepTest, APromptIsTheSameForAnyThreadsAndPartsOfWholeBlocks) {
+  constexpr int64_t tokens = 1300, rows = 1280;  // more than a pass
+  std::vector<float> out;
+  for (int threads : {1, 2, 3, 16}) {
+    Fixture f({.tokens = tokens, .threads = threads});
+    adamas_step_params p = f.params(1, rows);
+    const int64_t length = tokens;
+    p.lengths = &length;
+    p.causal = 1;
+    ASSERT_OK_STEP(f, p);
+    if (threads == 1) out = f.out;
+    EXPECT_EQ(f.out, out) << threads << " threads";
+  }
+  for (int64_t part : {64, 640}) {
+    Fixture f({.tokens = 1280});
+    const adamas_step_params whole = f.params(1, 1280);
+    adamas_step_params p = whole;
+    const int64_t all = 1280;
+    p.lengths = &all;
+    p.causal = 1;
+    ASSERT_OK_STEP(f, p);
+    out = f.out;
+    for (int64_t first = 0; first < 1280; first += part) {
+      const int64_t length = first + part;
+      p.rows = part;
+      p.lengths = &length;
+      p.q = static_cast<const float*>(whole.q) + first * 6 * 64;
+      p.out = whole.out + first * 6 * 64;
+      ASSERT_OK_STEP(f, p);
+    }
+    EXPECT_EQ(f.out, out) << "parts of " << part;
+  }
+}
+
+TEST_P(StepTest, APromptAllocatesNothing) {
+  Fixture f({.tokens = 700});
+  adamas_step_params p = f.params(1, 200);
+  const int64_t length = 700;
+  p.lengths = &length;
+  p.causal = 1;
+  ASSERT_OK_STEP(f, p);  // OpenMP makes its threads
+  const int64_t before = allocations;
+  const adamas_status status = adamas_step(f.plan, f.cache, &p);
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_OK(status);
+}
+
+TEST_P(StepTest, TokensOfNobodyInAPromptHaveNoEffect) {
+  Fixture f({.tokens = 300});
+  std::vector<float> mask(70 * 300);
+  for (int64_t i = 0; i < 70 * 300; i++) mask[i] = i % 300 > 150 + i / 300 || i % 300 == 40 ? -INFINITY : 0;
+  adamas_step_params p = f.params(1, 70);
+  const int64_t length = 300;
+  p.lengths = &length;
+  p.mask = mask.data();
+  p.mask_stride_row = 300 * 4;
+  ASSERT_OK_STEP(f, p);
+  const auto clean = f.out;
+  for (int64_t t : {40, 221, 299}) {
+    f.k.set(0, t, 0, 5, NAN);
+    f.v.set(0, t, 1, 5, INFINITY);
+  }
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.out, clean);
+}
+
 }  // namespace
 }  // namespace adamas

@@ -33,6 +33,14 @@ Sight sight(const std::byte* mask, DType dtype) {
   }
 }
 
+int64_t tokens_of(const adamas_step_params& p, int64_t row, int64_t length) {
+  return p.causal != 0 ? std::max<int64_t>(0, length - p.rows + row + 1) : length;
+}
+
+const std::byte* mask_of(const adamas_step_params& p, int64_t batch, int64_t row) {
+  return p.mask != nullptr ? at(p.mask, batch * p.mask_stride_batch + row * p.mask_stride_row) : nullptr;
+}
+
 }  // namespace
 
 ViewRoom::ViewRoom(int64_t blocks)
@@ -46,11 +54,9 @@ UncodedRoom::UncodedRoom(int64_t blocks)
       has_hidden_rows(make_array<uint8_t>(blocks)) {}
 
 View find_visible(const adamas_step_params& p, int64_t batch, int64_t row, int64_t length, ViewRoom& room) {
-  View view{.tokens = p.causal != 0 ? std::max<int64_t>(0, length - p.rows + row + 1) : length,
-            .bits = room.bits.get(),
-            .blocks = room.blocks.get()};
+  View view{.tokens = tokens_of(p, row, length), .bits = room.bits.get(), .blocks = room.blocks.get()};
   bool biased = false;
-  const std::byte* mask = p.mask != nullptr ? at(p.mask, batch * p.mask_stride_batch + row * p.mask_stride_row) : nullptr;
+  const std::byte* mask = mask_of(p, batch, row);
   const auto dtype = static_cast<DType>(p.mask_dtype);
   const auto block_sight = [&](int64_t b) { return sight(mask + row_bytes(dtype, b * block_tokens), dtype); };
   for (int64_t b = 0; b < blocks_of(view.tokens); b++) {
@@ -84,6 +90,29 @@ View find_visible(const adamas_step_params& p, int64_t batch, int64_t row, int64
       if (block_sight(b) == Sight::all) std::fill_n(room.bias.get() + b * block_tokens, block_tokens, 0.0f);
   view.bias = room.bias.get();
   return view;
+}
+
+PromptRow find_seen(const adamas_step_params& p, int64_t batch, int64_t row, int64_t length, uint64_t* bits) {
+  const int64_t tokens = tokens_of(p, row, length);
+  PromptRow seen{bits, blocks_of(tokens), false, mask_of(p, batch, row), static_cast<DType>(p.mask_dtype), tokens - 1};
+  seen.biased = seen.mask == nullptr && p.slopes != nullptr;
+  for (int64_t b = 0; b < seen.blocks; b++) {
+    const int64_t first = b * block_tokens;
+    bits[b] = bits_between(0, tokens - first);
+    if (seen.mask == nullptr) continue;
+    const std::byte* of_block = seen.mask + row_bytes(seen.mask_dtype, first);
+    const Sight sees = ~bits[b] == 0 ? sight(of_block, seen.mask_dtype) : Sight::some;
+    if (sees == Sight::none) bits[b] = 0;
+    if (sees == Sight::some)
+      for_each_bit(bits[b], [&](int t) {
+        const float bias = load_f32(of_block, seen.mask_dtype, t);
+        if (bias == -std::numeric_limits<float>::infinity())
+          bits[b] &= ~(uint64_t{1} << t);
+        else
+          seen.biased |= bias != 0;
+      });
+  }
+  return seen;
 }
 
 Uncoded find_uncoded(const View& view, const Cache& cache, int64_t sequence, const adamas_config& config,

@@ -6,6 +6,7 @@
 #include "adamas/adamas.h"
 #include "core/memory.h"
 #include "core/shape.h"
+#include "prompt/prompt.h"
 
 namespace adamas {
 
@@ -37,6 +38,9 @@ struct ViewRoom {
 
 // Row `row` of sequence `batch` of a step, of whose tokens `length` are in view.
 View find_visible(const adamas_step_params& p, int64_t batch, int64_t row, int64_t length, ViewRoom& room);
+
+// The same as one of many: its bits [blocks of its tokens], and where its biases are.
+PromptRow find_seen(const adamas_step_params& p, int64_t batch, int64_t row, int64_t length, uint64_t* bits);
 
 // An active block whose scores codes do not tell alone.
 struct PartialBlock {

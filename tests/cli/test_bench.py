@@ -166,9 +166,23 @@ class Kernel(CommandTest):
         self.assertEqual([len(line.attrib["points"].split()) for line in picture.iter(named + "polyline")], [2])
         self.assertIn("16/8x256", {text.text for text in picture.iter(named + "text")})
 
+    def test_a_prompt_beside_ggml(self):
+        """Its attention is compared with ggml's where there is one: another answer is an error."""
+        result = call("bench", "--kernel", "--prompt-rows", "70", "--shape", "4/2x64", "--depth", "50,300", "--repeat", "1", "--threads", "2", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        short, long = json.loads(result.stdout)["points"]
+        self.assertEqual([(p["tokens"], p["rows"]) for p in (short, long)], [(50, 50), (300, 70)])
+        self.assertEqual(long["operations"], 4 * 4 * 64 * sum(range(231, 301)))
+        self.assertGreater(short["microseconds"], 0)
+
     def test_failures(self):
         def kernel(*arguments):
             return call("bench", "--kernel", *arguments)
+
+        self.assert_fails(kernel("--prompt-rows", "0"), 2, "--prompt-rows")
+        self.assert_fails(kernel("--prompt-rows", "64", "--depth", "0"), 2, "at least 1 token")
+        self.assert_fails(kernel("--prompt-rows", "64", "--plot", self.folder / "a.svg"), 2, "--plot")
+        self.assert_fails(kernel("--prompt-rows", "64", "--device", "cuda"), 2, "on a CPU")
 
         for shape in ("9", "9/3", "9/3x", "9/0x64", "-9/3x64", "9/3x64x", "9/3x64 ", "2000/2x64", "99999999999/3x64"):
             self.assert_fails(kernel("--shape", shape), 2, "--shape", "like 9/3x64")

@@ -134,7 +134,7 @@ int main(int count, char** arguments) {
        .writes_here = false,
        .attends_here = false,
        .computed = false},
-      {.name = "a prompt", .rows = 512, .n_kv = 512, .writes_here = true, .attends_here = false},
+      {.name = "a prompt", .rows = 512, .n_kv = 512, .writes_here = true, .attends_here = true},
       {.name = "a token", .rows = 1, .n_kv = 768, .writes_here = true, .attends_here = true},
       {.name = "another", .rows = 1, .n_kv = 1024, .writes_here = true, .attends_here = true},
       {.name = "a short context after a long one", .rows = 1, .n_kv = 128, .writes_here = true, .attends_here = false},

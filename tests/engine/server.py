@@ -114,7 +114,8 @@ for kind, full in (("separate", {"policy": "full", "budget": 1000000}), ("unifie
         check(run["sparse_rows"] > 64 * LAYERS, f"... {run['sparse_rows']} query rows were sparse")
         check(68 <= read < seen, f"... and read {read:.0f} of {seen:.0f} tokens")
 
-with Server("shift", "-c", 1024, "-np", 1, "--context-shift", **SPARSE) as server:
+COUNTED = SPARSE | {"prompt": "engine"}  # where every row that we compute is one that is decoded
+with Server("shift", "-c", 1024, "-np", 1, "--context-shift", **COUNTED) as server:
     answer = server.ask(TEXT.read_text()[:3200] + "\n" + refrain(0, 6), tokens=120)
     total = answer.usage.total_tokens
     check(total > 1024 and answer.usage.completion_tokens == 120, f"context shift: {total} tokens in a context of 1024")
@@ -126,7 +127,7 @@ with Server("shift", "-c", 1024, "-np", 1, "--context-shift", **SPARSE) as serve
 for kind, arguments, least in (("n-gram lookup", (*LOOK_UP, "--spec-ngram-simple-size-m", 4), 1.5), ("n-gram lookup of long drafts", LOOK_UP, 9),
                                ("draft model", ("-md", MODEL, "--spec-type", "draft-simple", "--spec-draft-n-max", 3), 1.5)):
     for budget, settings in (("a full budget", {"policy": "full", "budget": 1000000}), ("sparse", {})):
-        with Server(f"{kind} {budget}".replace(" ", "_"), "-c", 2048, "-np", 1, *arguments, **SPARSE | settings) as server:
+        with Server(f"{kind} {budget}".replace(" ", "_"), "-c", 2048, "-np", 1, *arguments, **COUNTED | settings) as server:
             answer = server.ask(TWO_WAYS, tokens=32)
             check(answer.text == undrafted.text, f"{kind}, {budget}: the plain engine's answer")
             check(answer.accepted > 0, f"... {answer.accepted} of {answer.drafted} drafted tokens were right")

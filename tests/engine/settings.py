@@ -20,7 +20,7 @@ check(good.code == 0 and good["sparse_rows"] > 0, "a good setting runs sparse")
 
 # A settings file: general lines for all, sections for some layers. The 30 layers run one after the other, 8 steps of decoding.
 layers = Path("layers.conf")
-layers.write_text("budget = 32\nmin_context = 0\n[layers 0-9,29]\npolicy = full\n[layers 10]\nbudget = 48\n")
+layers.write_text("budget = 32\nmin_context = 0\nprompt = engine\n[layers 0-9,29]\npolicy = full\n[layers 10]\nbudget = 48\n")
 some = complete(prompt, tokens=8, context=512, config=layers)
 dense, sparse = some["dense_rows"], some["sparse_rows"]
 steps = sparse // 19

@@ -42,7 +42,7 @@ struct Options {
 };
 
 constexpr int64_t min_context = 64;  // ADAMAS_MIN_CONTEXT of the sweep
-constexpr int64_t prompt_rows = 64;  // of a sequence that has a cache; from here on our back end leaves them to the engine
+constexpr int64_t prompt_rows = 64;  // of a sequence that has a cache; from here on they are the engine's (ADAMAS_PROMPT)
 
 const char* at(const ggml_tensor* t, int64_t i1, int64_t i2, int64_t i3) {
   return static_cast<const char*>(t->data) + static_cast<size_t>(i1) * t->nb[1] + static_cast<size_t>(i2) * t->nb[2] +

@@ -52,7 +52,7 @@ def decode(model, folder, attention, ways, settings=None):
     outcome, left = Outcome(), ways
     variables = environment() | {"GGML_NO_BACKTRACE": "1"}
     if settings is not None:
-        variables |= environment(stats=1, **settings) | {"GGML_BACKEND_PATH": BACKEND}
+        variables |= environment(stats=1, prompt="engine", **settings) | {"GGML_BACKEND_PATH": BACKEND}
     while left:
         command = [os.environ["ADAMAS_SWEEP"], str(model), str(folder), attention, *left]
         try:

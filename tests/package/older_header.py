@@ -5,7 +5,7 @@ import re
 import sys
 
 LAST_FIELDS = {  # of each struct that may grow, last first; together as large as its alignment, so that the struct is shorter without them
-    "adamas_config": ["stats", "rows"],
+    "adamas_config": ["prompt", "stats", "rows"],
     "adamas_cache_params": ["origin", "memory"],
     "adamas_step_stats": ["rows_stale"],
     "adamas_step_times": ["dense"],

@@ -22,7 +22,8 @@ constexpr const char* no_file = "none";
 
 // The settings that the policy reads. Those of the estimate mean nothing without one.
 bool matters(std::int32_t policy, const std::string& name) {
-  static const std::set<std::string> without_estimate{"policy", "budget", "sinks", "recent", "dense_layers", "min_context"};
+  static const std::set<std::string> without_estimate{"policy",       "budget",      "sinks", "recent",
+                                                      "dense_layers", "min_context", "prompt"};
   if (policy == ADAMAS_POLICY_FULL) return name == "policy";
   return policy == ADAMAS_POLICY_ADAMAS || without_estimate.contains(name);
 }

@@ -110,6 +110,8 @@ Eval::Eval(CLI::App& eval, const std::string& footer) : eval_(eval), footer_(foo
   number(app, "--context", perplexity_.context, 2, "Tokens of a window (default 8192)");
   number(app, "--score-from", perplexity_.score_from, 1, "Tokens of a window that are not scored; without it, half of them");
   number(app, "--chunks", perplexity_.chunks, 1, "Windows of each file, one after the other (default 1)");
+  app->add_flag("--as-prompt", perplexity_.as_prompt,
+                "Read the text as a prompt is read (the setting prompt), not row by row as a token is decoded");
 
   app = add("passkey", "Whether a number in a long text is found again", passkey_details).app;
   add_places(app, passkey_);

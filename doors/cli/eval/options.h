@@ -27,6 +27,7 @@ struct PerplexityOptions {
   std::int64_t context = 8192;
   std::int64_t score_from = 0;  // 0: half the context
   std::int64_t chunks = 1;
+  bool as_prompt = false;  // the text is read as a prompt is, by the setting `prompt`; not row by row as a token is decoded
 };
 int perplexity(const EvalOptions& options, const PerplexityOptions& what);
 

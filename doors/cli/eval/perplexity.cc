@@ -5,6 +5,8 @@
 // error of a ratio is that of their mean and not that of two perplexities. The first tokens, whose attention is dense
 // in every case (min_context), are read once.
 //
+// With --as-prompt the text is read as a prompt is, by the setting `prompt`, instead of with each row selecting for itself.
+//
 // A window is as llama-perplexity has it: `context` tokens of the text, the first replaced by the token that the model wants
 // before a text, if it wants one; tokens behind `score_from` are scored.
 #include <fmt/format.h>
@@ -91,6 +93,7 @@ class Measurement {
     for (std::size_t i = 0; i < cases_.size(); ++i)
       contexts_.push_back(std::make_unique<Context>(
           model, ContextParams{.tokens = what.context, .batch = batch, .outputs = rows_, .threads = options.threads}));
+    if (what.as_prompt) return;
     for (Case& one : cases_) one.config.rows = ADAMAS_ROWS_ALL;
     shared_prefix_ = what.score_from;
     for (const Case& one : cases_)
@@ -301,7 +304,7 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
                     fmt::format("{} has {} tokens; {} of {} tokens: {} are needed", what.files[i], tokens[i].size(),
                                 windows_text(what), what.context, what.context * what.chunks));
   }
-  Finished finished = finished_of(options, {text_hashes, what.context, what.score_from}, parts);
+  Finished finished = finished_of(options, {text_hashes, what.context, what.score_from, what.as_prompt}, parts);
   const double part_work = static_cast<double>((what.context - 1) * std::ssize(options.cases));
   auto progress = std::make_unique<Progress>(part_work * static_cast<double>(parts.size()));
   std::unique_ptr<Measurement> measurement;  // made when there is something to measure
@@ -327,7 +330,8 @@ int perplexity(const EvalOptions& options, const PerplexityOptions& asked) {
     }
     rows.push_back(Json::array());
     for (std::size_t k = 0; k < sums.size(); ++k) {
-      if (sums[k].heads == 0) reasons[k] = why_dense(options.cases[k], what.context - 1);  // alike in every file
+      if (sums[k].heads == 0)  // alike in every file
+        reasons[k] = what.as_prompt ? "the text was read as a prompt" : why_dense(options.cases[k], what.context - 1);
       Json row{{"file", short_name(what.files[i])}, {"model", model.name()}, {"context", what.context}};
       row.update(row_of(options.cases[k], options.cases, sums[k]));
       rows.back().push_back(row);

@@ -23,7 +23,7 @@ std::vector<std::pair<std::string, std::string>> settings_of(const Case& one) {
 }  // namespace
 
 bool is_of_whole_model(const std::string& setting) {
-  return setting == "preset" || setting == "dense_layers" || setting == "min_context";
+  return setting == "preset" || setting == "dense_layers" || setting == "min_context" || setting == "prompt";
 }
 
 std::string settings_text(const std::map<std::size_t, Case>& by_layer, const std::vector<std::string>& comments) {

@@ -4,6 +4,7 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -58,10 +59,8 @@ const Ggml& ggml() {
 
 class Attention : public GgmlAttention {
  public:
-  Attention(const Shape& shape, std::int64_t most_tokens, int threads)
-      : shape_(shape),
-        mask_(static_cast<std::size_t>(most_tokens), 0),
-        backend_(ggml().ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr)) {
+  Attention(const Shape& shape, int threads)
+      : shape_(shape), backend_(ggml().ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr)) {
     if (backend_ == nullptr)
       throw Failure(exit_failed, fmt::format("the engine in {} has no CPU back end", engine_folder().string()));
     const ggml_backend_reg_t reg = ggml().ggml_backend_dev_backend_reg(ggml().ggml_backend_get_device(backend_));
@@ -73,22 +72,24 @@ class Attention : public GgmlAttention {
   }
   ~Attention() override { ggml().ggml_backend_free(backend_); }
 
-  double step(const float* q, const adamas::f16* k, const adamas::f16* v, std::int64_t tokens, float* out) override {
+  double step(const float* q, const adamas::f16* k, const adamas::f16* v, std::int64_t tokens, std::int64_t rows,
+              float* out) override {
     const Ggml& g = ggml();
+    see(tokens, rows);
     ggml_context* context = g.ggml_init({16 * g.ggml_tensor_overhead() + g.ggml_graph_overhead(), nullptr, true});
     if (context == nullptr) throw std::bad_alloc();
     // ggml writes innermost first. As in the engine, a token's heads lie side by side, and the node sees head by head.
-    const auto rows = [&](const adamas::f16* data) {
+    const auto cached = [&](const adamas::f16* data) {
       ggml_tensor* all = g.ggml_new_tensor_3d(context, GGML_TYPE_F16, shape_.head_dim, shape_.kv_heads, tokens);
       all->data = const_cast<adamas::f16*>(data);
       return g.ggml_permute(context, all, 0, 2, 1, 3);
     };
-    ggml_tensor* query = g.ggml_new_tensor_3d(context, GGML_TYPE_F32, shape_.head_dim, 1, shape_.q_heads);
+    ggml_tensor* query = g.ggml_new_tensor_3d(context, GGML_TYPE_F32, shape_.head_dim, shape_.q_heads, rows);
     query->data = const_cast<float*>(q);
-    ggml_tensor* mask = g.ggml_new_tensor_3d(context, GGML_TYPE_F16, tokens, 1, 1);
+    ggml_tensor* mask = g.ggml_new_tensor_3d(context, GGML_TYPE_F16, tokens, rows, 1);
     mask->data = mask_.data();
-    ggml_tensor* node = g.ggml_flash_attn_ext(context, query, rows(k), rows(v), mask,
-                                              1 / std::sqrt(static_cast<float>(shape_.head_dim)), 0, 0);
+    ggml_tensor* node = g.ggml_flash_attn_ext(context, g.ggml_permute(context, query, 0, 2, 1, 3), cached(k), cached(v),
+                                              mask, 1 / std::sqrt(static_cast<float>(shape_.head_dim)), 0, 0);
     node->data = out;
     ggml_cgraph* graph = g.ggml_new_graph(context);
     g.ggml_build_forward_expand(graph, node);
@@ -103,17 +104,28 @@ class Attention : public GgmlAttention {
   }
 
  private:
+  // The mask of a step, if it is not that of the one before.
+  void see(std::int64_t tokens, std::int64_t rows) {
+    if (tokens == tokens_ && rows == rows_) return;
+    tokens_ = tokens;
+    rows_ = rows;
+    constexpr std::uint16_t minus_infinity = 0xFC00;
+    mask_.assign(static_cast<std::size_t>(tokens * rows), 0);
+    for (std::int64_t r = 0; r < rows; r++)
+      std::fill_n(mask_.begin() + r * tokens + (tokens - rows + r + 1), rows - r - 1, minus_infinity);
+  }
+
   Shape shape_;
-  std::vector<std::uint16_t> mask_;  // of zeros: every token is seen
+  std::int64_t tokens_ = 0, rows_ = 0;
+  std::vector<std::uint16_t> mask_;  // f16 [rows, tokens]
   ggml_backend_t backend_;
 };
 
 }  // namespace
 
-std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape& shape, std::int64_t most_tokens, int threads,
-                                                   std::string& why_not) {
+std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape& shape, int threads, std::string& why_not) {
   try {
-    return std::make_unique<Attention>(shape, most_tokens, threads);
+    return std::make_unique<Attention>(shape, threads);
   } catch (const Failure& failure) {
     why_not = failure.what();
     return nullptr;

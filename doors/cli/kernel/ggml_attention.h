@@ -15,13 +15,13 @@ class GgmlAttention {
  public:
   virtual ~GgmlAttention() = default;
 
-  // q: [q_heads, head_dim]; k, v: [tokens, kv_heads, head_dim]; out: [q_heads, head_dim]. Returns the seconds that the node
-  // took: making the graph is not among them.
-  virtual double step(const float* q, const adamas::f16* k, const adamas::f16* v, std::int64_t tokens, float* out) = 0;
+  // q: [rows, q_heads, head_dim]; k, v: [tokens, kv_heads, head_dim]; out: as q. The last `rows` tokens are those that ask:
+  // each sees what comes before it, and itself. Returns the seconds that the node took: making the graph is not among them.
+  virtual double step(const float* q, const adamas::f16* k, const adamas::f16* v, std::int64_t tokens, std::int64_t rows,
+                      float* out) = 0;
 };
 
-// `most_tokens`: of a step. Nothing, and the reason in `why_not`, when there is no engine.
-std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape& shape, std::int64_t most_tokens, int threads,
-                                                   std::string& why_not);
+// Nothing, and the reason in `why_not`, when there is no engine.
+std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape& shape, int threads, std::string& why_not);
 
 }  // namespace cli::kernel

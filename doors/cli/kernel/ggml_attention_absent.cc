@@ -3,7 +3,7 @@
 
 namespace cli::kernel {
 
-std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape&, std::int64_t, int, std::string& why_not) {
+std::unique_ptr<GgmlAttention> load_ggml_attention(const Shape&, int, std::string& why_not) {
   why_not = "this adamas was built without -DADAMAS_GGML_DIR=...";
   return nullptr;
 }

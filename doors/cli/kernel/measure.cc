@@ -90,7 +90,8 @@ class Ours {
   Measured measured_;
 };
 
-// The same attention twice, or the times mean nothing. ggml adds up in f16.
+}  // namespace
+
 void require_equal(const std::vector<float>& ours, const std::vector<float>& ggml) {
   float largest = 0, difference = 0;
   for (std::size_t i = 0; i < ours.size(); i++) {
@@ -101,8 +102,6 @@ void require_equal(const std::vector<float>& ours, const std::vector<float>& ggm
     throw Failure(exit_failed, fmt::format("our dense attention and ggml's differ by {:g} where the largest value is {:g}",
                                            difference, largest));
 }
-
-}  // namespace
 
 double Point::scores_per_second(const Measured& one) const {
   const auto estimate = std::find_if(stages.begin(), stages.end(),
@@ -153,7 +152,7 @@ Point measure(const Place& place, const std::vector<Setting>& settings, GgmlAtte
     const auto ggml_steps = [&] {
       if (ggml == nullptr) return;
       all_layers([&](std::size_t layer, std::int64_t length, const std::vector<float>& q) {
-        const double seconds = ggml->step(q.data(), layers[layer].k(), layers[layer].v(), length, ggml_out.data());
+        const double seconds = ggml->step(q.data(), layers[layer].k(), layers[layer].v(), length, 1, ggml_out.data());
         if (round > 0) point.ggml.push_back(seconds);
       });
     };

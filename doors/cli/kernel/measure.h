@@ -82,4 +82,7 @@ struct Place {
 // attention is not ours.
 Point measure(const Place& place, const std::vector<Setting>& settings, GgmlAttention* ggml, Progress& progress);
 
+// The same attention twice, or the times mean nothing: throws when they differ by more than ggml's sums in f16 do.
+void require_equal(const std::vector<float>& ours, const std::vector<float>& ggml);
+
 }  // namespace cli::kernel
