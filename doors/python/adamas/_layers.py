@@ -189,10 +189,12 @@ class AdamasStaticLayer(StaticLayer):  # type: ignore[misc]
         self.index, self.enabled = index, enabled
         self.codes: Any = None  # ops.Cache
         self.lengths_of_all: Any = None  # int64 [batch] on the device, of more than one sequence
+        self.why_not: str | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        if _why_not(self.keys, self.values) is None:
+        self.why_not = _why_not(self.keys, self.values)  # asked once: a traced step cannot
+        if self.why_not is None:
             batch, kv_heads, tokens, head_dim = self.keys.shape
             self.codes = ops.Cache(
                 kv_heads, head_dim, tokens, batch, self.enabled.config, self.index, self.keys.device
@@ -222,7 +224,7 @@ class AdamasStaticLayer(StaticLayer):  # type: ignore[misc]
 
     def served(self) -> str | None:
         """Why it is not, if it is not."""
-        return _why_not(self.keys, self.values) or (None if self.codes is not None else "its rows were reordered")
+        return self.why_not or (None if self.codes is not None else "its rows were reordered")
 
     def attend(self, q: torch.Tensor, **options: Any) -> torch.Tensor:
         """Attention of q [batch, rows, q_heads, head_dim] to all rows: float32, of that shape. options: of ``ops.attend``."""
