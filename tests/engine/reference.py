@@ -154,13 +154,14 @@ def best(score, count):
     return chosen
 
 
+EDGES = np.ldexp(1 + np.arange(1, 513) % 32 / 32, np.arange(1, 513) // 32 - 10) * np.log(2)
+
+
 def edge(highest, k):
     """The highest of the edges, 32 for each doubling of their distance below the highest estimate, that k of the blocks' reach, or
     the last."""
-    for i in range(1, 513):
-        at = highest.max() - np.ldexp(1 + i % 32 / 32, i // 32 - 10) * np.log(2)
-        if i == 512 or (highest > at).sum() >= k:
-            return at
+    below = highest.max() - np.sort(highest)[-k] if k <= len(highest) else np.inf
+    return highest.max() - EDGES[min(np.searchsorted(EDGES, below, "right"), 511)]
 
 
 def weights_of_list(guess, bound, exact, listed, mixed):
