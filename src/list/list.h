@@ -27,10 +27,11 @@
 
 namespace adamas {
 
-// Of a row's blocks, those that have a candidate. So no count of tokens is needed, which a GPU had to look through all
-// scores for. Of a head with few important tokens; the factor and the lean are measured at the lowest of them.
+// How many of a row's blocks have a candidate, at least and at most. Of tokens a GPU would know the number only after it had
+// looked through all scores; of blocks it knows the highest estimates. At least: of a head with few important tokens, since
+// the factor and the lean are measured at the lowest of them.
 constexpr int64_t fewest_blocks(int64_t blocks) { return blocks < 64 ? (blocks + 3) / 4 : 16; }
-// Of a flat head. No head of the three models asks for that many (docs/quality.md).
+// At most: of a flat head. No head of the three models asks for that many (docs/quality.md).
 constexpr int64_t most_blocks(int64_t blocks) { return blocks / 4 > 1024 ? blocks / 4 : 1024; }
 inline constexpr int list_edges = 512;
 // A distance's five leading bits and its exponent are its place among the edges: the first one beyond it has that number.
