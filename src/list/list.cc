@@ -53,13 +53,13 @@ int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, u
   const double least = std::log(threshold.share) + log_total(head.scale, threshold) - std::sqrt(threshold.noise);
   const int16_t bound = score_reaching(head.scale, least);
   const int16_t lower = score_reaching(head.scale, least + std::log(hidden_rows_share));
-  mark_reaching(head.scores, head.blocks, bound, nullptr, 0, marked);
+  mark_reaching(head.scores, head.blocks, bound, head.has_hidden_rows, lower, marked);
   const int64_t fewest = fewest_blocks(head.blocks), most = most_blocks(head.blocks);
   // An edge lies between the least and a 32nd of its distance above it: if so many blocks reach that, nothing moves the
   // bound.
   const double top = estimate_of(head.scale, highest_score(head.scores, head.blocks * block_tokens));
   const int16_t above = score_reaching(head.scale, least + (top - least) / 32);
-  int64_t reaching = 0, surely = 0;
+  int64_t reaching = 0, surely = 0;  // reaching: no fewer than do
   for (int64_t b = 0; b < head.blocks; b++) {
     reaching += marked[b] != 0;
     if (marked[b] != 0 && surely < fewest) surely += highest_score(head.scores + b * block_tokens, block_tokens) >= above;
@@ -67,7 +67,7 @@ int16_t mark_candidates(const HeadEstimates& head, const Threshold& threshold, u
   int16_t within = bound;
   if (surely < fewest || reaching >= most || top - least < edge_distance(0) * std::numbers::ln2)
     within = std::min(std::max(bound, score_at_edge(head, top, most)), score_at_edge(head, top, fewest));
-  if (within != bound || head.has_hidden_rows != nullptr)
+  if (within != bound)
     mark_reaching(head.scores, head.blocks, within, head.has_hidden_rows, std::min(lower, within), marked);
   return within;
 }

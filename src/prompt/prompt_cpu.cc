@@ -73,17 +73,23 @@ HWY_INLINE void Products(const int32_t* HWY_RESTRICT a, int row, int step, const
   ProductsOf(std::make_integer_sequence<int, height * width>(), a, row, step, b, pairs, visit);
 }
 
-// A row, of norm norm_of_rows, as whole numbers. Returns what they are to be multiplied by; NaN when it has no finite norm.
 template <class T>
-HWY_INLINE float PackRow(const T* row, int head_dim, int16_t* to) {
+HWY_INLINE float SumOfSquares(const T* row, int head_dim) {
   const F32 d;
-  const hn::Rebind<int16_t, F32> d16;
   auto squares = hn::Zero(d);
   for (int i = 0; i < head_dim; i += lanes()) {
     const auto x = load(d, row, i);
     squares = hn::MulAdd(x, x, squares);
   }
-  const float norm = std::sqrt(hn::GetLane(hn::SumOfLanes(d, squares)));
+  return hn::GetLane(hn::SumOfLanes(d, squares));
+}
+
+// A row, of norm norm_of_rows, as whole numbers. Returns what they are to be multiplied by; NaN when it has no finite norm.
+template <class T>
+HWY_INLINE float PackRow(const T* row, int head_dim, int16_t* to) {
+  const F32 d;
+  const hn::Rebind<int16_t, F32> d16;
+  const float norm = std::sqrt(SumOfSquares(row, head_dim));
   const bool finite = norm < std::numeric_limits<float>::infinity();
   const auto inverse = hn::Set(d, finite && norm > 0 ? norm_of_rows / norm : 0.0f);
   for (int i = 0; i < head_dim; i += lanes()) {
@@ -118,13 +124,7 @@ uint64_t PackKeys(const PromptContext& a, int64_t block, uint64_t live, PromptRo
 // Whether a row of V has an element that is no finite number, or whose square is none.
 template <class T>
 HWY_INLINE bool IsSpoilt(const T* row, int head_dim) {
-  const F32 d;
-  auto squares = hn::Zero(d);
-  for (int i = 0; i < head_dim; i += lanes()) {
-    const auto x = load(d, row, i);
-    squares = hn::MulAdd(x, x, squares);
-  }
-  return !(hn::GetLane(hn::SumOfLanes(d, squares)) < std::numeric_limits<float>::infinity());
+  return !(SumOfSquares(row, head_dim) < std::numeric_limits<float>::infinity());
 }
 
 // A block of values: pairs of tokens, and what each dimension is to be multiplied by. Returns the rows that are no numbers.

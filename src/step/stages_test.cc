@@ -46,6 +46,24 @@ struct Context {
   adamas_rows rows(const std::vector<float>& of, int64_t first) const {
     return {of.data() + first * head_dim, ADAMAS_F32, 0, tokens * head_dim * 4, head_dim * 4, nullptr, 0};
   }
+  // Attention of the query to all of it.
+  adamas_attend_params attention(std::vector<float>& out, std::vector<float>& lse) const {
+    adamas_attend_params p{};
+    p.struct_size = sizeof p;
+    p.q_heads = q_heads;
+    p.kv_heads = kv_heads;
+    p.head_dim = head_dim;
+    p.q_dtype = ADAMAS_F32;
+    p.threads = 2;
+    p.q = q.data();
+    p.q_stride_head = head_dim * 4;
+    p.tokens = tokens;
+    p.k = rows(k, 0);
+    p.v = rows(v, 0);
+    p.out = out.data();
+    p.lse = lse.data();
+    return p;
+  }
   int64_t tokens;
   std::vector<float> k, v, q;
 };
@@ -251,25 +269,10 @@ TEST_P(StagesTest, OneAfterTheOtherAreAStep) {
       counts[h] = count;
     }
     std::vector<float> attended(out.size()), attended_lse(q_heads);
-    const adamas_attend_params a{sizeof a,
-                                 q_heads,
-                                 kv_heads,
-                                 head_dim,
-                                 ADAMAS_F32,
-                                 2,
-                                 context.q.data(),
-                                 head_dim * 4,
-                                 0,
-                                 context.tokens,
-                                 p.k,
-                                 p.v,
-                                 indices.data(),
-                                 100,
-                                 counts.data(),
-                                 attended.data(),
-                                 attended_lse.data(),
-                                 0,
-                                 0};
+    adamas_attend_params a = context.attention(attended, attended_lse);
+    a.indices = indices.data();
+    a.index_stride = 100;
+    a.counts = counts.data();
     ASSERT_EQ(adamas_attend(&a), ADAMAS_OK) << adamas_last_error();
     for (size_t i = 0; i < out.size(); i++) EXPECT_NEAR(attended[i], out[i], 1e-4);
     for (int h = 0; h < q_heads; h++) EXPECT_NEAR(attended_lse[h], lse[h], 1e-5 * (1 + std::abs(lse[h])));
@@ -358,25 +361,12 @@ TEST_P(StagesTest, AttentionIsTheReferences) {
   for (const bool all : {false, true})
     for (const float softcap : {0.0f, 5.0f}) {
       std::vector<float> out(q_heads * head_dim, -7), lse(q_heads, -7);
-      const adamas_attend_params p{sizeof p,
-                                   q_heads,
-                                   kv_heads,
-                                   head_dim,
-                                   ADAMAS_F32,
-                                   2,
-                                   context.q.data(),
-                                   head_dim * 4,
-                                   0,
-                                   context.tokens,
-                                   context.rows(context.k, 0),
-                                   context.rows(context.v, 0),
-                                   all ? nullptr : indices.data(),
-                                   4,
-                                   all ? nullptr : counts.data(),
-                                   out.data(),
-                                   lse.data(),
-                                   0.3f,
-                                   softcap};
+      adamas_attend_params p = context.attention(out, lse);
+      p.indices = all ? nullptr : indices.data();
+      p.index_stride = 4;
+      p.counts = all ? nullptr : counts.data();
+      p.scale = 0.3f;
+      p.softcap = softcap;
       ASSERT_EQ(adamas_attend(&p), ADAMAS_OK) << adamas_last_error();
       for (int h = 0; h < q_heads; h++) {
         std::vector<int32_t> tokens(indices.begin() + h * 4, indices.begin() + h * 4 + counts[h]);

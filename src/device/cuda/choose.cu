@@ -89,27 +89,6 @@ __device__ float least_of_share(const Step& s, const Head& head) {
   return s.log2_share + total - sqrtf(head.noise) * log2e;
 }
 
-// Below the highest estimate so many edges, of which the last one is the lowest; the first that k blocks reach, or the last.
-// A warp's.
-__device__ int edge_of(int k) {
-  constexpr int each = list_edges / 32;
-  const int lane = threadIdx.x % 32;
-  int mine = 0;
-#pragma unroll
-  for (int i = 0; i < each; i++) mine += m.reaching[each * lane + i];
-  int below = mine;
-  for (int o = 1; o < 32; o *= 2) {
-    const int v = __shfl_up_sync(~0u, below, o);
-    if (lane >= o) below += v;
-  }
-  int edge = list_edges - 1;
-  if (below >= k && below - mine < k) {
-    below -= mine;
-    for (edge = each * lane; (below += m.reaching[edge]) < k;) edge++;
-  }
-  return __reduce_min_sync(~0u, edge);
-}
-
 // The highest score of at most twice the weight of one.
 __device__ int low_top_of(const Head& head, int score) {
   const double cap = head.softcap, limit = capped(head.unit * score + head.highest, cap) + double(ln2);
@@ -168,7 +147,9 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   }
   __syncthreads();
   if (warp != 0) return;
-  const auto edge = [&](int64_t k) { return all.top - edge_distance(edge_of(int(k))); };
+  const auto edge = [&](int64_t k) {
+    return all.top - edge_distance(min(bin_reaching(m.reaching, int(k)), list_edges - 1));
+  };
   const float from = fminf(fmaxf(least, edge(most_blocks(blocks))), edge(fewest_blocks(blocks)));
   // The second lane has the blocks with hidden rows.
   const float logit2 = lane == 1 ? fminf(from, least + log2f(float(hidden_rows_share))) : from;

@@ -87,6 +87,27 @@ __device__ static ADAMAS_NOINLINE double unit_of_flat(const Step& s, const Tally
   return unit > 0 ? unit : flat_unit;
 }
 
+// The first of counts [bins] up to which they are k or more together; bins: they never are. A warp's.
+template <int bins>
+__device__ int bin_reaching(const int (&counts)[bins], int k) {
+  constexpr int each = bins / 32;
+  const int lane = threadIdx.x % 32;
+  int mine = 0;
+#pragma unroll
+  for (int i = 0; i < each; i++) mine += counts[each * lane + i];
+  int all = mine;
+  for (int o = 1; o < 32; o *= 2) {
+    const int v = __shfl_up_sync(~0u, all, o);
+    if (lane >= o) all += v;
+  }
+  int bin = bins;
+  if (all >= k && all - mine < k) {
+    all -= mine;
+    for (bin = each * lane; (all += counts[bin]) < k;) bin++;
+  }
+  return __reduce_min_sync(~0u, bin);
+}
+
 // How a head is read, and what its scores stand for. Where biases move its estimates, or its centres lie too far apart for
 // 16 bits, its scores have to be made anew.
 __device__ inline Head begin_head(const Step& s, const Tally& found, const Summary& all) {

@@ -251,23 +251,7 @@ __device__ ADAMAS_NOINLINE void rank_candidates(const Scores x, int k, int count
 // An estimate that at least k are not below, by counts of how far below the highest they are: an eighth of an octave near
 // it, half of one further down; -inf: all. A warp's; the counts are there.
 __device__ float reached_by(int k, float top) {
-  const int lane = threadIdx.x % 32;
-  constexpr int each = bins / 32;
-  int mine = 0;
-#pragma unroll
-  for (int i = 0; i < each; i++) mine += m.of_bins[each * lane + i];
-  int below = mine;
-  for (int o = 1; o < 32; o *= 2) {
-    const int v = __shfl_up_sync(~0u, below, o);
-    if (lane >= o) below += v;
-  }
-  int bin = bins;
-  if (below >= k && below - mine < k) {
-    below -= mine;
-    for (int i = 0; i < each && bin == bins; i++)
-      if ((below += m.of_bins[each * lane + i]) >= k) bin = each * lane + i;
-  }
-  bin = __reduce_min_sync(~0u, bin);
+  const int bin = bin_reaching(m.of_bins, k);
   if (bin >= bins - 1) return -INFINITY;
   return top - (bin < 256 ? 0.125f * float(bin + 1) : 32 + 0.5f * float(bin - 255));
 }
