@@ -20,6 +20,15 @@ def run(*command, ranks=0):
     return done.stdout
 
 
+def save_llama(folder, **sizes):
+    """A random Llama of two layers in a folder. Returns transformers."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(num_hidden_layers=2, num_key_value_heads=2, head_dim=64, initializer_range=0.1, **sizes)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return transformers
+
+
 def test_a_sharded_context():
     pytest.importorskip("torch")
     printed = run(EXAMPLES / "sharded_context.py", "--tokens", 9000, ranks=3)
@@ -32,20 +41,8 @@ def test_a_sharded_context():
 
 
 def test_a_model_over_two_processes(tmp_path):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     pytest.importorskip("accelerate", reason="transformers needs it for tp_plan")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=128,
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=64,
-        initializer_range=0.1,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    save_llama(tmp_path, vocab_size=128, hidden_size=256, intermediate_size=256, num_attention_heads=8)
     of = (EXAMPLES / "tensor_parallel.py", tmp_path, 400, "--set", "budget=64", "--set", "min_context=0")
     alone, *ranks = (re.findall(r"tokens (\[.*?\]), (\d+) sparse heads", run(*of, ranks=n)) for n in (0, 2))
     ((tokens, heads),) = alone
@@ -55,21 +52,15 @@ def test_a_model_over_two_processes(tmp_path):
 
 
 def test_a_question_about_a_long_text(tmp_path):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
+    transformers = save_llama(
+        tmp_path,
         vocab_size=384,  # bytes, which need no files
         hidden_size=128,
         intermediate_size=128,
-        num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        initializer_range=0.1,
         max_position_embeddings=8192,
         eos_token_id=None,
     )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     transformers.ByT5Tokenizer().save_pretrained(tmp_path)
     (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     lines = run(EXAMPLES / "long_text.py", tmp_path, tmp_path / "text", "What?", "--new", 12).splitlines()

@@ -248,11 +248,10 @@ def model(**more):
         vocab_size=97, hidden_size=256, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         head_dim=64, max_position_embeddings=8192, pad_token_id=0, bos_token_id=1, eos_token_id=None, **more,
     )  # fmt: skip
+    from tiny import enlarged
+
     made = transformers.LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
-    for parameter in made.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return made.eval().to(GPU, torch.float32)
+    return enlarged(made, std=0.05).eval().to(GPU, torch.float32)
 
 
 def generate(of, ids, **options):

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 import adamas  # noqa: E402
 import adamas.transformers  # noqa: E402
+from tiny import enlarged  # noqa: E402
 
 SHAPE = dict(
     vocab_size=97, hidden_size=128, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -34,11 +35,7 @@ def made(name, **more):
     model, config, own = MODELS[name]
     torch.manual_seed(0)
     config = getattr(transformers, config)(**{**SHAPE, **own, **more})
-    model = getattr(transformers, model)._from_config(config, attn_implementation="eager")
-    for parameter in model.parameters():  # larger than they are initialised: attention is not flat
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.08)
-    return model.eval()
+    return enlarged(getattr(transformers, model)._from_config(config, attn_implementation="eager")).eval()
 
 
 def prompt(batch=1, tokens=300, seed=1):

@@ -16,9 +16,13 @@ def save(folder, layers=2, positions=4096):
         vocab_size=257, hidden_size=128, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
         head_dim=64, max_position_embeddings=positions, eos_token_id=0, bos_token_id=None,
     )  # fmt: skip
-    model = transformers.LlamaForCausalLM._from_config(config)
-    for parameter in model.parameters():  # larger than they are initialised: attention is not flat
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.08)
-    model.save_pretrained(folder)
+    enlarged(transformers.LlamaForCausalLM._from_config(config)).save_pretrained(folder)
     return str(folder)
+
+
+def enlarged(model, std=0.08):
+    """The model, with weights that are larger than they are initialised: attention is not flat."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=std)
+    return model

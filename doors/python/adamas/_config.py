@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ._library import check, ffi, lib, struct, text
@@ -51,12 +50,12 @@ class Config:
             config._set(name, value)
         return config
 
-    def for_layer(self, path: str | os.PathLike[str], layer: int) -> Config:
-        """These settings with those that a settings file has for a layer of a model."""
+    def but(self, **values: Any) -> Config:
+        """These settings, and on top of them what is given."""
         config = Config()
         config._native[0] = self._native[0]
-        for of in (-1, layer):
-            check(lib.adamas_config_load(config._native, str(path).encode(), of))
+        for name, value in values.items():
+            config._set(name, value)
         return config
 
     def _set(self, name: str, value: Any) -> None:

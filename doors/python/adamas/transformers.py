@@ -204,7 +204,8 @@ class Enabled:
     """A model whose decoding goes through the library. As a context manager it ends with the block."""
 
     def __init__(self, model: Any, config: Config, threads: int) -> None:
-        self.model, self.config, self.threads = model, config, threads
+        # Prompts are the model's own; of what comes here of them all the same (``every_row``) each row selects for itself.
+        self.model, self.config, self.threads = model, config.but(prompt="engine"), threads
         self.every_row = config.rows == "all"
         self.observer: Callable[[Step], None] | None = None  # called after every step of a layer with a dynamic cache
         self._plans: dict[tuple[int, ...], ops.Plan] = {}  # the largest of each shape

@@ -28,8 +28,7 @@ class AdamasLM(HFLM):  # type: ignore[misc]
     def __init__(self, pretrained: Any, **more: Any) -> None:
         own = {one["name"]: more.pop(one["name"]) for one in settings() if one["name"] in more}
         super().__init__(pretrained, **{"device": "cpu", **more})
-        # Or the library would read as a prompt, densely, what `every_row` gives it.
-        self.enabled = enable(self.model, **{"prompt": "engine", **own})
+        self.enabled = enable(self.model, **own)
 
     def _model_call(self, *args: Any, **more: Any) -> torch.Tensor:
         before, self.enabled.every_row = self.enabled.every_row, True
