@@ -16,8 +16,9 @@
 namespace adamas::cuda {
 namespace {
 
-constexpr int warps = 6, threads = 32 * warps;
-constexpr int tile_tokens = 16;
+constexpr int warps = 8, threads = 32 * warps;
+constexpr int warp_blocks = slice_blocks / warps;  // of a warp, at most: a lane has one
+constexpr int tile_tokens = 8;
 constexpr int most_at_once = 1024;  // tokens, after which the weights of the low ones are added up by block
 constexpr float most_low = 1e30f;   // a low token's weight at most, by that at the bound
 constexpr float may_exceed = 8;     // log2 by which a weight may exceed the reference of its sums
@@ -91,30 +92,30 @@ struct Operand<float> {
 // D: head_dim at most. H: heads with a rest; 0: none has, and heads are at most 8.
 template <int D, int H>
 struct Shared {
-  static constexpr int marked = H == 0 ? 1 : H, rows = H == 0 ? 8 : 2 * H;  // rows: of sums that are kept
+  static constexpr int marked = H == 0 ? 1 : H, vectors = H == 0 ? 8 : 2 * H;  // vectors: of values that are kept
   static constexpr int pitch = D + 32;  // of a query, so that two of them meet in no bank
   Head heads[8];
   uint16_t q[2][8][pitch];  // of row r: rounded; what that leaves
   float q_scale[8];
   union {
-    uint16_t list[slice_blocks * block_tokens];  // from the slice's first token on
-    float values[warps][rows][D];
+    uint16_t list[warps][warp_blocks * block_tokens];  // each warp's, from the slice's first token on
+    float values[warps][vectors][D];
   };
-  uint64_t group[slice_blocks];       // tokens that the heads with a list attend to
-  uint16_t active[slice_blocks];      // blocks that may have a token to list, ascending
-  uint16_t starts[slice_blocks + 1];  // where their tokens start in the list
-  unsigned active_bits[slice_blocks / 32];
-  float weights[marked][most_at_once];  // exact ones of the low tokens, by that at the bound; 0: not low
-  float low[marked][slice_blocks];      // their sums
-  float rest[marked][slice_blocks];     // estimated weights of what is not listed
+  int counts[warps];                        // tokens that a warp lists
+  uint64_t group[slice_blocks];             // tokens that the heads with a list attend to
+  uint8_t active[warps][warp_blocks];       // blocks that may have a token to list, ascending
+  uint16_t starts[warps][warp_blocks + 1];  // where their tokens start in the warp's list
+  float weights[marked][most_at_once];      // exact ones of the low tokens, by that at the bound; 0: not low
+  float low[marked][slice_blocks];          // their sums
+  float rest[marked][slice_blocks];         // estimated weights of what is not listed
   float bases[marked][slice_blocks];
   int16_t offsets[marked][slice_blocks];
   float means[H == 0 ? 1 : warps][H == 0 ? 1 : 2 * H][H == 0 ? 1 : D];
-  int counts[2][warps];
   float sums[warps][8][4];
 };
 
-// A block of threads: a slice of a row, for the heads [first_head, first_head + heads) of a KV head.
+// A block of threads: a slice of a row, for the heads [first_head, first_head + heads) of a KV head. Each warp finds the
+// tokens of blocks of its own; what is found is read by all, eight tokens a warp and turn.
 template <class T, int D, int H>
 struct Slice {
   using Memory = Shared<D, H>;
@@ -126,7 +127,9 @@ struct Slice {
   View view;
   int row, g, first_head, heads, first, n;  // n blocks from `first` on
   bool scored, any_all, mixed, rest;
-  int actives;  // blocks that may have a listed token
+  int own, count;       // blocks of the slice that the warp has, and how many
+  int actives, listed;  // of these blocks those that may have a listed token; what the slice lists
+  int before[warps];    // what the warps before one list
 
   __device__ int lane() const { return threadIdx.x % 32; }
   __device__ int warp() const { return threadIdx.x / 32; }
@@ -138,23 +141,25 @@ struct Slice {
 
   // What has to be read of the estimates before anything else can be done: asked for as soon as they are there. Of one
   // block, and eight scores of each of the blocks that are looked at in one turn, when these are all.
-  static constexpr int in_turn = H == 4 ? 1 : 2;
+  static constexpr int in_turn = 2;
   struct Estimates {
     float2 sums[marked];
     double centres[marked];
     Eight<int16_t> scores[in_turn][marked];
+    uint64_t marks;
   };
-  __device__ bool one_turn() const { return 8 * n <= in_turn * threads; }
-  __device__ void load_block(int b, Estimates& to) const;
+  __device__ bool one_turn() const { return n <= warps * in_turn * 4; }
   __device__ void load_scores(int i, int b, Estimates& to) const;
-  __device__ void load_first(Estimates& to) const;
+  __device__ void load_first(Estimates& to);
 
   __device__ void store_queries();
-  __device__ int find_blocks(Estimates& known);
-  __device__ int find_tokens(Estimates& known);
-  __device__ void leave_rest(int b, bool real, unsigned listed, unsigned counts, const float (&x)[marked][8]);
+  __device__ unsigned find_blocks(const Estimates& known);
+  __device__ void find_tokens(Estimates& known);
+  __device__ void leave_rest(int b, bool real, unsigned listed, unsigned counts, const Eight<int16_t> (&scores)[marked],
+                             const float (&x)[marked][8]);
+  __device__ void join_lists();
   __device__ void add_low(int from, int end);
-  __device__ void attend_to(int listed);
+  __device__ void attend_to();
   __device__ void add_means(const float* tops);
   __device__ void store(float* partials, int64_t head_stride);
 };
@@ -188,16 +193,18 @@ __device__ void Slice<T, D, H>::store_queries() {
 }
 
 // The estimated weights of eight tokens, of those whose bits are set, with a softcap.
-__device__ ADAMAS_NOINLINE float sum_softly(const Head& head, float base, const float* x, unsigned counts) {
-  float sum = 0;
+__device__ ADAMAS_NOINLINE float sum_softly(const Head& head, float base, Eight<int16_t> scores, unsigned counts) {
+  float x[8], sum = 0;
+  to_f32(scores, x);
+#pragma unroll
   for (int j = 0; j < 8; j++)
     if (counts >> j & 1) sum += exp2_fast(weight_of(head, base, int(x[j])));
   return sum;
 }
 
-// Which of eight scores a head lists, with a rest. The block: of a row's, that of these scores.
-__device__ unsigned listed_of(const Head& head, const View& view, int block, int offset, const float (&x)[8]) {
-  const int from = (block == view.hidden_block ? head.lower : head.bound) - offset;
+// Which of eight scores a head lists, with a rest. hidden: their block has hidden rows.
+__device__ unsigned listed_of(const Head& head, bool hidden, int offset, const float (&x)[8]) {
+  const int from = (hidden ? head.lower : head.bound) - offset;
   const float least = float(max(hidden_score + 1, from));
   unsigned bits = 0;
 #pragma unroll
@@ -206,7 +213,7 @@ __device__ unsigned listed_of(const Head& head, const View& view, int block, int
 }
 
 // The same of the eighth `item` of a row's blocks, by all query heads of a KV head: more than are attended to at once.
-__device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, const View& view, int row, int g, int item) {
+__device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, int hidden_block, int row, int g, int item) {
   unsigned bits = 0;
 #pragma unroll 1
   for (int h = g * s.group; h < (g + 1) * s.group; h++) {
@@ -216,18 +223,9 @@ __device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, const View& vie
     raw.raw[0] = __ldcg(reinterpret_cast<const uint4*>(s.scores + at * block_tokens) + item);
     float x[8];
     to_f32(raw, x);
-    bits |= listed_of(head, view, item / 8, offset_of(head, __ldcg(s.centres + at + item / 8)), x);
+    bits |= listed_of(head, item / 8 == hidden_block, offset_of(head, __ldcg(s.centres + at + item / 8)), x);
   }
   return bits;
-}
-
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::load_block(int b, Estimates& to) const {
-#pragma unroll
-  for (int h = 0; h < H; h++) {
-    const int64_t at = block_at(min(h, heads - 1), min(b, n - 1));
-    to.sums[h] = __ldcg(s.sums + at), to.centres[h] = __ldcg(s.centres + at);
-  }
 }
 
 template <class T, int D, int H>
@@ -239,59 +237,59 @@ __device__ void Slice<T, D, H>::load_scores(int i, int b, Estimates& to) const {
 }
 
 template <class T, int D, int H>
-__device__ void Slice<T, D, H>::load_first(Estimates& to) const {
-  if (H == 0 || n == 0) return;
-  load_block(threadIdx.x, to);
+__device__ void Slice<T, D, H>::load_first(Estimates& to) {
+  const int each = (n + warps - 1) / warps;
+  own = min(n, warp() * each), count = min(n, own + each) - own;
+  if (count == 0) return;
+  const int here = own + min(lane(), count - 1);
+  if (H == 0) to.marks = scored ? __ldcg(s.marks + block_at(0, here)) : 0;
+#pragma unroll
+  for (int h = 0; h < H; h++) {
+    const int64_t at = block_at(min(h, heads - 1), here);
+    to.sums[h] = __ldcg(s.sums + at), to.centres[h] = __ldcg(s.centres + at);
+  }
   if (one_turn())
 #pragma unroll
-    for (int i = 0; i < in_turn; i++) load_scores(i, min((int(threadIdx.x) + i * threads) / 8, n - 1), to);
+    for (int i = 0; i < in_turn; i++) load_scores(i, own + min(4 * i + lane() / 8, count - 1), to);
 }
 
-// What is known of blocks before their scores are looked at, a thread having a block: which may have a token to list, what
-// their scores stand for, and their estimated weights. Returns how many may.
+// What is known of the warp's blocks before their scores are looked at, a lane having a block: which may have a token to
+// list, what their scores stand for, and their estimated weights. Returns those that may.
 template <class T, int D, int H>
-__device__ int Slice<T, D, H>::find_blocks(Estimates& known) {
-#pragma unroll 1
-  for (int b = int(threadIdx.x); b - lane() < n; b += threads) {
-    const int here = min(b, n - 1), token = (first + here) * block_tokens;
-    if (b >= threads) load_block(b, known);
-    // What is read in any case, and what may be listed otherwise: from a lower score on, or by a head that is not attended
-    // to here.
-    bool may = token < s.sinks || token + block_tokens > view.estimated || first + here == view.hidden_block || any_all ||
-               heads < s.group || one_turn();
+__device__ unsigned Slice<T, D, H>::find_blocks(const Estimates& known) {
+  const bool real = lane() < count;
+  const int here = own + lane(), token = (first + here) * block_tokens;
+  // What is read in any case, and what may be listed otherwise: from a lower score on, or by a head that is not attended to
+  // here.
+  bool may = token < s.sinks || token + block_tokens > view.estimated || any_all;
+  if (H == 0) {
+    may |= known.marks != 0 && lists(0);
+  } else {
+    may |= first + here == view.hidden_block || heads < s.group || one_turn();
 #pragma unroll
     for (int h = 0; h < marked; h++) {
       if (h >= heads) break;
       const Head& head = m.heads[h];
       may |= lists(h) && known.sums[h].x >= head.reached;
+      if (!real) continue;
       m.offsets[h][here] = int16_t(offset_of(head, known.centres[h]));
       m.bases[h][here] = base_of(s, head, known.centres[h]);
       m.rest[h][here] = lists(h) ? known.sums[h].y * exp2_fast(known.sums[h].x - head.top) : 0.0f;
       m.low[h][here] = 0;
     }
-    const unsigned all = __ballot_sync(~0u, may && b < n);
-    if (lane() == 0) m.active_bits[b / 32] = all;
-    if (!may && b < n && first_head == g * s.group) s.marks[block_at(0, b)] = 0;
+    if (!may && real && first_head == g * s.group) s.marks[block_at(0, here)] = 0;
   }
-  __syncthreads();
-  if (one_turn()) return n;  // whatever they may
-  const int words = (n + 31) / 32;
-  int before = 0;
-#pragma unroll 1
-  for (int w = 0; w < words; w++) {
-    const unsigned bits = m.active_bits[w];
-    if (warp() == w % warps && (bits >> lane() & 1) != 0)
-      m.active[before + __popc(bits & ((1u << lane()) - 1))] = uint16_t(32 * w + lane());
-    before += __popc(bits);
-  }
-  __syncthreads();
-  return before;
+  const unsigned active = __ballot_sync(~0u, may && real);
+  if (active >> lane() & 1) m.active[warp()][__popc(active & ((1u << lane()) - 1))] = uint8_t(lane());
+  __syncwarp();
+  return active;
 }
 
 // What of a block is not listed, where something is: sums of whole blocks are known. Eight lanes have a block, with eight
 // scores each, of which those count that have an estimate and are not listed.
 template <class T, int D, int H>
-__device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, unsigned counts, const float (&x)[marked][8]) {
+__device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, unsigned counts,
+                                           const Eight<int16_t> (&scores)[marked], const float (&x)[marked][8]) {
   const unsigned any_listed = __ballot_sync(~0u, listed != 0);
   if (any_listed == 0) return;
 #pragma unroll
@@ -307,113 +305,109 @@ __device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, un
         if (counts >> j & 1) sum += weight;
       }
     } else {
-      sum = sum_softly(head, base, x[h], counts);
+      sum = sum_softly(head, base, scores[h], counts);
     }
     sum = sum_of_lanes<8>(sum);
     if (lane() % 8 == 0 && real && (any_listed >> lane() & 0xFF) != 0) m.rest[h][b] = lists(h) ? sum : 0.0f;
   }
 }
 
-// Which tokens are read; what of a block is not. Eight lanes have a block. Returns how many are read.
+// Which tokens of the warp's blocks are read; what of a block is not. Eight lanes have a block.
 template <class T, int D, int H>
-__device__ int Slice<T, D, H>::find_tokens(Estimates& known) {
+__device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
   constexpr int ahead = in_turn;
-  const int active = H != 0 ? find_blocks(known) : n;
-  const bool all_active = H == 0 || active == n;
-  const int items = 8 * active, eighth = threadIdx.x % 8;
-  const int64_t of_first = block_at(0, 0);
-  const int first_token = first * block_tokens;
-  int listed = 0;
+  actives = __popc(find_blocks(known));
+  const int eighth = lane() % 8, first_token = first * block_tokens;
+  uint16_t* list = m.list[warp()];
+  int listed_here = 0;
 #pragma unroll 1
-  for (int base = int(threadIdx.x), turn = 0; base - int(threadIdx.x) < items; base += ahead * threads, turn++) {
-    unsigned marks[ahead] = {}, own[ahead];
-    int b[ahead], count = 0;  // counts of 16 bits
+  for (int base = lane() / 8; base - lane() / 8 < actives; base += 4 * ahead) {
+    unsigned marks[ahead] = {}, read[ahead];
+    int b[ahead], counts = 0;  // of 16 bits
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      const int item = min(base + i * threads, items - 1);
-      b[i] = all_active ? item / 8 : m.active[item / 8];
+      const int of_warp = m.active[warp()][min(base + 4 * i, actives - 1)];
+      b[i] = own + of_warp;
       if (H != 0 && !one_turn()) load_scores(i, b[i], known);
-      if (H == 0 && scored) {
-        const unsigned here = __ldcg(reinterpret_cast<const uint8_t*>(s.marks + of_first) + item);
-        marks[i] = lists(0) ? here : 0;
+      if (H == 0) {
+        const uint32_t low = __shfl_sync(~0u, uint32_t(known.marks), of_warp),
+                       high = __shfl_sync(~0u, uint32_t(known.marks >> 32), of_warp);
+        marks[i] = lists(0) ? (eighth < 4 ? low : high) >> 8 * (eighth % 4) & 0xFF : 0;
       }
     }
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      const int item = base + i * threads, token = first_token + 8 * (8 * b[i] + eighth);
+      const int token = first_token + 8 * (8 * b[i] + eighth);
+      const bool real = base + 4 * i < actives;
       float x[marked][8];
       if constexpr (H != 0) {
 #pragma unroll
         for (int h = 0; h < marked; h++) {
           to_f32(known.scores[i][h], x[h]);
-          if (h < heads) marks[i] |= listed_of(m.heads[h], view, first + b[i], m.offsets[h][b[i]], x[h]);
+          if (h < heads) marks[i] |= listed_of(m.heads[h], first + b[i] == view.hidden_block, m.offsets[h][b[i]], x[h]);
         }
-        if (heads < s.group) marks[i] = listed_by_all(s, view, row, g, 8 * (first + b[i]) + eighth);
-        if (first_head == g * s.group && item < items)  // for who asks afterwards
-          reinterpret_cast<uint8_t*>(s.marks + of_first + b[i])[eighth] = uint8_t(marks[i]);
+        if (heads < s.group) marks[i] = listed_by_all(s, view.hidden_block, row, g, 8 * (first + b[i]) + eighth);
+        if (first_head == g * s.group && real)  // for who asks afterwards
+          reinterpret_cast<uint8_t*>(s.marks + block_at(0, b[i]))[eighth] = uint8_t(marks[i]);
       }
       const auto before = [&](int end) { return (1u << max(0, min(8, end - token))) - 1; };
-      const unsigned visible = item < items ? before(view.tokens) : 0;
-      const unsigned listed_here = (marks[i] | before(s.sinks) | ~before(view.estimated)) & visible;
-      own[i] = any_all ? visible : listed_here;
-      count += __popc(own[i]) << 16 * i;
-      if (mixed && item < items) reinterpret_cast<uint8_t*>(m.group)[8 * b[i] + eighth] = uint8_t(listed_here);
-      if constexpr (H != 0) leave_rest(b[i], item < items, listed_here, visible & ~listed_here, x);
+      const unsigned visible = real ? before(view.tokens) : 0;
+      const unsigned listed = (marks[i] | before(s.sinks) | ~before(view.estimated)) & visible;
+      read[i] = any_all ? visible : listed;
+      counts += __popc(read[i]) << 16 * i;
+      if (mixed && real) reinterpret_cast<uint8_t*>(m.group)[8 * b[i] + eighth] = uint8_t(listed);
+      if constexpr (H != 0) leave_rest(b[i], real, listed, visible & ~listed, known.scores[i], x);
     }
-    if (any_all) {
-      for (int i = 0; i < ahead; i++)
-        if (H != 0 && eighth == 0 && base + i * threads < items) m.starts[b[i]] = uint16_t(b[i] * block_tokens);
-      continue;
-    }
-    int before = count;
+    int up_to = counts;
 #pragma unroll
     for (int o = 1; o < 32; o *= 2) {
-      const int v = __shfl_up_sync(~0u, before, o);
-      if (lane() >= o) before += v;
+      const int v = __shfl_up_sync(~0u, up_to, o);
+      if (lane() >= o) up_to += v;
     }
-    if (lane() == 31) m.counts[turn % 2][warp()] = before;
-    __syncthreads();
-    int ahead_of_us = before - count, all = 0;
-#pragma unroll
-    for (int w = 0; w < warps; w++) {
-      const int of_warp = m.counts[turn % 2][w];
-      if (w < warp()) ahead_of_us += of_warp;
-      all += of_warp;
-    }
+    const int all = __shfl_sync(~0u, up_to, 31), ahead_of_us = up_to - counts;
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      int at = listed + (ahead_of_us >> 16 * i & 0xFFFF);
-      if (H != 0 && eighth == 0 && base + i * threads < items) m.starts[(base + i * threads) / 8] = uint16_t(at);
+      int at = listed_here + (ahead_of_us >> 16 * i & 0xFFFF);
+      if (H != 0 && eighth == 0 && base + 4 * i < actives) m.starts[warp()][base + 4 * i] = uint16_t(at);
 #pragma unroll 1
-      for (unsigned left = own[i]; left != 0; left &= left - 1)
-        m.list[at++] = uint16_t(8 * (8 * b[i] + eighth) + __ffs(left) - 1);
-      listed += all >> 16 * i & 0xFFFF;
+      for (unsigned left = any_all ? 0 : read[i]; left != 0; left &= left - 1)
+        list[at++] = uint16_t(8 * (8 * b[i] + eighth) + __ffs(left) - 1);
+      listed_here += all >> 16 * i & 0xFFFF;
     }
   }
-  if (any_all) listed = max(0, min(view.tokens - first_token, n * block_tokens));
-  if (H != 0 && threadIdx.x == 0) m.starts[active] = uint16_t(listed);
-  actives = active;
-  __syncthreads();
-  return listed;
+  if (lane() == 0) m.counts[warp()] = listed_here, m.starts[warp()][actives] = uint16_t(listed_here);
 }
 
-// The low tokens' weights of the list's part [from, end), by block.
+// Where each warp's list begins in that of all.
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::join_lists() {
+  listed = 0;
+#pragma unroll
+  for (int w = 0; w < warps; w++) before[w] = listed, listed += m.counts[w];
+}
+
+// The low tokens' weights of the list's part [from, end), by the warp's blocks.
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::add_low(int from, int end) {
+  const uint16_t* starts = m.starts[warp()];
+  int begin = 0;
+#pragma unroll
+  for (int w = 0; w < warps; w++) begin = w == warp() ? before[w] : begin;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < heads * actives; i += threads) {
-    const int h = heads == 1 ? 0 : i / actives, a = i - h * actives, last = min(int(m.starts[a + 1]), end);
+  for (int i = lane(); i < heads * actives; i += 32) {
+    const int h = heads == 1 ? 0 : i / actives, a = i - h * actives, last = min(begin + starts[a + 1], end);
     float sum = 0;
-#pragma unroll 1
-    for (int at = max(int(m.starts[a]), from); at < last; at++) sum += m.weights[h][at - from];
-    m.low[h][actives == n ? a : m.active[a]] += sum;
+#pragma unroll 4
+    for (int at = max(begin + starts[a], from); at < last; at++) sum += m.weights[h][at - from];
+    m.low[h][own + m.active[warp()][a]] += sum;
   }
+  __syncwarp();
 }
 
 // A warp's tiles: exact scores, weights, values. Leaves the sums of values in m.values, relative to the slice's maximum.
 template <class T, int D, int H>
-__device__ void Slice<T, D, H>::attend_to(int listed) {
-  constexpr bool early = H == 0 && D * int(sizeof(T)) <= 256;  // whether there are registers for values beside keys
+__device__ void Slice<T, D, H>::attend_to() {
+  constexpr bool early = D * int(sizeof(T)) <= (D <= 128 ? 256 : 512);  // whether there are registers for values beside keys
   const int r = lane() / 4, t = lane() % 4, h = min(head_of(r), heads - 1);
   const Head& head = m.heads[h];
   const bool ours = head_of(r) < heads, low_row = is_low(r), lists_only = mixed && lists(h),
@@ -422,8 +416,12 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
   const bool plain = s.softcap == 0 && s.slopes == nullptr;
   const float to_log2 = to_score * s.scale * log2e;
   const int16_t* own_scores = s.scores + block_at(h, 0) * block_tokens;
-  float sums[pairs][8][4] = {};
+  float sums[pairs][4][4] = {};
   float top = nothing, sum = 0, low = 0, low_estimated = 0;
+  // What a row's lanes know, for the columns 2 t and 2 t + 1.
+  const auto of_columns = [&](float x, float(&to)[2]) {
+    to[0] = __shfl_sync(~0u, x, 8 * t), to[1] = __shfl_sync(~0u, x, 8 * t + 4);
+  };
   int at_once = 0;  // of the list, from where on its low tokens are being told
   for (int tile = warp();; tile += warps) {
     const int begin = tile * tile_tokens;
@@ -434,141 +432,123 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
         __syncthreads();
       }
     if (begin >= listed) break;
-    const auto token_at = [&](int i) {
-      const int at = min(begin + i, listed - 1);
-      return any_all ? at : int(m.list[at]);
-    };
-    Eight<T> k[2][chunks], v[4][pairs];
+    int own_token = min(begin + r, listed - 1);
+    if (!any_all) {
+      int skipped = 0;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const char* from = s.k.row(view.sequence, g, first * block_tokens + token_at(8 * i + r));
-#pragma unroll
-      for (int c = 0; c < chunks; c++) {
-        const int d = 32 * c + 8 * t;  // past head_dim the query is 0
-        k[i][c].load(from + (d < s.head_dim ? d : 0) * int(sizeof(T)));
-      }
+      for (int w = 1; w < warps; w++)
+        if (own_token >= before[w]) skipped = w * warp_blocks * block_tokens - before[w];
+      own_token = (&m.list[0][0])[own_token + skipped];
     }
-    int tokens[2][2];
+    const int tokens[2] = {__shfl_sync(~0u, own_token, 8 * t), __shfl_sync(~0u, own_token, 8 * t + 4)};
+    Eight<T> k[chunks], v[2][pairs];
+    const char* own_key = s.k.row(view.sequence, g, first * block_tokens + own_token);
 #pragma unroll
-    for (int i = 0; i < 4; i++) tokens[i / 2][i % 2] = token_at(8 * (i / 2) + 2 * t + i % 2);
+    for (int c = 0; c < chunks; c++) {
+      const int d = 32 * c + 8 * t;  // past head_dim the query is 0
+      k[c].load(own_key + (d < s.head_dim ? d : 0) * int(sizeof(T)));
+    }
     const auto load_values = [&] {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const char* from = s.v.row(view.sequence, g, first * block_tokens + tokens[i / 2][i % 2]);
+      for (int j = 0; j < 2; j++) {
+        const char* from = s.v.row(view.sequence, g, first * block_tokens + tokens[j]);
 #pragma unroll
         for (int c = 0; c < pairs; c++) {
           const int d = 64 * c + 8 * r;
-          v[i][c].load(from + (d < s.head_dim ? d : 0) * int(sizeof(T)));
+          v[j][c].load(from + (d < s.head_dim ? d : 0) * int(sizeof(T)));
         }
       }
     };
     if (early) {
       load_values();
-    } else if (r == 0) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const char* from = s.v.row(view.sequence, g, first * block_tokens + tokens[i / 2][i % 2]);
-        for (int c = 0; c < D * int(sizeof(T)) && c < s.head_dim * int(sizeof(T)); c += 128) prefetch_to_l2(from + c);
-      }
+    } else {
+      const char* from = s.v.row(view.sequence, g, first * block_tokens + own_token);
+      for (int c = 128 * t; c < s.head_dim * int(sizeof(T)); c += 512) prefetch_to_l2(from + c);
     }
-    int scores[2][2] = {}, offsets[2][2] = {};
+    int scores[2] = {}, offsets[2] = {};
     if (has_low)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        scores[i / 2][i % 2] = __ldcg(own_scores + tokens[i / 2][i % 2]);
-        offsets[i / 2][i % 2] = m.offsets[h][tokens[i / 2][i % 2] / block_tokens];
+      for (int j = 0; j < 2; j++) {
+        scores[j] = __ldcg(own_scores + tokens[j]);
+        offsets[j] = m.offsets[h][tokens[j] / block_tokens];
       }
 
-    float x[2][4] = {};
+    float products[2][4] = {};
 #pragma unroll
     for (int c = 0; c < chunks; c++) {
       const uint4 high = *reinterpret_cast<const uint4*>(&m.q[0][r][32 * c + 8 * t]);
       const uint4 rest_of = *reinterpret_cast<const uint4*>(&m.q[1][r][32 * c + 8 * t]);
+      uint32_t b[parts][4];
+      Operand<T>::get(k[c], b);
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        uint32_t b[parts][4];
-        Operand<T>::get(k[i][c], b);
-#pragma unroll
-        for (int p = 0; p < parts; p++) {
-          mma(Element{}, x[i], high.x, rest_of.x, high.y, rest_of.y, b[p][0], b[p][1]);
-          mma(Element{}, x[i], high.z, rest_of.z, high.w, rest_of.w, b[p][2], b[p][3]);
-        }
+      for (int p = 0; p < parts; p++) {
+        mma(Element{}, products[c % 2], high.x, rest_of.x, high.y, rest_of.y, b[p][0], b[p][1]);
+        mma(Element{}, products[c % 2], high.z, rest_of.z, high.w, rest_of.w, b[p][2], b[p][3]);
       }
     }
     if (!early) load_values();
-    float most = -INFINITY;
+    float x[2], most = -INFINITY;
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const int token = tokens[i][j];
-        const float product = x[i][j] + x[i][2 + j];
-        float score = product * to_log2;
-        if (!plain)
-          score = s.score_of(product * to_score, first_head + h, view.tokens - 1 - (first * block_tokens + token)) * log2e;
-        bool there = ours && begin + 8 * i + 2 * t + j < listed;
-        if (mixed) there &= !lists_only || (m.group[token / block_tokens] >> token % block_tokens & 1) != 0;
-        x[i][j] = there ? score : -INFINITY;
-        most = fmaxf(most, x[i][j]);
-      }
+    for (int j = 0; j < 2; j++) {
+      const float product = (products[0][j] + products[1][j]) + (products[0][2 + j] + products[1][2 + j]);
+      float score = product * to_log2;
+      if (!plain)
+        score = s.score_of(product * to_score, first_head + h, view.tokens - 1 - (first * block_tokens + tokens[j])) * log2e;
+      bool there = ours && begin + 2 * t + j < listed;
+      if (mixed) there &= !lists_only || (m.group[tokens[j] / block_tokens] >> tokens[j] % block_tokens & 1) != 0;
+      x[j] = there ? score : -INFINITY;
+      most = fmaxf(most, x[j]);
+    }
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
     if (tile == warp()) {
       top = fmaxf(top, most);
     } else if (__any_sync(~0u, most > top + may_exceed)) {  // rare
-      const float before = top;
-      top = fmaxf(top, most);
-      const float by = exp2_fast(before - top);
-      sum *= by, low *= by;
+      const float highest = fmaxf(top, most), by = exp2_fast(top - highest);
+      top = highest, sum *= by, low *= by;
+      float by_column[2];
+      of_columns(by, by_column);
 #pragma unroll
       for (int c = 0; c < pairs; c++)
 #pragma unroll
-        for (int j = 0; j < 8; j++)
+        for (int w = 0; w < 4; w++)
 #pragma unroll
-          for (int e = 0; e < 4; e++) sums[c][j][e] *= by;
+          for (int e = 0; e < 4; e++) sums[c][w][e] *= by_column[e % 2];
     }
-    float weights[2][2];
+    float weights[2];
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-      for (int j = 0; j < 2; j++) weights[i][j] = exp2_fast(x[i][j] - top);
+    for (int j = 0; j < 2; j++) weights[j] = exp2_fast(x[j] - top);
     if (low_row && ours) {
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const int b = tokens[i][j] / block_tokens, v = scores[i][j], score = v + offsets[i][j];
-          const bool is =
-              has_low && x[i][j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
-          const bool has_mean = is && first + b != view.hidden_block;
-          const float estimated =
-              head.softcap == 0 ? fmaf(float(v), head.unit2, m.bases[h][b]) : weight_of(head, m.bases[h][b], v);
-          low += is ? weights[i][j] : 0.0f;
-          low_estimated += is ? exp2_fast(estimated) : 0.0f;
-          if (const int at = begin + 8 * i + 2 * t + j; rest && at < listed)
-            m.weights[h][at - at_once] = has_mean ? fminf(exp2_fast(x[i][j] - head.low_log2), most_low) : 0.0f;
-          if (!has_mean) weights[i][j] = 0;
-        }
+      for (int j = 0; j < 2; j++) {
+        const int b = tokens[j] / block_tokens, v = scores[j], score = v + offsets[j];
+        const bool is = has_low && x[j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
+        const bool has_mean = is && first + b != view.hidden_block;
+        const float estimated =
+            head.softcap == 0 ? fmaf(float(v), head.unit2, m.bases[h][b]) : weight_of(head, m.bases[h][b], v);
+        low += is ? weights[j] : 0.0f;
+        low_estimated += is ? exp2_fast(estimated) : 0.0f;
+        if (const int at = begin + 2 * t + j; rest && at < listed)
+          m.weights[h][at - at_once] = has_mean ? fminf(exp2_fast(x[j] - head.low_log2), most_low) : 0.0f;
+        if (!has_mean) weights[j] = 0;
+      }
     }
-    sum += (weights[0][0] + weights[0][1]) + (weights[1][0] + weights[1][1]);
-    uint32_t high[2], left[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) split<Element>(weights[i][0], weights[i][1], high[i], left[i]);
+    sum += weights[0] + weights[1];
+    uint32_t high, left;
+    split<Element>(weights[0], weights[1], high, left);
 #pragma unroll
     for (int c = 0; c < pairs; c++) {
-      uint32_t b[4][parts][4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) Operand<T>::get(v[i][c], b[i]);
+      uint32_t a[2][parts][4];
+      Operand<T>::get(v[0][c], a[0]);
+      Operand<T>::get(v[1][c], a[1]);
 #pragma unroll
       for (int p = 0; p < parts; p++)
 #pragma unroll
-        for (int w = 0; w < 4; w++)
-#pragma unroll
-          for (int half = 0; half < 2; half++) {
-            const int which = half == 0 ? 0x5410 : 0x7632;
-            mma(Element{}, sums[c][2 * w + half], high[0], left[0], high[1], left[1],
-                __byte_perm(b[0][p][w], b[1][p][w], which), __byte_perm(b[2][p][w], b[3][p][w], which));
-          }
+        for (int w = 0; w < 4; w++) {
+          const uint32_t even = __byte_perm(a[0][p][w], a[1][p][w], 0x5410),
+                         odd = __byte_perm(a[0][p][w], a[1][p][w], 0x7632);
+          mma(Element{}, sums[c][w], even, odd, even, odd, high, left);
+        }
     }
   }
 
@@ -580,49 +560,49 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
   if (t == 0)
     m.sums[warp()][r][0] = top, m.sums[warp()][r][1] = sum, m.sums[warp()][r][2] = low, m.sums[warp()][r][3] = low_estimated;
   __syncthreads();
-  if (H != 0 && rest) add_low(at_once, listed);
-  float highest = nothing;
+  float highest = nothing, by[2];
 #pragma unroll
   for (int w = 0; w < warps; w++) highest = fmaxf(highest, m.sums[w][r][0]);
-  const float by = exp2f(top - highest);
-  const int kept = H == 0 ? r : H == 1 ? r / 4 : r;
-  if (H != 1 || r % 4 == 0)
+  of_columns(exp2f(top - highest), by);
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const int column = 2 * t + j, kept = H == 1 ? column / 4 : column;
+    if (H == 1 && column % 4 != 0) continue;
 #pragma unroll
     for (int c = 0; c < pairs; c++)
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < 8; j += 4)
-          *reinterpret_cast<float4*>(&m.values[warp()][kept][64 * c + 8 * (2 * t + i) + j]) = make_float4(
-              (sums[c][j][i] + sums[c][j][2 + i]) * by, (sums[c][j + 1][i] + sums[c][j + 1][2 + i]) * by,
-              (sums[c][j + 2][i] + sums[c][j + 2][2 + i]) * by, (sums[c][j + 3][i] + sums[c][j + 3][2 + i]) * by);
-  if (H != 0 && rest) __syncthreads();
+      for (int w = 0; w < 4; w += 2)
+        *reinterpret_cast<float4*>(&m.values[warp()][kept][64 * c + 8 * r + 2 * w]) = make_float4(
+            sums[c][w][j] * by[j], sums[c][w][2 + j] * by[j], sums[c][w + 1][j] * by[j], sums[c][w + 1][2 + j] * by[j]);
+  }
+  if (H != 0 && rest) add_low(at_once, listed);
 }
 
-// The means by what is not listed, and by what the low tokens weigh.
+// The warp's blocks' means by what is not listed, and by what the low tokens weigh.
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::add_means(const float* tops) {
-  constexpr int lanes = D / 8, rows_of_warp = 32 / lanes, ahead = H == 4 ? 4 : 8, step = warps * rows_of_warp;
-  const int mine = lane() % lanes * 8 < s.head_dim ? lane() % lanes * 8 : 0, own = warp() * rows_of_warp + lane() / lanes;
+  constexpr int lanes = D / 8, step = 32 / lanes, ahead = 4;
+  const int mine = lane() % lanes * 8 < s.head_dim ? lane() % lanes * 8 : 0, turn = lane() / lanes;
   float sums[2 * marked][8] = {}, to_low[marked];
 #pragma unroll
   for (int h = 0; h < marked; h++)  // no infinity: there may be no low token to multiply with
     to_low[h] = exp2f(fminf(m.heads[min(h, heads - 1)].low_log2 - tops[h], 100.0f));
-  for (int base = own; base - lane() / lanes < n; base += ahead * step) {
+#pragma unroll 1
+  for (int base = 0; base < count; base += ahead * step) {
     Eight<int16_t> raw[ahead];
     float scales[ahead];
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      if (base - lane() / lanes + i * step >= n) break;
-      const int64_t place = s.codes.place(s.k, view.sequence, first + min(base + i * step, n - 1));
+      if (base + i * step >= count) break;
+      const int64_t place = s.codes.place(s.k, view.sequence, first + own + min(base + i * step + turn, count - 1));
       raw[i].load(s.codes.mean.at<int16_t>(place, g) + mine);
       scales[i] = __ldg(s.codes.mean_scale.at<float>(place, g));
     }
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      if (base - lane() / lanes + i * step >= n) break;
-      const int b = min(base + i * step, n - 1);
-      const bool counts = base + i * step < n && first + b != view.hidden_block;
+      if (base + i * step >= count) break;
+      const int of_warp = base + i * step + turn, b = own + min(of_warp, count - 1);
+      const bool counts = of_warp < count && first + b != view.hidden_block;
       float x[8];
       to_f32(raw[i], x);
 #pragma unroll
@@ -726,17 +706,19 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
       prefetch_to_l2(line);
     }
   }
-  Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored, false, false, false, 0};
+  Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored};
   of.store_queries();
   wait_for_previous();
   if (scored) of.view = view = s.views[row];
   typename Slice<T, D, H>::Estimates known;
   of.load_first(known);
-  if (threadIdx.x < 8) {
-    Head head{};
-    head.reading = scored || view.dense ? reads_short : reads_list;
-    if (scored && int(threadIdx.x) < heads) head = s.heads[row * s.q_heads + first_head + threadIdx.x];
-    m.heads[threadIdx.x] = head;
+  if (scored) {  // a word a thread: one thread would copy them one after another
+    static_assert(8 * sizeof(Head) / 4 <= threads);
+    const auto* from = reinterpret_cast<const uint32_t*>(s.heads + row * s.q_heads + first_head);
+    if (threadIdx.x < heads * sizeof(Head) / 4)
+      reinterpret_cast<uint32_t*>(m.heads)[threadIdx.x] = __ldcg(from + threadIdx.x);
+  } else if (threadIdx.x < 8) {
+    m.heads[threadIdx.x].reading = view.dense ? reads_short : reads_list;
   }
   __syncthreads();
   bool any_list = false;
@@ -747,9 +729,13 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   }
   of.mixed = of.any_all && any_list;
   of.rest = H != 0 && any_list;
-  const int listed =
-      of.any_all && !any_list ? max(0, min(view.tokens - first * block_tokens, of.n * block_tokens)) : of.find_tokens(known);
-  of.attend_to(listed);
+  if (any_list) {
+    of.find_tokens(known);
+    __syncthreads();
+    of.join_lists();
+  }
+  if (of.any_all) of.listed = max(0, min(view.tokens - first * block_tokens, of.n * block_tokens));
+  of.attend_to();
   float tops[Memory::marked];
 #pragma unroll
   for (int h = 0; h < Memory::marked; h++) {

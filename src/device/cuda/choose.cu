@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
     if (threadIdx.x == 0) s.heads[index] = head;
     return;
   }
-  if (head.anew) rescale<threads>(s, view, row, h, m.room, head);
+  if (head.anew) head = rescale<threads>(s, view.tokens, row, h, m.room, head);
   float least = 0;
   if (warp == 0) {
     least = least_of_share(s, head);

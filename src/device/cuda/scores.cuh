@@ -80,10 +80,9 @@ __device__ inline Summary read_spans(const Span* of, int count) {
   return all;
 }
 
-// u where no block has a deviation.
-__device__ static ADAMAS_NOINLINE double unit_of_flat(const Step& s, const Tally& found, const Summary& all) {
-  const double unit =
-      fmax((all.c_max - all.c_min) / 16384.0, double(__ldcg(&found.rms)) * sqrt(double(s.head_dim)) * double(all.rounding));
+// u where no block has a deviation. rounding: of a centre.
+__device__ static ADAMAS_NOINLINE double unit_of_flat(double between_centres, float rms, int head_dim, float rounding) {
+  const double unit = fmax(between_centres / 16384.0, double(rms) * sqrt(double(head_dim)) * double(rounding));
   return unit > 0 ? unit : flat_unit;
 }
 
@@ -119,7 +118,7 @@ __device__ inline Head begin_head(const Step& s, const Tally& found, const Summa
   if (s.max_noise > 0 && head.noise > s.max_noise) head.reading = reads_noisy;
   const double scale = s.scale;
   double unit = __ldcg(&found.unit);
-  if (!(unit > 0)) unit = unit_of_flat(s, found, all);
+  if (!(unit > 0)) unit = unit_of_flat(all.c_max - all.c_min, __ldcg(&found.rms), s.head_dim, all.rounding);
   head.unit = scale * unit;
   head.highest = scale * all.c_max;
   head.softcap = s.softcap;
@@ -132,21 +131,22 @@ __device__ inline Head begin_head(const Step& s, const Tally& found, const Summa
   return head;
 }
 
-// Scores anew, relative to the highest estimate: list/rescale.h. `room` has a place for each warp. All threads of a block
-// call it.
+// Scores anew, relative to the highest estimate: list/rescale.h. tokens: in view. `room` has a place for each warp. All
+// threads of a block call it. Returns what the scores stand for from now on; by value, or the head would have to lie in
+// memory wherever it is looked at.
 template <int threads>
-__device__ ADAMAS_NOINLINE void rescale(const Step& s, const View& view, int row, int h, double* room, Head& head) {
+__device__ ADAMAS_NOINLINE Head rescale(const Step& s, int tokens, int row, int h, double* room, Head head) {
   const int64_t at = s.blocks_at(row, h);
   int16_t* scores = s.scores + at * block_tokens;
   const double* centres = s.centres + at;
-  const int count = blocks_in(view.tokens) * block_tokens, warp = threadIdx.x / 32;
+  const int count = blocks_in(tokens) * block_tokens, warp = threadIdx.x / 32;
   const double origin = capped(head.highest, head.softcap), slope = s.slope(h), scale = s.scale;
   const auto estimate = [&](int token, int score) {
     const double c = __ldcg(centres + token / block_tokens);
     const int offset = offset_of(c - head.c_max, head.u, head.per_centre);
     const double centre = __dsub_rn(__dmul_rn(scale, c), __dmul_rn(head.unit, double(offset)));
     double e = capped(__dadd_rn(__dmul_rn(head.unit, double(score + offset)), centre), head.softcap) - origin;
-    if (s.slopes != nullptr) e = __dadd_rn(e, __dmul_rn(slope, double(float(token - (view.tokens - 1)))));
+    if (s.slopes != nullptr) e = __dadd_rn(e, __dmul_rn(slope, double(float(token - (tokens - 1)))));
     return e > -1e30 ? float(fmin(e, 1e30)) : -1e30f;
   };
   float top = -INFINITY;
@@ -168,6 +168,7 @@ __device__ ADAMAS_NOINLINE void rescale(const Step& s, const View& view, int row
   head.softcap = 0;
   head.top = float(head.highest * double(log2e));
   __syncthreads();
+  return head;
 }
 
 }  // namespace adamas::cuda

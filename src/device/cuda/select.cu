@@ -65,7 +65,7 @@ __device__ void for_all(const Scores& x, Visit&& visit) {
 }
 
 // The k-th highest score, of more than k: the slow way, through all of them, for scores that are far above each other.
-__device__ ADAMAS_NOINLINE int find_score(const Scores& x, int k) {
+__device__ ADAMAS_NOINLINE int find_score(const Scores x, int k) {
   const auto count = [&](int prefix, bool low) {
     for (int i = threadIdx.x; i < warps * 256; i += threads) m.histogram[i / 256][i % 256] = 0;
     __syncthreads();
@@ -267,7 +267,7 @@ __device__ int cut_of(const Head& head, float reached, float largest_centre) {
 }
 
 // Marks the k highest of all, by one block of threads: where blocks are too few to tell, or those collected too many.
-__device__ ADAMAS_NOINLINE void rank_all(const Scores& x, const Head& head, int k, float largest_centre) {
+__device__ ADAMAS_NOINLINE void rank_all(const Scores x, const Head head, int k, float largest_centre) {
   __syncthreads();
   for (int i = threadIdx.x; i < bins; i += threads) m.of_bins[i] = 0;
   __syncthreads();
@@ -367,7 +367,7 @@ __global__ void __launch_bounds__(threads, 2) select(const __grid_constant__ Ste
     if (part != 0) return;
     parts = 1, last = blocks;
   }
-  if (head.reading == reads_list && head.anew) rescale<threads>(s, view, row, h, m.room, head);
+  if (head.reading == reads_list && head.anew) head = rescale<threads>(s, view.tokens, row, h, m.room, head);
   if (part == 0 && threadIdx.x == 0) s.heads[index] = head;
   if (head.reading != reads_list) return;
   const float largest_centre = all.largest_centre(s.scale);
