@@ -11,6 +11,7 @@
 // Dense rows and heads are lists of all tokens, the policy `streaming` one of its first and last.
 #include <climits>
 
+#include "device/cuda/merge.cuh"
 #include "device/cuda/scores.cuh"
 
 namespace adamas::cuda {
@@ -22,9 +23,6 @@ constexpr int tile_tokens = 8;
 constexpr int most_at_once = 1024;  // tokens, after which the weights of the low ones are added up by block
 constexpr float most_low = 1e30f;   // a low token's weight at most, by that at the bound
 constexpr float may_exceed = 8;     // log2 by which a weight may exceed the reference of its sums
-
-// What a slice has of a head, besides its vectors A, E, M.
-enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, sum_rest, sum_beside_hidden };
 
 // What a score of 0 of a block stands for: log2 of its weight, or with a softcap the estimate.
 __device__ float base_of(const Step& s, const Head& head, double centre) {
@@ -100,6 +98,7 @@ struct Shared {
   union {
     uint16_t list[warps][warp_blocks * block_tokens];  // each warp's, from the slice's first token on
     float values[warps][vectors][D];
+    float merged[warps][3][D];
   };
   int counts[warps];                        // tokens that a warp lists
   uint64_t group[slice_blocks];             // tokens that the heads with a list attend to
@@ -110,7 +109,9 @@ struct Shared {
   float rest[marked][slice_blocks];         // estimated weights of what is not listed
   float bases[marked][slice_blocks];
   int16_t offsets[marked][slice_blocks];
-  float means[H == 0 ? 1 : warps][H == 0 ? 1 : 2 * H][H == 0 ? 1 : D];
+  const int16_t* mean_rows[H == 0 ? 1 : slice_blocks];
+  float mean_weights[H == 0 ? 1 : 2 * H][H == 0 ? 1 : slice_blocks];  // what each weighs in M and in E, head by head
+  float means[H == 0 ? 1 : 2 * H][H == 0 ? 1 : D];
   float sums[warps][8][4];
 };
 
@@ -127,9 +128,14 @@ struct Slice {
   View view;
   int row, g, first_head, heads, first, n;  // n blocks from `first` on
   bool scored, any_all, mixed, rest;
+  HeadRows keys, values;
+  int16_t* scores;      // of the first head and block
+  uint64_t* marks;      // of the list
+  float mean_scale;     // of the lane's block
   int own, count;       // blocks of the slice that the warp has, and how many
   int actives, listed;  // of these blocks those that may have a listed token; what the slice lists
   int before[warps];    // what the warps before one list
+  int told;             // of the list, up to where its low tokens have been added up
 
   __device__ int lane() const { return threadIdx.x % 32; }
   __device__ int warp() const { return threadIdx.x / 32; }
@@ -137,7 +143,9 @@ struct Slice {
   __device__ int head_of(int r) const { return H == 0 ? r : r % 4; }
   __device__ bool is_low(int r) const { return H != 0 && r >= 4; }
   __device__ bool lists(int h) const { return m.heads[h].reading == reads_list; }
-  __device__ int64_t block_at(int h, int b) const { return s.blocks_at(row, first_head + h) + first + b; }
+  __device__ const int16_t* scores_of(int h, int b) const { return scores + (h * s.max_blocks + b) * block_tokens; }
+  __device__ bool leads() const { return H == 1 || first_head == g * s.group; }  // of the lists of a KV head the first
+  __device__ bool shares() const { return H != 1 && heads < s.group; }           // there are others
 
   // What has to be read of the estimates before anything else can be done: asked for as soon as they are there. Of one
   // block, and eight scores of each of the blocks that are looked at in one turn, when these are all.
@@ -150,7 +158,8 @@ struct Slice {
   };
   __device__ bool one_turn() const { return n <= warps * in_turn * 4; }
   __device__ void load_scores(int i, int b, Estimates& to) const;
-  __device__ void load_first(Estimates& to);
+  __device__ void begin();
+  __device__ void load_first(Estimates& to) const;
 
   __device__ void store_queries();
   __device__ unsigned find_blocks(const Estimates& known);
@@ -160,7 +169,8 @@ struct Slice {
   __device__ void join_lists();
   __device__ void add_low(int from, int end);
   __device__ void attend_to();
-  __device__ void add_means(const float* tops);
+  __device__ void weigh_means();
+  __device__ void add_means();
   __device__ void store(float* partials, int64_t head_stride);
 };
 
@@ -232,21 +242,36 @@ template <class T, int D, int H>
 __device__ void Slice<T, D, H>::load_scores(int i, int b, Estimates& to) const {
 #pragma unroll
   for (int h = 0; h < H; h++)
-    to.scores[i][h].raw[0] =
-        __ldcg(reinterpret_cast<const uint4*>(s.scores + block_at(min(h, heads - 1), b) * block_tokens) + threadIdx.x % 8);
+    to.scores[i][h].raw[0] = __ldcg(reinterpret_cast<const uint4*>(scores_of(min(h, heads - 1), b)) + threadIdx.x % 8);
+}
+
+// What needs nothing of the kernels before: where things are, and the means, which are wanted last.
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::begin() {
+  const int each = (n + warps - 1) / warps;
+  own = min(n, warp() * each), count = min(n, own + each) - own;
+  keys = s.k.of(view.sequence, g), values = s.v.of(view.sequence, g);
+  const int64_t at = s.blocks_at(row, first_head) + first;
+  scores = s.scores + at * block_tokens, marks = s.marks + at;
+  if (H == 0 || view.dense || count == 0) return;
+  const int here = own + min(lane(), count - 1);
+  const int64_t place = s.codes.place(s.k, view.sequence, first + here);
+  const int16_t* mean = s.codes.mean.at<int16_t>(place, g);
+  m.mean_rows[here] = mean;
+  mean_scale = __ldg(s.codes.mean_scale.at<float>(place, g));
+  for (int d = 0; d < s.head_dim && lane() < count; d += 64) prefetch_to_l2(mean + d);
 }
 
 template <class T, int D, int H>
-__device__ void Slice<T, D, H>::load_first(Estimates& to) {
-  const int each = (n + warps - 1) / warps;
-  own = min(n, warp() * each), count = min(n, own + each) - own;
+__device__ void Slice<T, D, H>::load_first(Estimates& to) const {
   if (count == 0) return;
   const int here = own + min(lane(), count - 1);
-  if (H == 0) to.marks = scored ? __ldcg(s.marks + block_at(0, here)) : 0;
+  if (H == 0) to.marks = scored ? __ldcg(marks + here) : 0;
+  const int64_t at = s.blocks_at(row, first_head) + first + here;
 #pragma unroll
   for (int h = 0; h < H; h++) {
-    const int64_t at = block_at(min(h, heads - 1), here);
-    to.sums[h] = __ldcg(s.sums + at), to.centres[h] = __ldcg(s.centres + at);
+    to.sums[h] = __ldcg(s.sums + at + min(h, heads - 1) * s.max_blocks);
+    to.centres[h] = __ldcg(s.centres + at + min(h, heads - 1) * s.max_blocks);
   }
   if (one_turn())
 #pragma unroll
@@ -265,7 +290,7 @@ __device__ unsigned Slice<T, D, H>::find_blocks(const Estimates& known) {
   if (H == 0) {
     may |= known.marks != 0 && lists(0);
   } else {
-    may |= first + here == view.hidden_block || heads < s.group || one_turn();
+    may |= first + here == view.hidden_block || shares() || one_turn();
 #pragma unroll
     for (int h = 0; h < marked; h++) {
       if (h >= heads) break;
@@ -277,7 +302,7 @@ __device__ unsigned Slice<T, D, H>::find_blocks(const Estimates& known) {
       m.rest[h][here] = lists(h) ? known.sums[h].y * exp2_fast(known.sums[h].x - head.top) : 0.0f;
       m.low[h][here] = 0;
     }
-    if (!may && real && first_head == g * s.group) s.marks[block_at(0, here)] = 0;
+    if (!may && real && leads()) marks[here] = 0;
   }
   const unsigned active = __ballot_sync(~0u, may && real);
   if (active >> lane() & 1) m.active[warp()][__popc(active & ((1u << lane()) - 1))] = uint8_t(lane());
@@ -322,7 +347,7 @@ __device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
   int listed_here = 0;
 #pragma unroll 1
   for (int base = lane() / 8; base - lane() / 8 < actives; base += 4 * ahead) {
-    unsigned marks[ahead] = {}, read[ahead];
+    unsigned found[ahead] = {}, read[ahead];
     int b[ahead], counts = 0;  // of 16 bits
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
@@ -332,7 +357,7 @@ __device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
       if (H == 0) {
         const uint32_t low = __shfl_sync(~0u, uint32_t(known.marks), of_warp),
                        high = __shfl_sync(~0u, uint32_t(known.marks >> 32), of_warp);
-        marks[i] = lists(0) ? (eighth < 4 ? low : high) >> 8 * (eighth % 4) & 0xFF : 0;
+        found[i] = lists(0) ? (eighth < 4 ? low : high) >> 8 * (eighth % 4) & 0xFF : 0;
       }
     }
 #pragma unroll
@@ -344,15 +369,15 @@ __device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
 #pragma unroll
         for (int h = 0; h < marked; h++) {
           to_f32(known.scores[i][h], x[h]);
-          if (h < heads) marks[i] |= listed_of(m.heads[h], first + b[i] == view.hidden_block, m.offsets[h][b[i]], x[h]);
+          if (h < heads) found[i] |= listed_of(m.heads[h], first + b[i] == view.hidden_block, m.offsets[h][b[i]], x[h]);
         }
-        if (heads < s.group) marks[i] = listed_by_all(s, view.hidden_block, row, g, 8 * (first + b[i]) + eighth);
-        if (first_head == g * s.group && real)  // for who asks afterwards
-          reinterpret_cast<uint8_t*>(s.marks + block_at(0, b[i]))[eighth] = uint8_t(marks[i]);
+        if (shares()) found[i] = listed_by_all(s, view.hidden_block, row, g, 8 * (first + b[i]) + eighth);
+        if (leads() && real)  // for who asks afterwards
+          reinterpret_cast<uint8_t*>(marks + b[i])[eighth] = uint8_t(found[i]);
       }
       const auto before = [&](int end) { return (1u << max(0, min(8, end - token))) - 1; };
       const unsigned visible = real ? before(view.tokens) : 0;
-      const unsigned listed = (marks[i] | before(s.sinks) | ~before(view.estimated)) & visible;
+      const unsigned listed = (found[i] | before(s.sinks) | ~before(view.estimated)) & visible;
       read[i] = any_all ? visible : listed;
       counts += __popc(read[i]) << 16 * i;
       if (mixed && real) reinterpret_cast<uint8_t*>(m.group)[8 * b[i] + eighth] = uint8_t(listed);
@@ -415,7 +440,7 @@ __device__ void Slice<T, D, H>::attend_to() {
   const float to_score = m.q_scale[h];
   const bool plain = s.softcap == 0 && s.slopes == nullptr;
   const float to_log2 = to_score * s.scale * log2e;
-  const int16_t* own_scores = s.scores + block_at(h, 0) * block_tokens;
+  const int16_t* own_scores = scores_of(h, 0);
   float sums[pairs][4][4] = {};
   float top = nothing, sum = 0, low = 0, low_estimated = 0;
   // What a row's lanes know, for the columns 2 t and 2 t + 1.
@@ -442,7 +467,7 @@ __device__ void Slice<T, D, H>::attend_to() {
     }
     const int tokens[2] = {__shfl_sync(~0u, own_token, 8 * t), __shfl_sync(~0u, own_token, 8 * t + 4)};
     Eight<T> k[chunks], v[2][pairs];
-    const char* own_key = s.k.row(view.sequence, g, first * block_tokens + own_token);
+    const char* own_key = keys.row(first * block_tokens + own_token);
 #pragma unroll
     for (int c = 0; c < chunks; c++) {
       const int d = 32 * c + 8 * t;  // past head_dim the query is 0
@@ -451,7 +476,7 @@ __device__ void Slice<T, D, H>::attend_to() {
     const auto load_values = [&] {
 #pragma unroll
       for (int j = 0; j < 2; j++) {
-        const char* from = s.v.row(view.sequence, g, first * block_tokens + tokens[j]);
+        const char* from = values.row(first * block_tokens + tokens[j]);
 #pragma unroll
         for (int c = 0; c < pairs; c++) {
           const int d = 64 * c + 8 * r;
@@ -462,14 +487,14 @@ __device__ void Slice<T, D, H>::attend_to() {
     if (early) {
       load_values();
     } else {
-      const char* from = s.v.row(view.sequence, g, first * block_tokens + own_token);
+      const char* from = values.row(first * block_tokens + own_token);
       for (int c = 128 * t; c < s.head_dim * int(sizeof(T)); c += 512) prefetch_to_l2(from + c);
     }
-    int scores[2] = {}, offsets[2] = {};
+    int estimates[2] = {}, offsets[2] = {};
     if (has_low)
 #pragma unroll
       for (int j = 0; j < 2; j++) {
-        scores[j] = __ldcg(own_scores + tokens[j]);
+        estimates[j] = __ldcg(own_scores + tokens[j]);
         offsets[j] = m.offsets[h][tokens[j] / block_tokens];
       }
 
@@ -521,7 +546,7 @@ __device__ void Slice<T, D, H>::attend_to() {
     if (low_row && ours) {
 #pragma unroll
       for (int j = 0; j < 2; j++) {
-        const int b = tokens[j] / block_tokens, v = scores[j], score = v + offsets[j];
+        const int b = tokens[j] / block_tokens, v = estimates[j], score = v + offsets[j];
         const bool is = has_low && x[j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
         const bool has_mean = is && first + b != view.hidden_block;
         const float estimated =
@@ -575,81 +600,119 @@ __device__ void Slice<T, D, H>::attend_to() {
         *reinterpret_cast<float4*>(&m.values[warp()][kept][64 * c + 8 * r + 2 * w]) = make_float4(
             sums[c][w][j] * by[j], sums[c][w][2 + j] * by[j], sums[c][w + 1][j] * by[j], sums[c][w + 1][2 + j] * by[j]);
   }
-  if (H != 0 && rest) add_low(at_once, listed);
+  told = at_once;
 }
 
-// The warp's blocks' means by what is not listed, and by what the low tokens weigh.
+// What the means of the warp's blocks weigh, a lane having a block.
 template <class T, int D, int H>
-__device__ void Slice<T, D, H>::add_means(const float* tops) {
-  constexpr int lanes = D / 8, step = 32 / lanes, ahead = 4;
-  const int mine = lane() % lanes * 8 < s.head_dim ? lane() % lanes * 8 : 0, turn = lane() / lanes;
-  float sums[2 * marked][8] = {}, to_low[marked];
+__device__ void Slice<T, D, H>::weigh_means() {
+  if (lane() >= count) return;
+  const int here = own + lane();
+  const bool counts = first + here != view.hidden_block;
 #pragma unroll
-  for (int h = 0; h < marked; h++)  // no infinity: there may be no low token to multiply with
-    to_low[h] = exp2f(fminf(m.heads[min(h, heads - 1)].low_log2 - tops[h], 100.0f));
-#pragma unroll 1
-  for (int base = 0; base < count; base += ahead * step) {
-    Eight<int16_t> raw[ahead];
-    float scales[ahead];
+  for (int h = 0; h < marked; h++) {
+    if (h >= heads) break;
+    float top = nothing;
+#pragma unroll
+    for (int w = 0; w < warps; w++) top = fmaxf(top, m.sums[w][h][0]);
+    // No infinity: there may be no low token to multiply with.
+    const float to_low = exp2f(fminf(m.heads[h].low_log2 - top, 100.0f));
+    // A block without codes has no mean, and no weight either.
+    const float others = counts ? m.rest[h][here] : 0.0f, low = counts ? m.low[h][here] : 0.0f;
+    m.mean_weights[h][here] = others != 0 ? others * mean_scale : 0.0f;
+    m.mean_weights[H + h][here] = low != 0 ? low * to_low * mean_scale : 0.0f;
+  }
+}
+
+// The means by their weights: a product [2 H, blocks] by [blocks, D] on tensor cores. A warp has dimensions of its own, so
+// nothing has to be added up over warps.
+template <class T, int D, int H>
+__device__ void Slice<T, D, H>::add_means() {
+  constexpr int tiles = D / warps / 8, ahead = 4;  // a lane has `tiles` dimensions in line of a mean
+  using Word = std::conditional_t<tiles == 1, uint16_t, std::conditional_t<tiles == 2, uint32_t, uint2>>;
+  const int r = lane() / 4, t = lane() % 4, vector = H == 4 ? r : r / 4;
+  const int d = warp() * (D / warps) + r * tiles, from = d < s.head_dim ? d : 0;
+  union Dimensions {
+    Word word;
+    int16_t x[tiles];
+  } means[ahead][4];
+  const auto load = [&](int base) {
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      if (base + i * step >= count) break;
-      const int64_t place = s.codes.place(s.k, view.sequence, first + own + min(base + i * step + turn, count - 1));
-      raw[i].load(s.codes.mean.at<int16_t>(place, g) + mine);
-      scales[i] = __ldg(s.codes.mean_scale.at<float>(place, g));
+      if (base + 16 * i >= n) break;
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const int b = min(base + 16 * i + 2 * t + k % 2 + 8 * (k / 2), n - 1);
+        means[i][k].word = __ldg(reinterpret_cast<const Word*>(m.mean_rows[b] + from));
+      }
     }
+  };
+  float sums[tiles][4] = {};
+  load(0);  // on their way while the low tokens are added up
+  add_low(told, listed);
+  weigh_means();
+  __syncthreads();
+#pragma unroll 1
+  for (int base = 0; base < n; base += 16 * ahead) {
+    if (base != 0) load(base);
 #pragma unroll
     for (int i = 0; i < ahead; i++) {
-      if (base + i * step >= count) break;
-      const int of_warp = base + i * step + turn, b = own + min(of_warp, count - 1);
-      const bool counts = of_warp < count && first + b != view.hidden_block;
-      float x[8];
-      to_f32(raw[i], x);
+      if (base + 16 * i >= n) break;
+      uint32_t weights[2][2];
 #pragma unroll
-      for (int h = 0; h < marked; h++) {
-        if (h >= heads) break;
-        const float rest_of = counts ? m.rest[h][b] * scales[i] : 0.0f,
-                    low = counts ? m.low[h][b] * to_low[h] * scales[i] : 0.0f;
+      for (int half = 0; half < 2; half++) {
+        const int b = base + 16 * i + 2 * t + 8 * half;
+        const float2 two = *reinterpret_cast<const float2*>(&m.mean_weights[vector][b]);
+        split<__nv_bfloat16>(b < n ? two.x : 0.0f, b + 1 < n ? two.y : 0.0f, weights[half][0], weights[half][1]);
+      }
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          sums[2 * h][j] = fmaf(rest_of, x[j], sums[2 * h][j]);
-          sums[2 * h + 1][j] = fmaf(low, x[j], sums[2 * h + 1][j]);
-        }
+      for (int j = 0; j < tiles; j++) {
+        uint32_t x[2][2];
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          split<__nv_bfloat16>(float(means[i][2 * half].x[j]), float(means[i][2 * half + 1].x[j]), x[half][0], x[half][1]);
+#pragma unroll
+        for (int part = 0; part < 2; part++)
+          mma(__nv_bfloat16{}, sums[j], weights[0][0], weights[0][1], weights[1][0], weights[1][1], x[0][part], x[1][part]);
       }
     }
   }
+  if (H == 1 && r % 4 != 0) return;
 #pragma unroll
-  for (int i = 0; i < 2 * marked; i++)
+  for (int j = 0; j < tiles; j++)
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-      for (int o = lanes; o < 32; o *= 2) sums[i][j] += __shfl_xor_sync(~0u, sums[i][j], o);
-      if (lane() < lanes) m.means[warp()][i][8 * lane() + j] = sums[i][j];
-    }
+    for (int k = 0; k < 2; k++)
+      m.means[vector][warp() * (D / warps) + (2 * t + k) * tiles + j] = sums[j][k] + sums[j][2 + k];
 }
 
 // The slice's vectors and sums.
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
-  const auto values = [&](int r, int d) {
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < warps; w++) sum += m.values[w][r][d];
+  const int busy = min(warps, (listed + tile_tokens - 1) / tile_tokens);
+  const auto values = [&](int vector, int d) {
+    float4 sum{};
+#pragma unroll 4
+    for (int w = 0; w < busy; w++) {
+      const float4 x = *reinterpret_cast<const float4*>(&m.values[w][vector][d]);
+      sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+    }
     return sum;
   };
-  const auto means = [&](int i, int d) {
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < warps; w++) sum += m.means[w][i][d];
-    return sum;
-  };
-  for (int i = threadIdx.x; i < heads * D; i += threads) {
-    const int h = i / D, d = i % D;
+  for (int i = threadIdx.x; i < heads * (D / 4); i += threads) {
+    const int h = i / (D / 4), d = i % (D / 4) * 4;
     if (d >= s.head_dim) continue;
-    float* to = partials + h * head_stride;
-    to[d] = values(h, d);
+    float* to = partials + h * head_stride + d;
+    *reinterpret_cast<float4*>(to) = values(h, d);
     if constexpr (H != 0) {
-      to[s.head_dim + d] = rest ? values(H == 1 ? 1 : 4 + h, d) - means(2 * h + 1, d) : 0.0f;
-      to[2 * s.head_dim + d] = rest ? means(2 * h, d) : 0.0f;
+      if (!rest) {
+        *reinterpret_cast<float4*>(to + s.head_dim) = *reinterpret_cast<float4*>(to + 2 * s.head_dim) = float4{};
+        continue;
+      }
+      float4 low = values(H + h, d);
+      const float4 mean = *reinterpret_cast<const float4*>(&m.means[H + h][d]);
+      low.x -= mean.x, low.y -= mean.y, low.z -= mean.z, low.w -= mean.w;
+      *reinterpret_cast<float4*>(to + s.head_dim) = low;
+      *reinterpret_cast<float4*>(to + 2 * s.head_dim) = *reinterpret_cast<const float4*>(&m.means[h][d]);
     }
   }
   for (int h = warp(); h < heads; h += warps) {
@@ -691,22 +754,15 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   launch_next();
   const int row = blockIdx.z, g = s.lists_each == 1 ? blockIdx.y : blockIdx.y / s.lists_each;
   const int first_head = g * s.group + (blockIdx.y - g * s.lists_each) * s.at_once,
-            heads = min(s.at_once, (g + 1) * s.group - first_head);
+            heads = H == 1 ? 1 : min(s.at_once, (g + 1) * s.group - first_head);
   const bool scored = s.chosen();
   View view = see(s, row);
   const int blocks = blocks_in(view.tokens), slices = s.slices_of(blocks), each = (blocks + slices - 1) / slices;
   const int slice = blockIdx.x;
   if (slice >= slices) return;
   const int first = min(blocks, slice * each), last = min(blocks, first + each);
-  if (H != 0 && !view.dense) {  // the means are wanted last, and can come before anything is known of the scores
-    const int lines = (2 * s.head_dim + 127) / 128;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < (last - first) * lines; i += threads) {
-      const char* line = s.codes.mean.at<char>(s.codes.place(s.k, view.sequence, first + i / lines), g) + i % lines * 128;
-      prefetch_to_l2(line);
-    }
-  }
   Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored};
+  of.begin();
   of.store_queries();
   wait_for_previous();
   if (scored) of.view = view = s.views[row];
@@ -736,134 +792,30 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   }
   if (of.any_all) of.listed = max(0, min(view.tokens - first * block_tokens, of.n * block_tokens));
   of.attend_to();
-  float tops[Memory::marked];
-#pragma unroll
-  for (int h = 0; h < Memory::marked; h++) {
-    tops[h] = nothing;
-#pragma unroll
-    for (int w = 0; w < warps; w++) tops[h] = fmaxf(tops[h], m.sums[w][h][0]);
-  }
   if constexpr (H != 0)
-    if (of.rest) of.add_means(tops);
+    if (of.rest) of.add_means();
   __syncthreads();
   const int64_t stride = 3 * s.head_dim + partial_sums, head_stride = s.slices * stride;
   of.store(s.partials + (int64_t(row) * s.q_heads + first_head) * head_stride + slice * stride, head_stride);
+  if (!s.merges_inside()) return;
+  // The last block of threads that is through puts all slices of its heads together.
+  __shared__ bool is_last;
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = add_released(&s.tallies[row * s.q_heads + first_head].attended, 1) == slices - 1;
+  __syncthreads();
+  if (!is_last) return;
+  merge<D>(s, view, row, first_head, heads, slices, m.merged);
 }
 
-constexpr int combine_threads = 512, most_scales = 64;
-
-// The slices of a head: a thread has a dimension, and its turn of the slices. The first warp sees to what the vectors count.
-__global__ void __launch_bounds__(combine_threads) combine(const __grid_constant__ Step s) {
-  __shared__ float scales[most_scales];
-  __shared__ float vectors[3][combine_threads];
-  __shared__ float reference, factor, leaning, share;
+// The same where no scan has been there to begin counting.
+template <int D>
+__global__ void __launch_bounds__(threads) combine(const __grid_constant__ Step s) {
+  __shared__ float merged[warps][3][D];
   launch_next();
-  const int h = blockIdx.x, row = blockIdx.y, D = s.head_dim, width = D <= 64 ? 64 : D <= 128 ? 128 : 256;
-  const int d = threadIdx.x % width, turn = threadIdx.x / width, turns = combine_threads / width, lane = threadIdx.x % 32;
-  const View seen = see(s, row);
-  const int slices = s.slices_of(blocks_in(seen.tokens)), stride = 3 * D + partial_sums;
-  const float* partials = s.partials + (int64_t(row) * s.q_heads + h) * s.slices * stride;
-  const float* sums = partials + 3 * D;
+  const View view = see(s, blockIdx.y);
   wait_for_previous();
-  const bool scored = s.chosen(), may_rest = scored && s.automatic;
-  constexpr int ahead = 9;
-  float loaded[ahead][3] = {};
-  const auto load = [&](int base) {
-#pragma unroll
-    for (int i = 0; i < ahead; i++) {
-      const float* of = partials + min(base + i * turns, slices - 1) * stride + min(d, D - 1);
-      loaded[i][0] = __ldcg(of);
-      if (may_rest) loaded[i][1] = __ldcg(of + D), loaded[i][2] = __ldcg(of + 2 * D);
-    }
-  };
-  load(turn);
-  if (threadIdx.x < 32) {  // a lane has every 32nd slice's sums
-    const Head head = s.heads[row * s.q_heads + h];
-    float top = -INFINITY;
-#pragma unroll 1
-    for (int i = lane; i < slices; i += 32) top = fmaxf(top, __ldcg(sums + i * stride + sum_max));
-    top = max_of_warp(top);
-    const float highest = top == -INFINITY ? 0.0f : top;
-    if (lane == 0) reference = highest;
-    float listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0, beside = 0;
-    const int reading = scored ? head.reading : seen.dense ? reads_short : reads_list;
-    const bool rest = may_rest && reading == reads_list;
-#pragma unroll 1
-    for (int i = lane; i < slices; i += 32) {
-      const float* of = sums + i * stride;
-      const float scale = exp2f(__ldcg(of + sum_max) - highest);
-      if (i < most_scales) scales[i] = scale;
-      listed = fmaf(__ldcg(of + sum_listed), scale, listed);
-      if (!rest) continue;
-      low = fmaf(__ldcg(of + sum_low), scale, low);
-      low_estimated += __ldcg(of + sum_low_estimated);
-      with_mean = fmaf(__ldcg(of + sum_low_with_mean), scale, with_mean);
-      others += __ldcg(of + sum_rest);
-      beside += __ldcg(of + sum_beside_hidden);
-    }
-    listed = sum_of_warp(listed);
-    float by = 0, lean_by = 0;
-    if (rest) {
-      low = sum_of_warp(low), low_estimated = sum_of_warp(low_estimated), with_mean = sum_of_warp(with_mean);
-      others = sum_of_warp(others), beside = sum_of_warp(beside);
-      const float expected = exp2f(fminf(head.top - highest, highest_weight * log2e)), measured = low / low_estimated;
-      by = isfinite(measured) ? fminf(measured, highest_factor * expected) : expected;
-      others = others > 0 ? others * by : 0.0f;
-      beside = beside > 0 ? beside * by : 0.0f;
-      lean_by = with_mean > 0 ? lean * others / with_mean : 0.0f;
-    }
-    const float attended = listed + others, all = attended > 0 ? attended + beside : attended;
-    float lse = all == 0 ? -INFINITY : (top + log2f(all)) * ln2, part = attended != 0 ? 1.0f / attended : 0.0f;
-    if (s.sink_logits != nullptr) {
-      const float logit = s.sink_logits[h];
-      if (lse == -INFINITY) {
-        lse = logit;
-      } else {
-        const float most = fmaxf(lse, logit), with = most + logf(expf(lse - most) + expf(logit - most));
-        part *= expf(lse - with);
-        lse = isnan(part) ? part : with;
-      }
-    }
-    if (lane == 0) {
-      factor = by, leaning = lean_by, share = part;
-      const int64_t index = int64_t(row) * s.q_heads + h;
-      if (s.lse != nullptr) s.lse[index] = lse;
-      if (s.mass != nullptr)
-        s.mass[index] = reading != reads_list ? 1.0f
-                        : rest                ? listed / (listed + others + beside)
-                        : scored              ? head.mass
-                                              : __int_as_float(0x7FC00000);
-      if (s.noise != nullptr) s.noise[index] = scored ? head.noise : 0.0f;
-    }
-  }
-  __syncthreads();
-  float x[3] = {};
-#pragma unroll 1
-  for (int base = turn; base < slices; base += ahead * turns) {
-    if (base != turn) load(base);
-#pragma unroll
-    for (int i = 0; i < ahead; i++) {
-      const int slice = base + i * turns;
-      if (slice >= slices) break;
-      const float scale = slice < most_scales ? scales[slice] : exp2f(__ldcg(sums + slice * stride + sum_max) - reference);
-      x[0] = fmaf(loaded[i][0], scale, x[0]);
-      x[1] = fmaf(loaded[i][1], scale, x[1]);
-      x[2] += loaded[i][2];
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 3; i++) vectors[i][threadIdx.x] = x[i];
-  __syncthreads();
-  if (turn != 0 || d >= D) return;
-  char* out = s.out + row / s.rows * s.out_stride_batch + row % s.rows * s.out_stride_row + h * s.out_stride_head;
-  float sum[3] = {};
-#pragma unroll 1
-  for (int i = 0; i < turns; i++)
-#pragma unroll
-    for (int j = 0; j < 3; j++) sum[j] += vectors[j][i * width + d];
-  // Not all heads of a row have a rest: of what has none the factors are 0.
-  const float value = may_rest ? fmaf(sum[1], leaning, fmaf(sum[2], factor, sum[0])) : sum[0];
-  reinterpret_cast<float*>(out)[d] = share == 0 ? 0.0f : value * (share * s.v_scale);
+  merge<D>(s, s.chosen() ? s.views[blockIdx.y] : view, blockIdx.y, blockIdx.x, 1, s.slices_of(blocks_in(view.tokens)),
+           merged);
 }
 
 template <class T, int D, int H>
@@ -891,9 +843,10 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
 
 cudaError_t launch_attend(const Step& s, cudaStream_t stream) {
   const cudaError_t error = with_element(s.k_dtype, [&](auto zero) { return launch<decltype(zero)>(s, stream); });
-  if (error != cudaSuccess) return error;
-  return cuda::launch(Start::beside, combine, dim3(unsigned(s.q_heads), unsigned(s.query_rows)), combine_threads, 0, stream,
-                      s);
+  if (error != cudaSuccess || s.merges_inside()) return error;
+  const dim3 grid(unsigned(s.q_heads), unsigned(s.query_rows));
+  const auto kernel = s.head_dim <= 64 ? combine<64> : s.head_dim <= 128 ? combine<128> : combine<256>;
+  return cuda::launch(Start::beside, kernel, grid, threads, 0, stream, s);
 }
 
 }  // namespace adamas::cuda

@@ -7,7 +7,7 @@
 namespace adamas::cuda {
 namespace {
 
-constexpr int always_warps = 4, warps = 12, threads = 32 * warps, first_always = threads - 32 * always_warps;
+constexpr int always_warps = 4, warps = 8, threads = 32 * warps, first_always = threads - 32 * always_warps;
 
 struct Shared {
   float query[always_warps][256];
@@ -21,12 +21,13 @@ __shared__ Shared m;
 // The exact scores of what is read in any case, as a maximum and a sum of exponentials for each of the warps that call it;
 // +inf when one is no number. Eight lanes have a token.
 __device__ void score_always(const Step& s, const View& view, int row, int h) {
-  constexpr int ahead = 4, step = 4 * always_warps;
+  constexpr int ahead = 2, step = 4 * always_warps;
   const int part = threadIdx.x % 8, warp = (threadIdx.x - first_always) / 32, g = h / s.group;
   const int sinks = min(s.sinks, view.tokens), from = max(view.estimated, sinks), count = sinks + view.tokens - from;
   const char* q = s.query(row, h);
   for (int d = threadIdx.x % 32; d < s.head_dim; d += 32) m.query[warp][d] = load_element(q, s.q_dtype, d);
   __syncwarp();
+  const HeadRows rows = s.k.of(view.sequence, g);
   float most = -INFINITY, sum = 0;
   const auto score = [&](auto zero) {
     using T = decltype(zero);
@@ -42,7 +43,7 @@ __device__ void score_always(const Step& s, const View& view, int row, int h) {
         const int here = d < s.head_dim ? d : 0;  // past head_dim the query is 0
         Eight<T> raw[ahead];
 #pragma unroll
-        for (int i = 0; i < ahead; i++) raw[i].load(s.k.row(view.sequence, g, token[i]) + here * sizeof(T));
+        for (int i = 0; i < ahead; i++) raw[i].load(rows.row(token[i]) + here * sizeof(T));
 #pragma unroll
         for (int i = 0; i < ahead; i++) {
           float k[8];
@@ -100,8 +101,7 @@ __device__ int low_top_of(const Head& head, int score) {
   return int(fmin(floor(units + 1e-6), double(always_score)));
 }
 
-__global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s) {
-  launch_next();
+__global__ void __launch_bounds__(threads, 4) choose(const __grid_constant__ Step s) {
   const int h = blockIdx.x, row = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t index = int64_t(row) * s.q_heads + h;
   View view = see(s, row);
@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
     for (int i = 0; i < kept; i++) tops[i] = __ldcg(&sums[min(own + i * counting, blocks - 1)].x);
   }
   __syncthreads();
+  launch_next();  // not before: some of the next kernel's blocks of threads find no room beside these, and would come late
   const Summary all = m.all;
   Head head = begin_head(s, s.tallies[index], all);
   if (head.reading != reads_list) {
@@ -147,10 +148,10 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   }
   __syncthreads();
   if (warp != 0) return;
-  const auto edge = [&](int64_t k) {
-    return all.top - edge_distance(min(bin_reaching(m.reaching, int(k)), list_edges - 1));
-  };
-  const float from = fminf(fmaxf(least, edge(most_blocks(blocks))), edge(fewest_blocks(blocks)));
+  int edges[2];
+  bins_reaching(m.reaching, {int(most_blocks(blocks)), int(fewest_blocks(blocks))}, edges);
+  const auto edge = [&](int i) { return all.top - edge_distance(min(edges[i], list_edges - 1)); };
+  const float from = fminf(fmaxf(least, edge(0)), edge(1));
   // The second lane has the blocks with hidden rows.
   const float logit2 = lane == 1 ? fminf(from, least + log2f(float(hidden_rows_share))) : from;
   const int score = score_reaching(head, double(logit2) * double(ln2));

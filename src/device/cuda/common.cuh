@@ -28,23 +28,41 @@ inline constexpr float log2e = 1.4426950408889634f;
 inline constexpr float ln2 = 0.6931471805599453f;
 inline constexpr float nothing = -1e30f;  // a logarithm of nothing, without the NaNs of infinities
 
+// Rows of a sequence's KV head.
+struct HeadRows {
+  const char* data;
+  const int32_t* pages;  // NULL: not paged
+  int64_t stride_page;
+  int32_t stride_token, page_bits, page_count;
+  __device__ const char* row(int token) const {
+    if (pages == nullptr) return data + int64_t(token) * stride_token;
+    const int32_t id = __ldg(pages + (token >> page_bits));
+    return data + (uint32_t(id) < uint32_t(page_count) ? id : 0) * stride_page +
+           int64_t(token & ((1 << page_bits) - 1)) * stride_token;
+  }
+};
+
 // Rows of K or V.
 struct Table {
   const char* data;
-  int64_t stride_sequence, stride_head, stride_token, stride_page;
+  int64_t stride_sequence, stride_head, stride_page;
   const int32_t* pages;  // NULL: not paged
   int64_t stride_table;
-  int32_t page_bits, page_count;
+  int32_t stride_token, page_bits, page_count;
 
   // A page id out of its range is read as the first page: nothing else can be done here.
   __device__ int64_t page(int64_t sequence, int64_t index) const {
     const int32_t id = __ldg(pages + sequence * stride_table + index);
     return uint32_t(id) < uint32_t(page_count) ? id : 0;
   }
-  __device__ const char* row(int64_t sequence, int head, int64_t token) const {
-    if (pages == nullptr) return data + sequence * stride_sequence + head * stride_head + token * stride_token;
-    return data + page(sequence, token >> page_bits) * stride_page + head * stride_head +
-           (token & ((1 << page_bits) - 1)) * stride_token;
+  __device__ HeadRows of(int64_t sequence, int head) const {
+    const bool paged = pages != nullptr;
+    return {data + (paged ? 0 : sequence * stride_sequence) + head * stride_head,
+            paged ? pages + sequence * stride_table : nullptr,
+            stride_page,
+            stride_token,
+            page_bits,
+            page_count};
   }
 };
 
@@ -96,6 +114,7 @@ struct Tally {
   double unit;       // u
   float rms, noise;  // rms: of the rotated query
   int through, candidates;
+  int attended;  // blocks of threads that are through with the slices of the list that begins with this head
 };
 // A token that may be among those wanted, by its rank.
 struct Candidate {
@@ -202,6 +221,9 @@ struct Step {
   __host__ __device__ bool chosen() const {
     return policy == ADAMAS_POLICY_ADAMAS || policy == ADAMAS_POLICY_QUEST || policy == ADAMAS_POLICY_ORACLE;
   }
+  // Whether the last slice of a list puts all of them together. The scan begins counting them; of several heads the slices
+  // leave so much that a block of threads for each is faster, with a launch of their own.
+  __host__ __device__ bool merges_inside() const { return policy == ADAMAS_POLICY_ADAMAS && at_once == 1; }
   __device__ float slope(int head) const { return slopes != nullptr ? __ldg(slopes + head) : 1.0f; }
   __device__ const char* query(int row, int head) const {
     const int b = rows == 1 ? row : row / rows;
@@ -398,7 +420,10 @@ __device__ void rotate(int head_dim, float (&x)[parts]) {
       x[i + span] = __fsub_rn(a, b);
     }
   }
-  const float scale = __fdiv_rn(1.0f, __fsqrt_rn(float(n)));
+  // 1 / sqrt(n), to the bit: n is a power of two, and what is divided and rooted is 1 or 2 times one of four.
+  constexpr float of_two = 1.0f / 1.41421354f;
+  const int exponent = __ffs(n) - 1;
+  const float scale = __uint_as_float(unsigned(127 - exponent / 2) << 23) * (exponent % 2 != 0 ? of_two : 1.0f);
 #pragma unroll
   for (int i = 0; i < parts; i++) x[i] = __fmul_rn(x[i], scale);
 }

@@ -90,7 +90,7 @@ __device__ void bound_pages(const Codes& codes, const Appended& a, const Change&
     const int page = i / a.head_dim, d = i % a.head_dim;
     float low = 0, high = 0;
     for (int t = page * quest_page; t < min(count, (page + 1) * quest_page); t++) {
-      float x = load_element(a.k.row(c.sequence, head, block * block_tokens + t), a.dtype, d);
+      float x = load_element(a.k.of(c.sequence, head).row(block * block_tokens + t), a.dtype, d);
       if (isnan(x)) x = 0;
       low = t % quest_page == 0 ? x : fminf(low, x), high = t % quest_page == 0 ? x : fmaxf(high, x);
     }
@@ -128,7 +128,7 @@ __device__ void load_rows(const Table& rows, const Appended& a, const Change& c,
   const int lane = threadIdx.x % 32;
   for (int t = threadIdx.x / 32; t < count; t += warps) {
     RawRow<parts> raw;
-    raw.load(rows.row(c.sequence, head, block * block_tokens + t), a.dtype, a.head_dim);
+    raw.load(rows.of(c.sequence, head).row(block * block_tokens + t), a.dtype, a.head_dim);
     float row[parts];
     raw.tame(a.dtype, a.head_dim, row);
     if (rotated) rotate(a.head_dim, row);

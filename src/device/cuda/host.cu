@@ -50,6 +50,8 @@ Status check_rows(const adamas_rows& rows, const char* name) {
   const auto bits = reinterpret_cast<uintptr_t>(rows.data) | uintptr_t(rows.stride_head) | uintptr_t(rows.stride_token) |
                     (rows.pages != nullptr ? uintptr_t(rows.stride_page) : uintptr_t(rows.stride_sequence));
   if (bits % 16 != 0) return unsupported(std::string(name) + ": on a GPU its address and strides are multiples of 16 bytes");
+  if (rows.stride_token != int32_t(rows.stride_token))
+    return unsupported(std::string(name) + ": on a GPU tokens are less than 2 GB apart");
   return {};
 }
 
@@ -58,7 +60,7 @@ Table table_of(const adamas_rows& rows) {
   t.data = static_cast<const char*>(rows.data);
   t.stride_sequence = rows.stride_sequence;
   t.stride_head = rows.stride_head;
-  t.stride_token = rows.stride_token;
+  t.stride_token = int32_t(rows.stride_token);
   t.stride_page = rows.stride_page;
   if (rows.pages == nullptr) return t;
   t.pages = rows.pages->table;

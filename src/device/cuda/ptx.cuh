@@ -41,6 +41,14 @@ __device__ void wait_for_copies() {
 }
 __device__ inline void prefetch_to_l2(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
 
+// Adds, and returns what was there before. What the block of threads wrote before its last barrier is seen by who finds the
+// sum, and by its block of threads behind a barrier.
+__device__ inline int add_released(int* at, int more) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(before) : "l"(at), "r"(more) : "memory");
+  return before;
+}
+
 __device__ inline float exp2_fast(float x) {
   float e;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x));
@@ -65,10 +73,10 @@ __device__ inline uint32_t f16_from_e4m3(uint16_t both) {
 // c += a b of bytes: 16 x 32 by 32 x 8, signed (s) or not (u). A warp's; the order of elements is PTX's m16n8k32.
 #define ADAMAS_MMA(name, type_a, type_b)                                                                                  \
   __device__ inline void name(int(&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) { \
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." type_a "." type_b                                               \
-                 ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                             \
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                                         \
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                 \
+    asm("mma.sync.aligned.m16n8k32.row.col.s32." type_a "." type_b                                                        \
+        ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                                      \
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                                                  \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                          \
   }
 ADAMAS_MMA(mma_ss, "s8", "s8")
 ADAMAS_MMA(mma_su, "s8", "u8")

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(score_threads) score_tokens(const __grid_const
     constexpr int step = score_threads / 8;
     for (int base = blockIdx.x * step; base < view.tokens; base += gridDim.x * step) {
       const int token = base + int(threadIdx.x) / 8;
-      const char* k = s.k.row(view.sequence, g, min(token, view.tokens - 1));
+      const char* k = s.k.of(view.sequence, g).row(min(token, view.tokens - 1));
       float sum = 0;
       for (int d = 8 * part; d < s.head_dim; d += 64) {
         Eight<T> raw;

@@ -40,15 +40,17 @@ template <int W, bool M>
 __device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W, M>& to) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (s.rotated) rotate(s.head_dim, y);
+  // The estimator `dot` takes the deviation for the noise alone, and floats will do.
+  using Square = std::conditional_t<M, double, float>;
   float m = 0;
-  double squares = 0;
+  Square squares = 0;
 #pragma unroll
-  for (int i = 0; i < 2 * W; i++) m = fmaxf(m, fabsf(y[i])), squares += double(y[i]) * y[i];
-  m = max_of_warp(m);
+  for (int i = 0; i < 2 * W; i++) m = fmaxf(m, fabsf(y[i])), squares += Square(y[i]) * y[i];
+  m = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(m)));  // as floats above 0 are ordered, so are their bits
   squares = sum_of_warp(squares);
   if (!(m > smallest_query)) m = 0;
   const float to_q8 = m > 0 ? __fdiv_rn(float(query_levels), m) : 0.0f, to_q16 = m > 0 ? __fdiv_rn(32767.0f, m) : 0.0f;
-  const float rms = float(sqrt(squares / s.head_dim));
+  const float rms = float(sqrt(squares / Square(s.head_dim)));
   const float threshold = s.query_threshold > 0 ? s.query_threshold : __fmul_rn(threshold_sigmas, rms);
   int sum = 0;
 #pragma unroll
@@ -68,12 +70,15 @@ __device__ void prepare_queries(const Step& s, float (&y)[2 * W], Queries<W, M>&
       sum -= 6 * q8;
     }
   }
-  sum = sum_of_warp(sum);
+  sum = __reduce_add_sync(~0u, sum);
   if (lane == 0) {
     to.start[warp] = M ? sum + 2 * __double2int_rn(mean_distance * distance_scale * s.head_dim) : sum;
     to.largest[warp] = m;
     to.rms[warp] = rms;
-    to.unit16[warp] = double(m) / 32767.0;
+    // m / 32767, to the bit (tried on every mantissa), in three instructions.
+    constexpr double inverse = 1.0 / 32767.0;
+    const double quotient = double(m) * inverse;
+    to.unit16[warp] = fma(fma(-quotient, 32767.0, double(m)), inverse, quotient);
   }
 }
 
@@ -86,7 +91,8 @@ __device__ double unit_of(float largest, float rms, float reference) {
 
 template <int W, int G, bool M>
 struct Shared {
-  static constexpr int stages = W == 4 ? 2 : W == 3 ? 3 : 4, block_words = 64 * W;  // of 16 bytes
+  static constexpr int at_once = W <= 2 ? 2 : 1;  // blocks that a warp scores side by side: a chain of waits each
+  static constexpr int stages = W == 4 ? 2 : W == 3 ? 3 : 5, block_words = 64 * W;  // of 16 bytes
   uint4 ring[warps][stages][block_words];
   Queries<W, M> queries;
   float bases[G][slice_blocks];
@@ -122,15 +128,15 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   // G heads and `tiles` tiles in the columns of a product, in as many rounds as the block's four tiles take.
   constexpr int tiles = G == 1 ? 4 : 8 / G, rounds = tiles >= 4 ? 1 : 4 / tiles, in_round = 4 / rounds;
   using Memory = Shared<W, G, M>;
-  constexpr int stages = Memory::stages;
+  constexpr int stages = Memory::stages, at_once = Memory::at_once;
   Memory& m = *reinterpret_cast<Memory*>(shared_memory());
   launch_next();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4, r8 = lane / 4;
   const int row = blockIdx.z, g = s.passes == 1 ? blockIdx.y : blockIdx.y / s.passes, pass = blockIdx.y - g * s.passes;
   const int first_head = g * s.group + pass * G, heads = min(G, s.group - pass * G);
 
-  // What is small is asked for first, and looked at when the first copies are on their way: behind those it would wait for
-  // all of them. After a row's length nothing waits for anything else.
+  // What is small is asked for first: behind the copies it would wait for all of them. After a row's length nothing waits
+  // for anything else. The warps that have a query prepare it while the others wait for the length and begin to copy.
   RawRow<2 * W> raw;
   if (warp < heads) raw.load(s.query(row, first_head + warp), s.q_dtype, s.head_dim);
   View view = see(s, row);
@@ -138,6 +144,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   const int first = blockIdx.x * each, last = min(blocks, first + each);
   if (view.dense || first >= last) {
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
+    if (blockIdx.x == 0 && int(threadIdx.x) < heads) s.tallies[row * s.q_heads + first_head + threadIdx.x].attended = 0;
     return;
   }
   const int64_t in_line = view.sequence * s.codes.blocks;
@@ -159,18 +166,19 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   const int own_coded = __ldg(s.codes.coded + own_place);
   Centres<W> centres;
   centres.load(s, g, first + span_blocks * warp, last, place);
+  const char* words = s.codes.words.at<char>(s.codes.by_page ? 0 : in_line, g) + lane * 16;
   const auto copy = [&](int b, int stage) {
     if (b < last) {
-      const uint4* from = s.codes.words.at<uint4>(place(b), g) + lane;
+      const char* from = words + (s.codes.by_page ? m.places[b - first] : b) * s.codes.words.stride_block;
       uint4* to = &m.ring[warp][stage][lane];
 #pragma unroll
-      for (int i = 0; i < 2 * W; i++) copy16(to + i * 32, from + i * 32);
+      for (int i = 0; i < 2 * W; i++) copy16(to + i * 32, from + i * 512);
     }
     commit_copies();
   };
   int b = first + warp;
 #pragma unroll
-  for (int i = 0; i < stages - 1; i++) copy(b + i * warps, i);
+  for (int i = 0; i < stages - at_once; i++) copy(b + i * warps, i);
 
   if (warp < heads) {  // what has no head is garbage, and nobody looks at its products
     float y[2 * W];
@@ -198,7 +206,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
       const double scale = s.scale, squares = double(spread.squares) / spread_one * reference * reference;
       const float noise = float((M ? manhattan_distortion : distortion) * (double(rms) * rms * s.head_dim) *
                                 (squares / blocks) * scale * scale);
-      s.tallies[row * s.q_heads + first_head + h] = {unit, rms, noise, 0, 0};
+      s.tallies[row * s.q_heads + first_head + h] = {unit, rms, noise, 0, 0, 0};
     }
   }
 
@@ -277,130 +285,174 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   __syncthreads();
 #pragma unroll
   for (int k = 0; k < columns; k++) unit[k] = m.queries.unit[head[k]];
-  for (int stage = 0; b < last; b += warps, stage = stage + 1 == stages ? 0 : stage + 1) {
-    wait_for_copies<stages - 2>();
+  uint32_t* scores[columns];
+#pragma unroll
+  for (int k = 0; k < columns; k++)
+    scores[k] =
+        reinterpret_cast<uint32_t*>(s.scores + s.blocks_at(row, first_head + min(head[k], heads - 1)) * block_tokens) +
+        tile[k] * 8 + r8;
+  const auto beyond = [](int stage) { return stage >= stages ? stage - stages : stage; };
+  for (int stage = 0; b < last; b += at_once * warps, stage = beyond(stage + at_once)) {
+    wait_for_copies<stages - 2 * at_once>();
     __syncwarp();
-    uint32_t w[8][W];
-    const uint32_t* mine = reinterpret_cast<const uint32_t*>(m.ring[warp][stage]) + lane * W;
+    // Lanes that have the same heads: over these a block's tokens are spread.
+    constexpr int from = G == 1 ? 1 : G <= 4 ? 2 : 4;
+    int v[at_once][columns][2 * rounds], most[at_once][columns];
+    bool whole[at_once];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      if constexpr (W == 4) {
-        const uint4 x = *reinterpret_cast<const uint4*>(mine + i * 32 * W);
-        w[i][0] = x.x, w[i][1] = x.y, w[i][2] = x.z, w[i][3] = x.w;
-      } else if constexpr (W == 2) {
-        const uint2 x = *reinterpret_cast<const uint2*>(mine + i * 32 * W);
-        w[i][0] = x.x, w[i][1] = x.y;
-      } else {
+    for (int u = 0; u < at_once; u++) {
+      uint32_t w[8][W];
+      const uint32_t* mine = reinterpret_cast<const uint32_t*>(m.ring[warp][beyond(stage + u)]) + lane * W;
 #pragma unroll
-        for (int j = 0; j < W; j++) w[i][j] = mine[i * 32 * W + j];
+      for (int i = 0; i < 8; i++) {
+        if constexpr (W == 4) {
+          const uint4 x = *reinterpret_cast<const uint4*>(mine + i * 32 * W);
+          w[i][0] = x.x, w[i][1] = x.y, w[i][2] = x.z, w[i][3] = x.w;
+        } else if constexpr (W == 2) {
+          const uint2 x = *reinterpret_cast<const uint2*>(mine + i * 32 * W);
+          w[i][0] = x.x, w[i][1] = x.y;
+        } else {
+#pragma unroll
+          for (int j = 0; j < W; j++) w[i][j] = mine[i * 32 * W + j];
+        }
       }
-    }
-    copy(b + (stages - 1) * warps, stage == 0 ? stages - 1 : stage - 1);
-    int c[rounds][4];
+      int c[rounds][4];
 #pragma unroll
-    for (int r = 0; r < rounds; r++) {
-      c[r][0] = c[r][2] = start[0], c[r][1] = c[r][3] = start[columns - 1];
+      for (int r = 0; r < rounds; r++) {
+        c[r][0] = c[r][2] = start[0], c[r][1] = c[r][3] = start[columns - 1];
 #pragma unroll
-      for (int j = 0; j < in_round; j++) {
-        const uint32_t *lo = w[2 * (r * in_round + j)], *hi = w[2 * (r * in_round + j) + 1];
+        for (int j = 0; j < in_round; j++) {
+          const uint32_t *lo = w[2 * (r * in_round + j)], *hi = w[2 * (r * in_round + j) + 1];
 #pragma unroll
-        for (int i = 0; i < W; i++) {
-          constexpr uint32_t even = 0x03030303, odd = even << 2;
-          const uint32_t lo4 = lo[i] >> 4, hi4 = hi[i] >> 4;
-          mma_us(c[r], lo[i] & even, hi[i] & even, lo[i] & odd, hi[i] & odd, q[j][4 * i], q[j][4 * i + 1]);
-          mma_us(c[r], lo4 & even, hi4 & even, lo4 & odd, hi4 & odd, q[j][4 * i + 2], q[j][4 * i + 3]);
-          if constexpr (M) {
-            constexpr uint32_t low = 0x55555555, first = 0x01010101, second = first << 2;
-            const uint32_t lo_high = lo[i] >> 1, hi_high = hi[i] >> 1;
+          for (int i = 0; i < W; i++) {
+            constexpr uint32_t even = 0x03030303, odd = even << 2;
+            const uint32_t lo4 = lo[i] >> 4, hi4 = hi[i] >> 4;
+            mma_us(c[r], lo[i] & even, hi[i] & even, lo[i] & odd, hi[i] & odd, q[j][4 * i], q[j][4 * i + 1]);
+            mma_us(c[r], lo4 & even, hi4 & even, lo4 & odd, hi4 & odd, q[j][4 * i + 2], q[j][4 * i + 3]);
+            if constexpr (M) {
+              constexpr uint32_t low = 0x55555555, first = 0x01010101, second = first << 2;
+              const uint32_t lo_high = lo[i] >> 1, hi_high = hi[i] >> 1;
 #pragma unroll
-            for (int side = 0; side < 2; side++) {
-              const uint32_t a = (side == 0 ? ~(lo[i] | lo_high) : lo[i] & lo_high) & low,
-                             b = (side == 0 ? ~(hi[i] | hi_high) : hi[i] & hi_high) & low;
-              const auto of_tile = [&](int k) { return in_round == 1 || tile_of_query == j ? sides[side][k] : 0; };
-              mma_us(c[r], a & first, b & first, a & second, b & second, of_tile(4 * i), of_tile(4 * i + 1));
-              mma_us(c[r], a >> 4 & first, b >> 4 & first, a >> 4 & second, b >> 4 & second, of_tile(4 * i + 2),
-                     of_tile(4 * i + 3));
+              for (int side = 0; side < 2; side++) {
+                const uint32_t a = (side == 0 ? ~(lo[i] | lo_high) : lo[i] & lo_high) & low,
+                               b = (side == 0 ? ~(hi[i] | hi_high) : hi[i] & hi_high) & low;
+                const auto of_tile = [&](int k) { return in_round == 1 || tile_of_query == j ? sides[side][k] : 0; };
+                mma_us(c[r], a & first, b & first, a & second, b & second, of_tile(4 * i), of_tile(4 * i + 1));
+                mma_us(c[r], a >> 4 & first, b >> 4 & first, a >> 4 & second, b >> 4 & second, of_tile(4 * i + 2),
+                       of_tile(4 * i + 3));
+              }
             }
           }
         }
       }
-    }
-    const int weight = m.weights[b - first], b64 = b * block_tokens;
-    const bool whole = b64 >= s.sinks && b64 + block_tokens <= view.estimated;
-    // Lanes that have the same heads: over these a block's tokens are spread.
-    constexpr int from = G == 1 ? 1 : G <= 4 ? 2 : 4;
-    int v[columns][2 * rounds], most[columns];
-#pragma unroll
-    for (int k = 0; k < columns; k++) {
-      most[k] = hidden_score;
-#pragma unroll
-      for (int r = 0; r < rounds; r++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          int score = (c[r][2 * half + k] * weight + (1 << 15)) >> 16;
-          if (!whole) {
-            const int token = b64 + (r * in_round + tile[k]) * 16 + 2 * r8 + half;
-            if (token < s.sinks || token >= view.estimated) score = hidden_score;
-          }
-          v[k][2 * r + half] = score;
-          most[k] = max(most[k], score);
-        }
-      if (head[k] < heads) {
-        uint32_t* to = reinterpret_cast<uint32_t*>(s.scores + (s.blocks_at(row, first_head + head[k]) + b) * block_tokens) +
-                       tile[k] * 8 + r8;
-#pragma unroll
-        for (int r = 0; r < rounds; r++) __stcg(to + r * in_round * 8, __byte_perm(v[k][2 * r], v[k][2 * r + 1], 0x5410));
-      }
-    }
-    // Estimated weights are added up relative to the block's own highest: nothing depends on other blocks.
-    float top[columns], sum[columns] = {};
-    if (plain) {
-      unsigned both = __byte_perm(most[0], most[columns - 1], 0x5410);
-#pragma unroll
-      for (int o = from; o < 32; o *= 2) both = __vmaxs2(both, __shfl_xor_sync(~0u, both, o));
+      const int here = min(b + u * warps, last - 1), weight = m.weights[here - first], b64 = here * block_tokens;
+      whole[u] = b64 >= s.sinks && b64 + block_tokens <= view.estimated;
 #pragma unroll
       for (int k = 0; k < columns; k++) {
-        const int highest = int16_t(both >> 16 * k);
-        top[k] = highest > hidden_score ? fmaf(float(highest), unit[k], m.bases[head[k]][b - first]) : nothing;
+        most[u][k] = hidden_score;
 #pragma unroll
-        for (int i = 0; i < 2 * rounds; i++) {
-          const float f = __int_as_float(0x4B400000 + v[k][i] - highest) - 12582912.0f;  // the float of an int
-          const float e = exp2_fast(f * unit[k]);
-          sum[k] += whole || v[k][i] != hidden_score ? e : 0.0f;
+        for (int r = 0; r < rounds; r++)
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            int score = (c[r][2 * half + k] * weight + (1 << 15)) >> 16;
+            if (!whole[u]) {
+              const int token = b64 + (r * in_round + tile[k]) * 16 + 2 * r8 + half;
+              if (token < s.sinks || token >= view.estimated) score = hidden_score;
+            }
+            v[u][k][2 * r + half] = score;
+            most[u][k] = max(most[u][k], score);
+          }
+        if (head[k] < heads && b + u * warps < last)
+#pragma unroll
+          for (int r = 0; r < rounds; r++)
+            __stcg(scores[k] + here * (block_tokens / 2) + r * in_round * 8,
+                   __byte_perm(v[u][k][2 * r], v[u][k][2 * r + 1], 0x5410));
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < at_once; u++) copy(b + (stages - at_once + u) * warps, beyond(stage + stages - at_once + u));
+    // Estimated weights are added up relative to the block's own highest: nothing depends on other blocks.
+    float top[at_once][columns], sum[at_once][columns] = {};
+    if (plain) {
+      if constexpr (G == 1) {
+#pragma unroll
+        for (int u = 0; u < at_once; u++) most[u][0] = __reduce_max_sync(~0u, most[u][0]);
+      } else {
+        unsigned both[at_once];
+#pragma unroll
+        for (int u = 0; u < at_once; u++) both[u] = __byte_perm(most[u][0], most[u][columns - 1], 0x5410);
+#pragma unroll
+        for (int o = from; o < 32; o *= 2)
+#pragma unroll
+          for (int u = 0; u < at_once; u++) both[u] = __vmaxs2(both[u], __shfl_xor_sync(~0u, both[u], o));
+#pragma unroll
+        for (int u = 0; u < at_once; u++) most[u][0] = int16_t(both[u]), most[u][columns - 1] = int16_t(both[u] >> 16);
+      }
+#pragma unroll
+      for (int u = 0; u < at_once; u++)
+#pragma unroll
+        for (int k = 0; k < columns; k++) {
+          const int highest = most[u][k];
+          const float base = m.bases[head[k]][min(b + u * warps, last - 1) - first];
+          top[u][k] = highest > hidden_score ? fmaf(float(highest), unit[k], base) : nothing;
+#pragma unroll
+          for (int i = 0; i < 2 * rounds; i++) {
+            const float f = __int_as_float(0x4B400000 + v[u][k][i] - highest) - 12582912.0f;  // the float of an int
+            const float e = exp2_fast(f * unit[k]);
+            sum[u][k] += whole[u] || v[u][k][i] != hidden_score ? e : 0.0f;
+          }
+        }
+    } else {
+#pragma unroll 1
+      for (int u = 0; u < at_once; u++) {
+        const int here = min(b + u * warps, last - 1);
+#pragma unroll
+        for (int k = 0; k < columns; k++) {
+          float logs[2 * rounds], highest = nothing, all = 0;
+#pragma unroll
+          for (int i = 0; i < 2 * rounds; i++) {
+            const int token = here * block_tokens + (i / 2 * in_round + tile[k]) * 16 + 2 * r8 + i % 2;
+            const int score = u == 0 ? v[0][k][i] : v[at_once - 1][k][i];
+            float x = fmaf(float(score), unit[k], m.bases[head[k]][here - first]);
+            if (s.softcap > 0) x = soft_capped(x, s.softcap);
+            if (s.slopes != nullptr && head[k] < heads)
+              x += __ldg(s.slopes + first_head + head[k]) * float(token - (view.tokens - 1));
+            logs[i] = score == hidden_score ? nothing : x * log2e;
+            highest = fmaxf(highest, logs[i]);
+          }
+#pragma unroll
+          for (int o = from; o < 32; o *= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, o));
+#pragma unroll
+          for (int i = 0; i < 2 * rounds; i++) all += logs[i] == nothing ? 0.0f : exp2_fast(logs[i] - highest);
+          if (u == 0)
+            top[0][k] = highest, sum[0][k] = all;
+          else
+            top[at_once - 1][k] = highest, sum[at_once - 1][k] = all;
         }
       }
+    }
+    if constexpr (G == 1) {  // in whole numbers: one instruction instead of five in line
+#pragma unroll
+      for (int u = 0; u < at_once; u++)
+        sum[u][0] = float(__reduce_add_sync(~0u, __float2int_rn(sum[u][0] * 0x1p24f))) * 0x1p-24f;
     } else {
 #pragma unroll
+      for (int o = from; o < 32; o *= 2)
+#pragma unroll
+        for (int u = 0; u < at_once; u++)
+#pragma unroll
+          for (int k = 0; k < columns; k++) sum[u][k] += __shfl_xor_sync(~0u, sum[u][k], o);
+    }
+#pragma unroll
+    for (int u = 0; u < at_once; u++)
+#pragma unroll
       for (int k = 0; k < columns; k++) {
-        float logs[2 * rounds];
-        top[k] = nothing;
-#pragma unroll
-        for (int i = 0; i < 2 * rounds; i++) {
-          const int token = b64 + (i / 2 * in_round + tile[k]) * 16 + 2 * r8 + i % 2;
-          float x = fmaf(float(v[k][i]), unit[k], m.bases[head[k]][b - first]);
-          if (s.softcap > 0) x = soft_capped(x, s.softcap);
-          if (s.slopes != nullptr && head[k] < heads)
-            x += __ldg(s.slopes + first_head + head[k]) * float(token - (view.tokens - 1));
-          logs[i] = v[k][i] == hidden_score ? nothing : x * log2e;
-          top[k] = fmaxf(top[k], logs[i]);
-        }
-#pragma unroll
-        for (int o = from; o < 32; o *= 2) top[k] = fmaxf(top[k], __shfl_xor_sync(~0u, top[k], o));
-#pragma unroll
-        for (int i = 0; i < 2 * rounds; i++) sum[k] += v[k][i] == hidden_score ? 0.0f : exp2_fast(logs[i] - top[k]);
+        const int here = b + u * warps;
+        if (r8 != k || tile[k] != 0 || head[k] >= heads || here >= last) continue;
+        const float2 both = make_float2(m.weights[here - first] == unknown ? INFINITY : top[u][k], sum[u][k]);
+        s.sums[s.blocks_at(row, first_head + head[k]) + here] = both;
+        m.sums[head[k]][here - first] = both;
       }
-    }
-#pragma unroll
-    for (int o = from; o < 32; o *= 2)
-#pragma unroll
-      for (int k = 0; k < columns; k++) sum[k] += __shfl_xor_sync(~0u, sum[k], o);
-#pragma unroll
-    for (int k = 0; k < columns; k++) {
-      if (r8 != k || tile[k] != 0 || head[k] >= heads) continue;
-      const float2 both = make_float2(weight == unknown ? INFINITY : top[k], sum[k]);
-      s.sums[s.blocks_at(row, first_head + head[k]) + b] = both;
-      m.sums[head[k]][b - first] = both;
-    }
   }
   __syncthreads();
   // Half a warp has a span.

@@ -251,9 +251,10 @@ __device__ ADAMAS_NOINLINE void rank_candidates(const Scores x, int k, int count
 // An estimate that at least k are not below, by counts of how far below the highest they are: an eighth of an octave near
 // it, half of one further down; -inf: all. A warp's; the counts are there.
 __device__ float reached_by(int k, float top) {
-  const int bin = bin_reaching(m.of_bins, k);
-  if (bin >= bins - 1) return -INFINITY;
-  return top - (bin < 256 ? 0.125f * float(bin + 1) : 32 + 0.5f * float(bin - 255));
+  int bin[1];
+  bins_reaching(m.of_bins, {k}, bin);
+  if (bin[0] >= bins - 1) return -INFINITY;
+  return top - (bin[0] < 256 ? 0.125f * float(bin[0] + 1) : 32 + 0.5f * float(bin[0] - 255));
 }
 __device__ int bin_of(float below) {
   return below < 32 ? int(8 * below) : 256 + int(fminf(2 * (below - 32), float(bins - 257)));
@@ -315,11 +316,7 @@ __device__ bool join(const Step& s, int64_t index, int parts, int& count) {
   for (int i = threadIdx.x; i < min(count, most_candidates) && to + i < s.candidate_room(); i += threads)
     candidates[to + i] = m.candidates[i];
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    m.last = atomicAdd(&tally.through, 1) == parts - 1;
-    __threadfence();
-  }
+  if (threadIdx.x == 0) m.last = add_released(&tally.through, 1) == parts - 1;
   __syncthreads();
   if (!m.last) return false;
   count = __ldcg(&tally.candidates);
@@ -332,7 +329,6 @@ __device__ bool join(const Step& s, int64_t index, int parts, int& count) {
 }
 
 __global__ void __launch_bounds__(threads, 2) select(const __grid_constant__ Step s) {
-  launch_next();
   const int h = blockIdx.x, part = blockIdx.y, row = blockIdx.z, warp = threadIdx.x / 32;
   const int64_t index = int64_t(row) * s.q_heads + h, at = s.blocks_at(row, h);
   View view = see(s, row);
@@ -361,6 +357,7 @@ __global__ void __launch_bounds__(threads, 2) select(const __grid_constant__ Ste
     for (int i = int(threadIdx.x) - 32; i < bins; i += threads - 32) m.of_bins[i] = 0;
   }
   __syncthreads();
+  launch_next();  // not before: see choose.cu
   const Summary all = m.all;
   Head head = begin_head(s, s.tallies[index], all);
   if (head.reading == reads_list && (head.anew || 2 * k > blocks)) {  // one does all; of few blocks a rank would say nothing
