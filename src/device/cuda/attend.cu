@@ -147,9 +147,10 @@ struct Slice {
   __device__ bool leads() const { return H == 1 || first_head == g * s.group; }  // of the lists of a KV head the first
   __device__ bool shares() const { return H != 1 && heads < s.group; }           // there are others
 
-  // What has to be read of the estimates before anything else can be done: asked for as soon as they are there. Of one
-  // block, and eight scores of each of the blocks that are looked at in one turn, when these are all.
-  static constexpr int in_turn = 2;
+  // What has to be read of the estimates before anything else can be done: asked for as soon as they are there. Of a head
+  // and block in each of at most `marked` passes, and eight scores of each of the blocks that are looked at in one turn,
+  // when these are all.
+  static constexpr int in_turn = 2, in_pass = 32 / marked;
   struct Estimates {
     float2 sums[marked];
     double centres[marked];
@@ -265,47 +266,49 @@ __device__ void Slice<T, D, H>::begin() {
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::load_first(Estimates& to) const {
   if (count == 0) return;
-  const int here = own + min(lane(), count - 1);
-  if (H == 0) to.marks = scored ? __ldcg(marks + here) : 0;
-  const int64_t at = s.blocks_at(row, first_head) + first + here;
+  if (H == 0) to.marks = scored ? __ldcg(marks + own + min(lane(), count - 1)) : 0;
+  const int64_t at = s.blocks_at(row, first_head + min(lane() / in_pass, heads - 1)) + first + own;
 #pragma unroll
-  for (int h = 0; h < H; h++) {
-    to.sums[h] = __ldcg(s.sums + at + min(h, heads - 1) * s.max_blocks);
-    to.centres[h] = __ldcg(s.centres + at + min(h, heads - 1) * s.max_blocks);
+  for (int p = 0; p < H; p++) {
+    if (p * in_pass >= count) break;
+    const int of_warp = min(p * in_pass + lane() % in_pass, count - 1);
+    to.sums[p] = __ldcg(s.sums + at + of_warp), to.centres[p] = __ldcg(s.centres + at + of_warp);
   }
   if (one_turn())
 #pragma unroll
     for (int i = 0; i < in_turn; i++) load_scores(i, own + min(4 * i + lane() / 8, count - 1), to);
 }
 
-// What is known of the warp's blocks before their scores are looked at, a lane having a block: which may have a token to
-// list, what their scores stand for, and their estimated weights. Returns those that may.
+// What is known of the warp's blocks before their scores are looked at, a lane having a head and a block at a time: which
+// may have a token to list, what their scores stand for, and their estimated weights. Returns those that may.
 template <class T, int D, int H>
 __device__ unsigned Slice<T, D, H>::find_blocks(const Estimates& known) {
-  const bool real = lane() < count;
-  const int here = own + lane(), token = (first + here) * block_tokens;
+  const int block = first + own + lane(), token = block * block_tokens;
   // What is read in any case, and what may be listed otherwise: from a lower score on, or by a head that is not attended to
   // here.
   bool may = token < s.sinks || token + block_tokens > view.estimated || any_all;
-  if (H == 0) {
-    may |= known.marks != 0 && lists(0);
-  } else {
-    may |= first + here == view.hidden_block || shares() || one_turn();
+  may |= H == 0 ? known.marks != 0 && lists(0) : block == view.hidden_block || shares() || one_turn();
+  unsigned active = __ballot_sync(~0u, may && lane() < count);
 #pragma unroll
-    for (int h = 0; h < marked; h++) {
-      if (h >= heads) break;
+  for (int p = 0; p < H; p++) {
+    if (p * in_pass >= count) break;
+    const int h = lane() / in_pass, of_warp = p * in_pass + lane() % in_pass, here = own + of_warp;
+    bool reached = false;
+    if (h < heads && of_warp < count) {
       const Head& head = m.heads[h];
-      may |= lists(h) && known.sums[h].x >= head.reached;
-      if (!real) continue;
-      m.offsets[h][here] = int16_t(offset_of(head, known.centres[h]));
-      m.bases[h][here] = base_of(s, head, known.centres[h]);
-      m.rest[h][here] = lists(h) ? known.sums[h].y * exp2_fast(known.sums[h].x - head.top) : 0.0f;
+      reached = lists(h) && known.sums[p].x >= head.reached;
+      m.offsets[h][here] = int16_t(offset_of(head, known.centres[p]));
+      m.bases[h][here] = base_of(s, head, known.centres[p]);
+      m.rest[h][here] = lists(h) ? known.sums[p].y * exp2_fast(known.sums[p].x - head.top) : 0.0f;
       m.low[h][here] = 0;
     }
-    if (!may && real && leads()) marks[here] = 0;
+    unsigned bits = __ballot_sync(~0u, reached);
+    if (H == 4) bits |= bits >> 16, bits = (bits | bits >> 8) & 0xFF;
+    active |= bits << p * in_pass;
   }
-  const unsigned active = __ballot_sync(~0u, may && real);
-  if (active >> lane() & 1) m.active[warp()][__popc(active & ((1u << lane()) - 1))] = uint8_t(lane());
+  const bool is = (active >> lane() & 1) != 0;
+  if (is) m.active[warp()][__popc(active & ((1u << lane()) - 1))] = uint8_t(lane());
+  if (H != 0 && !is && lane() < count && leads()) marks[own + lane()] = 0;
   __syncwarp();
   return active;
 }
