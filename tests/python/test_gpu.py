@@ -2,12 +2,15 @@
 
 Label gpu. Skipped where there is no GPU, or a library that sees none."""
 
+import re
+
 import pytest
 
 torch = pytest.importorskip("torch")
 import adamas  # noqa: E402
 import adamas.torch  # noqa: E402
 from adamas.torch import BatchDecode, append, attend  # noqa: E402
+from test_examples import EXAMPLES, run, save_llama  # noqa: E402
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU: torch.cuda is not available", allow_module_level=True)
@@ -320,3 +323,12 @@ def test_a_models_step_is_captured(way):
     torch._dynamo.reset()
     torch.testing.assert_close(logits(True), logits(False), atol=5e-3, rtol=5e-3)
     adamas.disable(of)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes two GPUs")
+def test_a_model_over_two_gpus(tmp_path):
+    pytest.importorskip("accelerate", reason="transformers needs it for tp_plan")
+    save_llama(tmp_path, vocab_size=128, hidden_size=256, intermediate_size=256, num_attention_heads=8)
+    of = (EXAMPLES / "tensor_parallel.py", tmp_path, 400, "--set", "budget=64", "--set", "min_context=0")
+    (alone,), ranks = (re.findall(r"tokens (\[.*?\])", run(*of, ranks=n)) for n in (0, 2))
+    assert ranks == [alone, alone] and alone.count(",") == 19
