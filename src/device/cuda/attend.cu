@@ -450,6 +450,14 @@ __device__ void Slice<T, D, H>::attend_to() {
   const auto of_columns = [&](float x, float(&to)[2]) {
     to[0] = __shfl_sync(~0u, x, 8 * t), to[1] = __shfl_sync(~0u, x, 8 * t + 4);
   };
+  const auto token_at = [&](int i) {  // of the list
+    if (any_all) return i;
+    int skipped = 0;
+#pragma unroll
+    for (int w = 1; w < warps; w++)
+      if (i >= before[w]) skipped = w * warp_blocks * block_tokens - before[w];
+    return int((&m.list[0][0])[i + skipped]);
+  };
   int at_once = 0;  // of the list, from where on its low tokens are being told
   for (int tile = warp();; tile += warps) {
     const int begin = tile * tile_tokens;
@@ -460,14 +468,7 @@ __device__ void Slice<T, D, H>::attend_to() {
         __syncthreads();
       }
     if (begin >= listed) break;
-    int own_token = min(begin + r, listed - 1);
-    if (!any_all) {
-      int skipped = 0;
-#pragma unroll
-      for (int w = 1; w < warps; w++)
-        if (own_token >= before[w]) skipped = w * warp_blocks * block_tokens - before[w];
-      own_token = (&m.list[0][0])[own_token + skipped];
-    }
+    const int own_token = token_at(min(begin + r, listed - 1));
     const int tokens[2] = {__shfl_sync(~0u, own_token, 8 * t), __shfl_sync(~0u, own_token, 8 * t + 4)};
     Eight<T> k[chunks], v[2][pairs];
     const char* own_key = keys.row(first * block_tokens + own_token);
@@ -631,7 +632,7 @@ __device__ void Slice<T, D, H>::weigh_means() {
 // nothing has to be added up over warps.
 template <class T, int D, int H>
 __device__ void Slice<T, D, H>::add_means() {
-  constexpr int tiles = D / warps / 8, ahead = 4;  // a lane has `tiles` dimensions in line of a mean
+  constexpr int tiles = D / warps / 8, ahead = 8;  // a lane has `tiles` dimensions in line of a mean
   using Word = std::conditional_t<tiles == 1, uint16_t, std::conditional_t<tiles == 2, uint32_t, uint2>>;
   const int r = lane() / 4, t = lane() % 4, vector = H == 4 ? r : r / 4;
   const int d = warp() * (D / warps) + r * tiles, from = d < s.head_dim ? d : 0;
