@@ -2,6 +2,8 @@
 
 Label gpu. Skipped where there is no GPU, or a library that sees none."""
 
+import functools
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -98,6 +100,31 @@ def test_arrays_of_the_existing_classes():
         plan.step(cache, *on, lengths=[1536], mask=torch.zeros(1, 1, 1536, device=on[0].device))
     with pytest.raises(adamas.Error, match="max_rows"):
         plan.step(cache, on[0].expand(2, 1, HEADS, DIM), on[1], on[2], lengths=[10, 10])
+
+
+def test_stats():
+    """A GPU's steps add up where it is asked for, a graph's replays as well: what a CPU counts."""
+    k, v = rows(2, 2000)
+    q, lengths = random(2, 1, HEADS, DIM, seed=2), [2000, 1700]
+    counts = []
+    for device in ("cpu", GPU):
+        cache, plan = made(device, 2000, 2, budget=100, stats=1)
+        on = [x.to(device) for x in (k, v)]
+        for b in range(2):
+            cache.append(b, 0, lengths[b], *on)
+        step = functools.partial(plan.step, cache, q.to(device), *on, torch.tensor(lengths, device=device), wanted=())
+        step()
+        if device == GPU:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+            graph.replay()
+        else:
+            step()
+        counts.append(plan.counts)
+    assert counts[0]["rows_sparse"] == 4 and counts[0]["tokens_selected"] == 4 * HEADS * 100
+    for name in ("rows_sparse", "rows_dense", "tokens_visible", "tokens_selected", "rows_read", "heads_sparse", "heads_guarded"):
+        assert counts[0][name] == counts[1][name], name
 
 
 def test_opcheck():

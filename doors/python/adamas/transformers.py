@@ -231,7 +231,8 @@ class Enabled:
 
     @property
     def stats(self) -> dict[str, float]:
-        """Counts of all steps: query rows, and on a CPU adamas_step_stats of the C header. What a graph replays is not counted."""
+        """Counts of all steps: query rows, and adamas_step_stats of the C header, on a GPU with the setting ``stats``. The query
+        rows that a graph replays are not in ``rows``."""
         total: collections.Counter[str] = collections.Counter()
         for plan in self._all_plans:
             total.update(plan.counts)  # type: ignore[arg-type]

@@ -110,6 +110,7 @@ enum Reading : int { reads_list = 0, reads_noisy = 3, reads_short = 4 };
 struct View {
   int64_t sequence;
   int tokens;
+  int visible;  // of them, after the mask
   int estimated;
   int coded_blocks;  // whose blocks have codes: all, or all but the last, whose centre and deviation count as 0
   int hidden_block;  // the last block, when its codes are of rows, too, that the row does not see; -1: not so
@@ -175,6 +176,7 @@ struct Step {
   double* centres;        // [max_blocks] c_b
   int16_t* offsets;       // [max_blocks] C_b
   uint64_t* marks;        // [max_blocks] tokens that are listed; with a rest those of a KV head, at its first query head
+  int* selected;          // how many a head attends to, counted where stats are wanted
   float* keys;            // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
   float* partials;        // [slices, 3 head_dim + partial_sums]
 
@@ -234,7 +236,7 @@ __device__ inline View see(const Step& s, int row) {
   int64_t tokens = s.causal ? length - s.rows + r + 1 : length;
   tokens = tokens < 0 ? 0 : tokens;
   const int64_t most = int64_t(s.max_blocks) * block_tokens;
-  view.tokens = int(tokens < most ? tokens : most);
+  view.tokens = view.visible = int(tokens < most ? tokens : most);
   view.hidden_block = -1;
   view.dense = s.all_dense || view.tokens <= s.budget || view.tokens < s.min_context;
   if (s.policy == ADAMAS_POLICY_STREAMING) view.estimated = view.tokens - (s.budget - s.sinks);
@@ -247,6 +249,16 @@ __device__ inline void find_estimated(const Step& s, View& view, int coded) {
   view.coded_blocks = coded > 0 ? last + 1 : last;
   const int end = last * block_tokens + (coded < in_block ? coded : in_block), old = view.tokens - s.recent;
   view.estimated = end < old ? end : old;
+}
+
+// Bits [0, end) of a block's 64, of a number of tokens that may be anything.
+__device__ inline uint64_t bits_below(int end) {
+  return end >= block_tokens ? ~uint64_t{0} : end <= 0 ? 0 : (uint64_t{1} << end) - 1;
+}
+// Of block b of a row, the tokens that are attended to where these are marked: what is read in any case as well.
+__device__ inline uint64_t attended(const Step& s, const View& view, int b, uint64_t marks) {
+  const int first = b * block_tokens;
+  return (marks | bits_below(s.sinks - first) | ~bits_below(view.estimated - first)) & bits_below(view.tokens - first);
 }
 
 __device__ inline float to_f32(float x) { return x; }
@@ -420,6 +432,8 @@ cudaError_t launch_choose(const Step& s, cudaStream_t stream);
 cudaError_t launch_select(const Step& s, cudaStream_t stream);
 cudaError_t launch_rank(const Step& s, cudaStream_t stream);
 cudaError_t launch_attend(const Step& s, cudaStream_t stream);
+// Adds what the step did to `stats`, which lie where the GPU can write. s.mass is not NULL.
+cudaError_t launch_count(const Step& s, adamas_step_stats* stats, cudaStream_t stream);
 
 enum class Start { after, beside };  // beside: a kernel may start before the one ahead of it in the stream has ended
 

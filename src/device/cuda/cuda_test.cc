@@ -150,6 +150,7 @@ class Pair {
     gpu_out = std::make_unique<Memory>(out[0].size() * 4), gpu_lse = std::make_unique<Memory>(heads * 4);
     gpu_mass = std::make_unique<Memory>(heads * 4), gpu_noise = std::make_unique<Memory>(heads * 4);
     gpu_lengths = std::make_unique<Memory>(size_t(s.sequences) * 8);
+    gpu_stats = std::make_unique<Memory>(sizeof(adamas_step_stats));
     std::normal_distribution<float> normal;
     for (int h = 0; h < s.q_heads; h++) {
       slopes.push_back(std::exp2(-8.0f * float(h + 1) / float(s.q_heads)));
@@ -253,10 +254,11 @@ class Pair {
     if (gpu) p.workspace = workspace->get(), p.workspace_bytes = workspace->bytes();
     return p;
   }
-  void step_gpu(const std::vector<int64_t>& lengths, cudaStream_t stream = nullptr) {
+  void step_gpu(const std::vector<int64_t>& lengths, cudaStream_t stream = nullptr, adamas_step_stats* stats = nullptr) {
     gpu_lengths->put(lengths);
     adamas_step_params p = params(true, lengths);
     p.stream = stream;
+    p.stats = stats;
     expect_ok(adamas_step(plans[1], caches[1], &p));
   }
   void fetch() {
@@ -276,9 +278,14 @@ class Pair {
   // Both devices, and what they say of the same rows.
   void compare(const std::vector<int64_t>& lengths, bool same_codes = true) {
     adamas_step_params p = params(false, lengths);
+    adamas_step_stats stats{}, zeros{};
+    stats.struct_size = zeros.struct_size = sizeof stats;
+    p.stats = &stats;
     expect_ok(adamas_step(plans[0], caches[0], &p));
-    step_gpu(lengths);
+    gpu_stats->put(&zeros, sizeof zeros);
+    step_gpu(lengths, nullptr, gpu_stats->get<adamas_step_stats>());
     fetch();
+    if (same_codes) compare_stats(stats, gpu_stats->copy<adamas_step_stats>()[0]);
     int64_t other = 0, selected = 0;
     const bool chosen = config.policy != ADAMAS_POLICY_FULL && config.policy != ADAMAS_POLICY_STREAMING;
     if (chosen && same_codes && lengths.back() > 0)
@@ -315,6 +322,22 @@ class Pair {
     for (size_t i = 0; i < noise[0].size() && same_codes; i++)
       EXPECT_NEAR(noise[0][i], noise[1][i], 1e-5 * std::abs(noise[0][i])) << s.text() << " head " << i;
   }
+  // Codes are made when rows are appended, on a GPU, and nothing is verified there.
+  void compare_stats(const adamas_step_stats& reference, const adamas_step_stats& gpu) const {
+    EXPECT_EQ(gpu.rows_sparse, reference.rows_sparse) << s.text();
+    EXPECT_EQ(gpu.rows_dense, reference.rows_dense) << s.text();
+    EXPECT_EQ(gpu.tokens_visible, reference.tokens_visible) << s.text();
+    EXPECT_EQ(gpu.heads_sparse, reference.heads_sparse) << s.text();
+    EXPECT_EQ(gpu.heads_guarded, reference.heads_guarded) << s.text();
+    EXPECT_EQ(gpu.heads_widened, reference.heads_widened) << s.text();
+    const int64_t other = automatic() ? 4 * s.q_heads * s.rows * s.sequences + reference.tokens_selected / 200 : 0;
+    EXPECT_NEAR(double(gpu.tokens_selected), double(reference.tokens_selected), double(other)) << s.text();
+    EXPECT_NEAR(double(gpu.rows_read), double(reference.rows_read), double(other)) << s.text();
+    EXPECT_EQ(std::isnan(gpu.mass), std::isnan(reference.mass)) << s.text();
+    if (!std::isnan(gpu.mass)) EXPECT_NEAR(gpu.mass, reference.mass, 1e-2 * double(gpu.heads_sparse)) << s.text();
+    EXPECT_EQ(gpu.blocks_encoded, 0) << s.text();
+    EXPECT_EQ(gpu.rows_stale, 0) << s.text();
+  }
   // Every block's codes, but for hashes.
   void compare_codes(const std::vector<int64_t>& lengths) {
     const size_t hash = size_t(s.head_dim + 31) / 32 * 2 * 64 * 4 + size_t(s.head_dim) * 2;
@@ -343,7 +366,7 @@ class Pair {
   std::vector<std::vector<float>> directions;
   std::vector<float> q, slopes, logits;
   std::unique_ptr<Memory> gpu_k, gpu_v, gpu_table, gpu_q, gpu_out, gpu_lse, gpu_mass, gpu_noise, gpu_lengths, gpu_slopes,
-      gpu_logits, workspace;
+      gpu_logits, gpu_stats, workspace;
   adamas_cache* caches[2] = {};
   adamas_plan* plans[2] = {};
   std::vector<float> out[2], lse[2], mass[2], noise[2];
@@ -523,6 +546,57 @@ TEST_F(Cuda, AGraphServesAGrowingContext) {
   cudaGraphExecDestroy(exec), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
 }
 
+// Stats are added to, by calls and by replays; programs that were built against an older header have fewer fields.
+TEST_F(Cuda, StatsAddUp) {
+  Shape s;
+  s.capacity = 700;
+  Pair pair(s);
+  const std::vector<int64_t> lengths{700};
+  pair.append_all(lengths);
+  pair.new_queries();
+  adamas_step_stats stats{};
+  stats.struct_size = sizeof stats;
+  pair.gpu_stats->put(&stats, sizeof stats);
+  auto* on_gpu = pair.gpu_stats->get<adamas_step_stats>();
+  pair.step_gpu(lengths, nullptr, on_gpu);
+  pair.fetch();
+  const adamas_step_stats once = pair.gpu_stats->copy<adamas_step_stats>()[0];
+  EXPECT_EQ(once.rows_sparse, 1);
+  EXPECT_EQ(once.tokens_visible, 700 * s.q_heads);
+  EXPECT_GT(once.tokens_selected, 0);
+  EXPECT_LT(once.tokens_selected, once.tokens_visible);
+  EXPECT_LT(once.rows_read, once.tokens_selected) << "a list serves the heads of its KV head";
+  EXPECT_NEAR(once.mass, std::accumulate(pair.mass[1].begin(), pair.mass[1].end(), 0.0), 1e-6);
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  adamas_step_params p = pair.params(true, lengths);
+  p.stats = on_gpu;
+  p.mass = nullptr;  // their sum is a stat all the same
+  p.stream = stream;
+  expect_ok(adamas_step(pair.plans[1], pair.caches[1], &p));
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  for (int i = 0; i < 3; i++) ASSERT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  cudaGraphExecDestroy(exec), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
+  adamas_step_stats all = pair.gpu_stats->copy<adamas_step_stats>()[0];
+  EXPECT_EQ(all.rows_sparse, 4);
+  EXPECT_EQ(all.tokens_selected, 4 * once.tokens_selected);
+  EXPECT_EQ(all.rows_read, 4 * once.rows_read);
+  EXPECT_DOUBLE_EQ(all.mass, 4 * once.mass);
+  all.struct_size = offsetof(adamas_step_stats, rows_read);
+  pair.gpu_stats->put(&all, sizeof all);
+  pair.step_gpu(lengths, nullptr, on_gpu);
+  pair.fetch();
+  const adamas_step_stats older = pair.gpu_stats->copy<adamas_step_stats>()[0];
+  EXPECT_EQ(older.tokens_selected, 5 * once.tokens_selected);
+  EXPECT_EQ(older.rows_read, all.rows_read);
+  EXPECT_EQ(older.mass, all.mass);
+}
+
 // Where a dense step takes less time it is dense, unless min_context is 0.
 TEST_F(Cuda, ShortContextsAreDense) {
   for (const char* least : {"0", "1"}) {
@@ -623,6 +697,10 @@ TEST_F(Cuda, WhatIsNotServedIsSaid) {
     EXPECT_NE(std::string(adamas_last_error()).find(part), std::string::npos) << adamas_last_error();
   };
   refused([](auto& p) { p.verify = 1; }, ADAMAS_UNSUPPORTED, "verify");
+  adamas_step_stats stats{};
+  adamas_step_times times{};
+  refused([&](auto& p) { p.stats = &stats; }, ADAMAS_INVALID_ARGUMENT, "memory that the GPU can write");
+  refused([&](auto& p) { p.times = &times; }, ADAMAS_UNSUPPORTED, "times");
   refused([](auto& p) { p.mask = p.q; }, ADAMAS_UNSUPPORTED, "mask");
   refused([](auto& p) { p.workspace = nullptr; }, ADAMAS_INVALID_ARGUMENT, "workspace");
   refused([](auto& p) { p.workspace_bytes--; }, ADAMAS_OUT_OF_RANGE, "workspace");

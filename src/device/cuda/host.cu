@@ -75,6 +75,14 @@ Status check_rows(const adamas_rows& k, const adamas_rows& v) {
   return k.dtype == v.dtype ? Status{} : unsupported("on a GPU K and V have one dtype");
 }
 
+// What kernels write to and a caller may have given from the host's memory, which they cannot reach.
+Status check_writable(const void* memory, const char* name) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) cudaGetLastError();
+  if (attributes.type != cudaMemoryTypeUnregistered) return {};
+  return invalid(std::string(name) + " has to be memory that the GPU can write: its own, managed, or pinned");
+}
+
 Status no(const char* what) { return unsupported(std::string(what) + " is not served on a GPU yet"); }
 
 // The settings that a GPU serves so far.
@@ -338,8 +346,12 @@ class DevicePlan final : public Plan {
     auto& cache = static_cast<DeviceCache&>(any);
     if (p.mask != nullptr) return no("mask");
     if (p.verify != 0) return no("verify");
-    if (p.stats != nullptr) return no("stats");
-    if (p.times != nullptr) return no("times");
+    if (p.stats != nullptr)
+      if (Status status = check_writable(p.stats, "stats"); !status.ok()) return status;
+    if (p.times != nullptr)
+      return unsupported(
+          "times: a step on a GPU does not wait, and its kernels overlap; adamas bench --kernel --device cuda "
+          "measures steps");
     if (Status status = check_rows(p.k, p.v); !status.ok()) return status;
     if (p.batch * p.rows > max_rows())
       return out_of_range(std::to_string(p.batch) + " x " + std::to_string(p.rows) + " query rows; the plan's max_rows is " +
@@ -381,7 +393,7 @@ class DevicePlan final : public Plan {
     s.out_stride_row = p.out_stride_row;
     s.out_stride_head = p.out_stride_head;
     s.lse = p.lse;
-    s.mass = p.mass;
+    if (p.mass != nullptr || p.stats == nullptr) s.mass = p.mass;  // or the workspace's: stats have their sum
     s.noise = p.noise;
     s.slopes = p.slopes;
     s.sink_logits = p.sink_logits;
@@ -401,6 +413,7 @@ class DevicePlan final : public Plan {
       ADAMAS_CUDA(launch_rank(s, stream), "rank");
     }
     ADAMAS_CUDA(launch_attend(s, stream), "attend");
+    if (p.stats != nullptr) ADAMAS_CUDA(launch_count(s, p.stats, stream), "stats");
     last_ = s;
     stream_ = stream;
     return {};
@@ -448,6 +461,8 @@ class DevicePlan final : public Plan {
     take(s.views, rows);
     take(s.heads, heads);
     take(s.partials, heads * s.slices * (3 * s.head_dim + partial_sums));
+    take(s.mass, heads);
+    take(s.selected, heads);
     if (!s.chosen()) return size_t(next);
     take(s.marks, blocks);
     if (config.policy != ADAMAS_POLICY_ADAMAS) {

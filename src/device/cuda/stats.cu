@@ -1,0 +1,106 @@
+// What a step did, added up where stats are wanted: one kernel counts what each head attends to, one adds the sums to the
+// caller's struct. Both run behind the step, in its stream: nothing waits, and each replay of a graph adds its own.
+#include <cstddef>
+
+#include "device/cuda/common.cuh"
+
+namespace adamas::cuda {
+namespace {
+
+constexpr int threads = 256, warps = threads / 32;
+
+// Whose marks say what a head's list has.
+__device__ int list_of(const Step& s, int h) { return s.automatic ? h / s.group * s.group : h; }
+
+// selected: [rows, q_heads] tokens of a head's list.
+__global__ void __launch_bounds__(threads) count_selected(const __grid_constant__ Step s) {
+  __shared__ int of_warp[warps];
+  const int h = blockIdx.x, row = blockIdx.y;
+  const View view = s.chosen() ? s.views[row] : see(s, row);
+  const int64_t index = int64_t(row) * s.q_heads + h;
+  int& selected = s.selected[index];
+  if (view.dense || !s.chosen()) {  // all, or the first and the last of the policy streaming
+    if (threadIdx.x == 0) selected = view.dense ? view.visible : min(view.visible, s.budget);
+    return;
+  }
+  const uint64_t* marks = s.marks + s.blocks_at(row, list_of(s, h));
+  int count = 0;
+  for (int b = threadIdx.x; b < blocks_in(view.tokens); b += threads) count += __popcll(attended(s, view, b, marks[b]));
+  count = __reduce_add_sync(~0u, count);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = count;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < warps; w++) count += of_warp[w];
+  selected = count;
+}
+
+// The fields of adamas_step_stats that a step on a GPU changes, in the struct's order.
+enum Count {
+  rows_sparse,
+  rows_dense,
+  tokens_visible,
+  tokens_selected,
+  rows_read,
+  heads_sparse,
+  heads_guarded,
+  heads_widened
+};
+constexpr int counts = 8;
+static_assert(offsetof(adamas_step_stats, rows_sparse) == 8 &&
+              offsetof(adamas_step_stats, heads_widened) == 8 + 8 * heads_widened &&
+              offsetof(adamas_step_stats, mass) == 8 + 8 * counts);
+
+// A thread has rows of the step, and a warp adds up: in one order, so that twin steps add the same.
+__global__ void __launch_bounds__(32) add_up(const __grid_constant__ Step s, adamas_step_stats* stats) {
+  long long sums[counts] = {};
+  double mass = 0;
+  for (int row = threadIdx.x; row < s.query_rows; row += 32) {
+    const View view = s.chosen() ? s.views[row] : see(s, row);
+    const int64_t first = int64_t(row) * s.q_heads;
+    const auto reading = [&](int h) {
+      return view.dense ? int(reads_short) : s.chosen() ? s.heads[first + h].reading : reads_list;
+    };
+    bool dense = true;
+    for (int h = 0; h < s.q_heads; h++) dense &= reading(h) == reads_short;
+    sums[rows_dense] += dense, sums[rows_sparse] += !dense;
+    if (dense) continue;
+    sums[tokens_visible] += int64_t(view.visible) * s.q_heads;
+    sums[heads_sparse] += s.q_heads;
+    for (int g = 0; g < s.kv_heads; g++) {
+      bool any_all = false, any_list = false;
+      for (int h = g * s.group; h < (g + 1) * s.group; h++) {
+        const bool all = reading(h) != reads_list;
+        const int selected = all ? view.visible : s.selected[first + h];
+        sums[tokens_selected] += selected;
+        if (!all && (!s.automatic || !any_list)) sums[rows_read] += selected;  // a list serves all heads of its KV head
+        sums[heads_guarded] += reading(h) == reads_noisy;
+        mass += double(s.mass[first + h]);
+        any_all |= all, any_list |= !all;
+      }
+      if (any_all) sums[rows_read] += view.visible;
+    }
+  }
+#pragma unroll
+  for (long long& sum : sums) sum = sum_of_warp(sum);
+  mass = sum_of_warp(mass);
+  if (threadIdx.x != 0) return;
+  // A program that was built against an older header has fewer fields, and anything else is no such struct.
+  const uint32_t size = stats->struct_size;
+  if (size < offsetof(adamas_step_stats, tokens_visible) || size > sizeof(adamas_step_stats)) return;
+  auto* to = reinterpret_cast<int64_t*>(&stats->rows_sparse);
+#pragma unroll
+  for (int i = 0; i < counts; i++)
+    if (8 + 8 * (i + 1) <= size) to[i] += sums[i];
+  if (offsetof(adamas_step_stats, mass) + sizeof mass <= size) stats->mass += mass;
+}
+
+}  // namespace
+
+cudaError_t launch_count(const Step& s, adamas_step_stats* stats, cudaStream_t stream) {
+  const dim3 heads(unsigned(s.q_heads), unsigned(s.query_rows));
+  if (const cudaError_t error = launch(Start::after, count_selected, heads, threads, 0, stream, s); error != cudaSuccess)
+    return error;
+  return launch(Start::after, add_up, dim3(1), 32, 0, stream, s, stats);
+}
+
+}  // namespace adamas::cuda
