@@ -298,7 +298,7 @@ class Plan:
             wanted: of lse, mass and noise.
 
         On a GPU the call works in the current stream, allocates nothing but what it returns, and may be captured in a graph
-        that is replayed while lengths and tables change. Masks are not served there.
+        that is replayed while lengths, tables and masks change.
 
         Returns: ``Result``.
         """

@@ -25,6 +25,13 @@ constexpr float may_exceed = 8;     // log2 by which a weight may exceed the ref
 // What a slice has of a head, besides its vectors A, E, M.
 enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, sum_rest, sum_beside_hidden };
 
+// Whether codes of a block are of rows, too, that the row does not see. M: there is a mask.
+template <bool M>
+__device__ bool hides_some(const Step& s, const View& view, int row, int block) {
+  if constexpr (M) return (__ldg(s.flags + s.seen_at(row) + block) & has_hidden_rows) != 0;
+  return block == view.hidden_block;
+}
+
 // What a score of 0 of a block stands for: log2 of its weight, or with a softcap the estimate.
 __device__ float base_of(const Step& s, const Head& head, double centre) {
   if (head.anew) return 0;
@@ -115,7 +122,8 @@ struct Shared {
 };
 
 // A block of threads: a slice of a row, for the heads [first_head, first_head + heads) of a KV head.
-template <class T, int D, int H>
+// M: there is a mask.
+template <class T, int D, int H, bool M>
 struct Slice {
   using Memory = Shared<D, H>;
   using Element = typename Operand<T>::Element;
@@ -124,9 +132,9 @@ struct Slice {
   const Step& s;
   Memory& m;
   View view;
-  int row, g, first_head, heads, first, n;  // n blocks from `first` on
-  bool scored, any_all, mixed, rest;
-  int actives;  // blocks that may have a listed token
+  int row, g, first_head, heads, first, n;   // n blocks from `first` on
+  bool scored, any_all, mixed, rest, whole;  // whole: all of its tokens are attended to
+  int actives;                               // blocks that may have a listed token
 
   __device__ int lane() const { return threadIdx.x % 32; }
   __device__ int warp() const { return threadIdx.x / 32; }
@@ -134,6 +142,8 @@ struct Slice {
   __device__ int head_of(int r) const { return H == 0 ? r : r % 4; }
   __device__ bool is_low(int r) const { return H != 0 && r >= 4; }
   __device__ bool lists(int h) const { return m.heads[h].reading == reads_list; }
+  __device__ int sinks() const { return M ? s.sights[row].sinks : s.sinks; }
+  __device__ bool has_hidden(int b) const { return hides_some<M>(s, view, row, first + b); }
   __device__ int64_t block_at(int h, int b) const { return s.blocks_at(row, first_head + h) + first + b; }
 
   // What has to be read of the estimates before anything else can be done: asked for as soon as they are there. Of one
@@ -160,8 +170,8 @@ struct Slice {
 };
 
 // Rows of no head are left as they are: nobody looks at their products.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::store_queries() {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::store_queries() {
   for (int h = warp(); h < heads; h += warps) {
     const char* q = s.query(row, first_head + h);
     float x[D / 32], most = 0;
@@ -195,9 +205,9 @@ __device__ ADAMAS_NOINLINE float sum_softly(const Head& head, float base, const 
   return sum;
 }
 
-// Which of eight scores a head lists, with a rest. The block: of a row's, that of these scores.
-__device__ unsigned listed_of(const Head& head, const View& view, int block, int offset, const float (&x)[8]) {
-  const int from = (block == view.hidden_block ? head.lower : head.bound) - offset;
+// Which of eight scores a head lists, with a rest. hidden: hides_some of their block.
+__device__ unsigned listed_of(const Head& head, bool hidden, int offset, const float (&x)[8]) {
+  const int from = (hidden ? head.lower : head.bound) - offset;
   const float least = float(max(hidden_score + 1, from));
   unsigned bits = 0;
 #pragma unroll
@@ -206,6 +216,7 @@ __device__ unsigned listed_of(const Head& head, const View& view, int block, int
 }
 
 // The same of the eighth `item` of a row's blocks, by all query heads of a KV head: more than are attended to at once.
+template <bool M>
 __device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, const View& view, int row, int g, int item) {
   unsigned bits = 0;
 #pragma unroll 1
@@ -216,13 +227,13 @@ __device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, const View& vie
     raw.raw[0] = __ldcg(reinterpret_cast<const uint4*>(s.scores + at * block_tokens) + item);
     float x[8];
     to_f32(raw, x);
-    bits |= listed_of(head, view, item / 8, offset_of(head, __ldcg(s.centres + at + item / 8)), x);
+    bits |= listed_of(head, hides_some<M>(s, view, row, item / 8), offset_of(head, __ldcg(s.centres + at + item / 8)), x);
   }
   return bits;
 }
 
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::load_block(int b, Estimates& to) const {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::load_block(int b, Estimates& to) const {
 #pragma unroll
   for (int h = 0; h < H; h++) {
     const int64_t at = block_at(min(h, heads - 1), min(b, n - 1));
@@ -230,16 +241,16 @@ __device__ void Slice<T, D, H>::load_block(int b, Estimates& to) const {
   }
 }
 
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::load_scores(int i, int b, Estimates& to) const {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::load_scores(int i, int b, Estimates& to) const {
 #pragma unroll
   for (int h = 0; h < H; h++)
     to.scores[i][h].raw[0] =
         __ldcg(reinterpret_cast<const uint4*>(s.scores + block_at(min(h, heads - 1), b) * block_tokens) + threadIdx.x % 8);
 }
 
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::load_first(Estimates& to) const {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::load_first(Estimates& to) const {
   if (H == 0 || n == 0) return;
   load_block(threadIdx.x, to);
   if (one_turn())
@@ -249,16 +260,16 @@ __device__ void Slice<T, D, H>::load_first(Estimates& to) const {
 
 // What is known of blocks before their scores are looked at, a thread having a block: which may have a token to list, what
 // their scores stand for, and their estimated weights. Returns how many may.
-template <class T, int D, int H>
-__device__ int Slice<T, D, H>::find_blocks(Estimates& known) {
+template <class T, int D, int H, bool M>
+__device__ int Slice<T, D, H, M>::find_blocks(Estimates& known) {
 #pragma unroll 1
   for (int b = int(threadIdx.x); b - lane() < n; b += threads) {
     const int here = min(b, n - 1), token = (first + here) * block_tokens;
     if (b >= threads) load_block(b, known);
     // What is read in any case, and what may be listed otherwise: from a lower score on, or by a head that is not attended
     // to here.
-    bool may = token < s.sinks || token + block_tokens > view.estimated || first + here == view.hidden_block || any_all ||
-               heads < s.group || one_turn();
+    bool may = token < sinks() || token + block_tokens > view.estimated || has_hidden(here) || any_all || heads < s.group ||
+               one_turn();
 #pragma unroll
     for (int h = 0; h < marked; h++) {
       if (h >= heads) break;
@@ -290,8 +301,9 @@ __device__ int Slice<T, D, H>::find_blocks(Estimates& known) {
 
 // What of a block is not listed, where something is: sums of whole blocks are known. Eight lanes have a block, with eight
 // scores each, of which those count that have an estimate and are not listed.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, unsigned counts, const float (&x)[marked][8]) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::leave_rest(int b, bool real, unsigned listed, unsigned counts,
+                                              const float (&x)[marked][8]) {
   const unsigned any_listed = __ballot_sync(~0u, listed != 0);
   if (any_listed == 0) return;
 #pragma unroll
@@ -315,10 +327,10 @@ __device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, un
 }
 
 // Which tokens are read; what of a block is not. Eight lanes have a block. Returns how many are read.
-template <class T, int D, int H>
-__device__ int Slice<T, D, H>::find_tokens(Estimates& known) {
+template <class T, int D, int H, bool M>
+__device__ int Slice<T, D, H, M>::find_tokens(Estimates& known) {
   constexpr int ahead = in_turn;
-  const int active = H != 0 ? find_blocks(known) : n;
+  const int active = H != 0 && (!M || rest) ? find_blocks(known) : n;
   const bool all_active = H == 0 || active == n;
   const int items = 8 * active, eighth = threadIdx.x % 8;
   const int64_t of_first = block_at(0, 0);
@@ -346,21 +358,23 @@ __device__ int Slice<T, D, H>::find_tokens(Estimates& known) {
 #pragma unroll
         for (int h = 0; h < marked; h++) {
           to_f32(known.scores[i][h], x[h]);
-          if (h < heads) marks[i] |= listed_of(m.heads[h], view, first + b[i], m.offsets[h][b[i]], x[h]);
+          if (h < heads) marks[i] |= listed_of(m.heads[h], has_hidden(b[i]), m.offsets[h][b[i]], x[h]);
         }
-        if (heads < s.group) marks[i] = listed_by_all(s, view, row, g, 8 * (first + b[i]) + eighth);
+        if (heads < s.group) marks[i] = listed_by_all<M>(s, view, row, g, 8 * (first + b[i]) + eighth);
         if (first_head == g * s.group && item < items)  // for who asks afterwards
           reinterpret_cast<uint8_t*>(s.marks + of_first + b[i])[eighth] = uint8_t(marks[i]);
       }
       const auto before = [&](int end) { return (1u << max(0, min(8, end - token))) - 1; };
-      const unsigned visible = item < items ? before(view.tokens) : 0;
-      const unsigned listed_here = (marks[i] | before(s.sinks) | ~before(view.estimated)) & visible;
+      unsigned visible = item < items ? before(view.tokens) : 0;
+      if constexpr (M)
+        if (item < items) visible &= reinterpret_cast<const uint8_t*>(s.seen + s.seen_at(row) + first + b[i])[eighth];
+      const unsigned listed_here = (marks[i] | before(sinks()) | ~before(view.estimated)) & visible;
       own[i] = any_all ? visible : listed_here;
       count += __popc(own[i]) << 16 * i;
       if (mixed && item < items) reinterpret_cast<uint8_t*>(m.group)[8 * b[i] + eighth] = uint8_t(listed_here);
       if constexpr (H != 0) leave_rest(b[i], item < items, listed_here, visible & ~listed_here, x);
     }
-    if (any_all) {
+    if (whole) {
       for (int i = 0; i < ahead; i++)
         if (H != 0 && eighth == 0 && base + i * threads < items) m.starts[b[i]] = uint16_t(b[i] * block_tokens);
       continue;
@@ -390,7 +404,7 @@ __device__ int Slice<T, D, H>::find_tokens(Estimates& known) {
       listed += all >> 16 * i & 0xFFFF;
     }
   }
-  if (any_all) listed = max(0, min(view.tokens - first_token, n * block_tokens));
+  if (whole) listed = max(0, min(view.tokens - first_token, n * block_tokens));
   if (H != 0 && threadIdx.x == 0) m.starts[active] = uint16_t(listed);
   actives = active;
   __syncthreads();
@@ -398,8 +412,8 @@ __device__ int Slice<T, D, H>::find_tokens(Estimates& known) {
 }
 
 // The low tokens' weights of the list's part [from, end), by block.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::add_low(int from, int end) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::add_low(int from, int end) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < heads * actives; i += threads) {
     const int h = heads == 1 ? 0 : i / actives, a = i - h * actives, last = min(int(m.starts[a + 1]), end);
@@ -411,15 +425,15 @@ __device__ void Slice<T, D, H>::add_low(int from, int end) {
 }
 
 // A warp's tiles: exact scores, weights, values. Leaves the sums of values in m.values, relative to the slice's maximum.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::attend_to(int listed) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::attend_to(int listed) {
   constexpr bool early = H == 0 && D * int(sizeof(T)) <= 256;  // whether there are registers for values beside keys
   const int r = lane() / 4, t = lane() % 4, h = min(head_of(r), heads - 1);
   const Head& head = m.heads[h];
   const bool ours = head_of(r) < heads, low_row = is_low(r), lists_only = mixed && lists(h),
              has_low = low_row && ours && rest && lists(h);
   const float to_score = m.q_scale[h];
-  const bool plain = s.softcap == 0 && s.slopes == nullptr;
+  const bool plain = s.softcap == 0 && (M ? !s.sights[row].biased : s.slopes == nullptr);
   const float to_log2 = to_score * s.scale * log2e;
   const int16_t* own_scores = s.scores + block_at(h, 0) * block_tokens;
   float sums[pairs][8][4] = {};
@@ -436,7 +450,7 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
     if (begin >= listed) break;
     const auto token_at = [&](int i) {
       const int at = min(begin + i, listed - 1);
-      return any_all ? at : int(m.list[at]);
+      return whole ? at : int(m.list[at]);
     };
     Eight<T> k[2][chunks], v[4][pairs];
 #pragma unroll
@@ -504,8 +518,7 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
         const int token = tokens[i][j];
         const float product = x[i][j] + x[i][2 + j];
         float score = product * to_log2;
-        if (!plain)
-          score = s.score_of(product * to_score, first_head + h, view.tokens - 1 - (first * block_tokens + token)) * log2e;
+        if (!plain) score = s.score_of(product * to_score, view, row, first_head + h, first * block_tokens + token) * log2e;
         bool there = ours && begin + 8 * i + 2 * t + j < listed;
         if (mixed) there &= !lists_only || (m.group[token / block_tokens] >> token % block_tokens & 1) != 0;
         x[i][j] = there ? score : -INFINITY;
@@ -540,7 +553,7 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
           const int b = tokens[i][j] / block_tokens, v = scores[i][j], score = v + offsets[i][j];
           const bool is =
               has_low && x[i][j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
-          const bool has_mean = is && first + b != view.hidden_block;
+          const bool has_mean = is && !has_hidden(b);
           const float estimated =
               head.softcap == 0 ? fmaf(float(v), head.unit2, m.bases[h][b]) : weight_of(head, m.bases[h][b], v);
           low += is ? weights[i][j] : 0.0f;
@@ -600,8 +613,8 @@ __device__ void Slice<T, D, H>::attend_to(int listed) {
 }
 
 // The means by what is not listed, and by what the low tokens weigh.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::add_means(const float* tops) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::add_means(const float* tops) {
   constexpr int lanes = D / 8, rows_of_warp = 32 / lanes, ahead = H == 4 ? 4 : 8, step = warps * rows_of_warp;
   const int mine = lane() % lanes * 8 < s.head_dim ? lane() % lanes * 8 : 0, own = warp() * rows_of_warp + lane() / lanes;
   float sums[2 * marked][8] = {}, to_low[marked];
@@ -622,7 +635,7 @@ __device__ void Slice<T, D, H>::add_means(const float* tops) {
     for (int i = 0; i < ahead; i++) {
       if (base - lane() / lanes + i * step >= n) break;
       const int b = min(base + i * step, n - 1);
-      const bool counts = base + i * step < n && first + b != view.hidden_block;
+      const bool counts = base + i * step < n && !has_hidden(b);
       float x[8];
       to_f32(raw[i], x);
 #pragma unroll
@@ -648,8 +661,8 @@ __device__ void Slice<T, D, H>::add_means(const float* tops) {
 }
 
 // The slice's vectors and sums.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::store(float* partials, int64_t head_stride) {
   const auto values = [&](int r, int d) {
     float sum = 0;
 #pragma unroll
@@ -674,7 +687,7 @@ __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
   }
   for (int h = warp(); h < heads; h += warps) {
     float* to = partials + h * head_stride + 3 * s.head_dim;
-    float top = nothing, listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0;
+    float top = nothing, listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0, beside = 0;
 #pragma unroll
     for (int w = 0; w < warps; w++) top = fmaxf(top, m.sums[w][h][0]);
 #pragma unroll
@@ -688,8 +701,13 @@ __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
     }
     if (H != 0 && rest) {
 #pragma unroll 1
-      for (int b = lane(); b < n; b += 32) others += first + b == view.hidden_block ? 0.0f : m.rest[h][b];
+      for (int b = lane(); b < n; b += 32) {
+        const bool hidden = has_hidden(b);
+        others += hidden ? 0.0f : m.rest[h][b];
+        if (M) beside += hidden ? m.rest[h][b] : 0.0f;
+      }
       others = sum_of_warp(others);
+      if (M) beside = sum_of_warp(beside);
     }
     if (lane() != 0) continue;
     to[sum_max] = top > nothing ? top : -INFINITY;
@@ -700,11 +718,11 @@ __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
     if (H == 0 || !rest) continue;
     const int at = view.hidden_block - first;
     to[sum_rest] = others;
-    to[sum_beside_hidden] = at >= 0 && at < n ? m.rest[h][at] : 0.0f;
+    to[sum_beside_hidden] = M ? beside : at >= 0 && at < n ? m.rest[h][at] : 0.0f;
   }
 }
 
-template <class T, int D, int H>
+template <class T, int D, int H, bool M>
 __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid_constant__ Step s) {
   using Memory = Shared<D, H>;
   Memory& m = *reinterpret_cast<Memory*>(shared_memory());
@@ -713,7 +731,7 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   const int first_head = g * s.group + (blockIdx.y - g * s.lists_each) * s.at_once,
             heads = min(s.at_once, (g + 1) * s.group - first_head);
   const bool scored = s.chosen();
-  View view = see(s, row);
+  View view = M ? s.views[row] : see_all(s, row);
   const int blocks = blocks_in(view.tokens), slices = s.slices_of(blocks), each = (blocks + slices - 1) / slices;
   const int slice = blockIdx.x;
   if (slice >= slices) return;
@@ -726,11 +744,11 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
       prefetch_to_l2(line);
     }
   }
-  Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored, false, false, false, 0};
+  Slice<T, D, H, M> of{s, m, view, row, g, first_head, heads, first, last - first, scored, false, false, false, false, 0};
   of.store_queries();
   wait_for_previous();
   if (scored) of.view = view = s.views[row];
-  typename Slice<T, D, H>::Estimates known;
+  typename Slice<T, D, H, M>::Estimates known;
   of.load_first(known);
   if (threadIdx.x < 8) {
     Head head{};
@@ -747,8 +765,10 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   }
   of.mixed = of.any_all && any_list;
   of.rest = H != 0 && any_list;
-  const int listed =
-      of.any_all && !any_list ? max(0, min(view.tokens - first * block_tokens, of.n * block_tokens)) : of.find_tokens(known);
+  of.whole = of.any_all && !M;
+  const bool asked = H == 0 || view.dense || heads == s.group;  // or other lists of the KV head need the marks
+  const int listed = of.whole && !any_list && asked ? max(0, min(view.tokens - first * block_tokens, of.n * block_tokens))
+                                                    : of.find_tokens(known);
   of.attend_to(listed);
   float tops[Memory::marked];
 #pragma unroll
@@ -880,19 +900,20 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
   reinterpret_cast<float*>(out)[d] = share == 0 ? 0.0f : value * (share * s.v_scale);
 }
 
-template <class T, int D, int H>
+template <class T, int D, int H, bool M>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
   constexpr int shared = sizeof(Shared<D, H>);
   static const cudaError_t error =
-      cudaFuncSetAttribute(attend<T, D, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+      cudaFuncSetAttribute(attend<T, D, H, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.slices), unsigned(s.lists), unsigned(s.query_rows));
-  return cuda::launch(s.chosen() ? Start::beside : Start::after, attend<T, D, H>, grid, threads, shared, stream, s);
+  return cuda::launch(s.chosen() ? Start::beside : Start::after, attend<T, D, H, M>, grid, threads, shared, stream, s);
 }
 template <class T, int D>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
-  if (!s.automatic) return launch<T, D, 0>(s, stream);
-  return s.lists == s.q_heads ? launch<T, D, 1>(s, stream) : launch<T, D, 4>(s, stream);
+  if (s.seen != nullptr) return s.automatic ? launch<T, D, 4, true>(s, stream) : launch<T, D, 0, true>(s, stream);
+  if (!s.automatic) return launch<T, D, 0, false>(s, stream);
+  return s.lists == s.q_heads ? launch<T, D, 1, false>(s, stream) : launch<T, D, 4, false>(s, stream);
 }
 template <class T>
 cudaError_t launch(const Step& s, cudaStream_t stream) {

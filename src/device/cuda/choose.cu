@@ -23,7 +23,9 @@ __shared__ Shared m;
 __device__ void score_always(const Step& s, const View& view, int row, int h) {
   constexpr int ahead = 4, step = 4 * always_warps;
   const int part = threadIdx.x % 8, warp = (threadIdx.x - first_always) / 32, g = h / s.group;
-  const int sinks = min(s.sinks, view.tokens), from = max(view.estimated, sinks), count = sinks + view.tokens - from;
+  const Sight sight = sight_of(s, view, row);
+  const int sinks = max(0, sight.sinks - sight.first), from = max(view.estimated, sight.sinks),
+            count = sinks + view.tokens - from;
   const char* q = s.query(row, h);
   for (int d = threadIdx.x % 32; d < s.head_dim; d += 32) m.query[warp][d] = load_element(q, s.q_dtype, d);
   __syncwarp();
@@ -36,7 +38,7 @@ __device__ void score_always(const Step& s, const View& view, int row, int h) {
 #pragma unroll
       for (int i = 0; i < ahead; i++) {
         const int at = min(base + i * step + int(threadIdx.x % 32) / 8, count - 1);
-        token[i] = at < sinks ? at : from + at - sinks;
+        token[i] = at < sinks ? sight.first + at : from + at - sinks;
       }
       for (int d = 8 * part; d - 8 * part < s.head_dim; d += 64) {
         const int here = d < s.head_dim ? d : 0;  // past head_dim the query is 0
@@ -54,7 +56,9 @@ __device__ void score_always(const Step& s, const View& view, int row, int h) {
 #pragma unroll
       for (int i = 0; i < ahead; i++) {
         for (int o = 1; o < 8; o *= 2) x[i] += __shfl_xor_sync(~0u, x[i], o);
-        x[i] = s.score_of(x[i], h, view.tokens - 1 - token[i]);
+        x[i] = s.score_of(x[i], view, row, h, token[i]);
+        if (s.seen != nullptr && (s.seen[s.seen_at(row) + token[i] / block_tokens] >> token[i] % block_tokens & 1) == 0)
+          x[i] = -INFINITY;
         if (base + i * step + int(threadIdx.x % 32) / 8 >= count) continue;
         if (!(x[i] < INFINITY)) most = INFINITY;
         if (x[i] > most) sum *= expf(most - x[i]), most = x[i];
@@ -111,7 +115,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
     return;
   }
   const int blocks = blocks_in(view.tokens);
-  find_estimated(s, view, s.codes.coded[s.codes.place(s.k, view.sequence, blocks - 1)]);
+  if (s.seen == nullptr) find_estimated(s, view, s.codes.coded[s.codes.place(s.k, view.sequence, blocks - 1)]);
   for (int i = threadIdx.x; i < list_edges; i += threads) m.reaching[i] = 0;
   if (int(threadIdx.x) >= first_always) score_always(s, view, row, h);  // needs nothing of the scan
   wait_for_previous();
@@ -128,7 +132,7 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   }
   __syncthreads();
   const Summary all = m.all;
-  Head head = begin_head(s, s.tallies[index], all);
+  Head head = begin_head(s, row, s.tallies[index], all);
   if (head.reading != reads_list) {
     if (threadIdx.x == 0) s.heads[index] = head;
     return;
@@ -147,10 +151,11 @@ __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s
   }
   __syncthreads();
   if (warp != 0) return;
+  const int active = sight_of(s, view, row).active;
   const auto edge = [&](int64_t k) {
     return all.top - edge_distance(min(bin_reaching(m.reaching, int(k)), list_edges - 1));
   };
-  const float from = fminf(fmaxf(least, edge(most_blocks(blocks))), edge(fewest_blocks(blocks)));
+  const float from = fminf(fmaxf(least, edge(most_blocks(active))), edge(fewest_blocks(active)));
   // The second lane has the blocks with hidden rows.
   const float logit2 = lane == 1 ? fminf(from, least + log2f(float(hidden_rows_share))) : from;
   const int score = score_reaching(head, double(logit2) * double(ln2));

@@ -106,16 +106,29 @@ inline constexpr int most_candidates = 2048;
 // How a query head is read, and why: Reading of step/step.h.
 enum Reading : int { reads_list = 0, reads_noisy = 3, reads_short = 4 };
 
-// What a query row sees: tokens [0, tokens). Those of [sinks, estimated) have estimates; the others are read in any case.
+// What a query row sees: tokens [0, tokens), but for those that a mask hides. Those of [sinks, estimated) have estimates;
+// the others are read in any case.
 struct View {
   int64_t sequence;
   int tokens;
-  int visible;  // of them, after the mask
   int estimated;
   int coded_blocks;  // whose blocks have codes: all, or all but the last, whose centre and deviation count as 0
-  int hidden_block;  // the last block, when its codes are of rows, too, that the row does not see; -1: not so
+  int hidden_block;  // the last block, when its codes are of rows, too, that the row does not see; -1: not so, or see
+                     // `flags`
   int dense;
 };
+
+// What it sees of these.
+struct Sight {
+  int visible, active;  // tokens; blocks that have one
+  int first, last;      // the first and the last of the tokens
+  int sinks;            // from where on they are not the first ones, which are read in any case
+  int always;           // how many are
+  bool biased;
+};
+
+// Of a block, where there is a mask.
+enum Flag : uint8_t { has_bias = 1, has_hidden_rows = 2 };  // has_hidden_rows: its codes are of rows, too, that are not seen
 
 // A query head, as `choose` or `select` leaves it.
 struct Head {
@@ -162,10 +175,17 @@ struct Step {
   int64_t out_stride_batch, out_stride_row, out_stride_head;
   float *lse, *mass, *noise;
   const float *slopes, *sink_logits;
+  const char* mask;  // NULL: there is none, and nothing lies in seen, flags and spreads
+  int mask_dtype;
+  int64_t mask_stride_batch, mask_stride_row;
   Codes codes;
 
   // The workspace; [query_rows, q_heads] of each but the first, which is [query_rows].
   View* views;
+  Sight* sights;    // [query_rows]; with a mask
+  uint64_t* seen;   // [query_rows, max_blocks] bit t of word b: the row sees token 64 b + t; NULL: there is no mask
+  uint8_t* flags;   // [query_rows, max_blocks]
+  Spread* spreads;  // [query_rows, kv_heads] of the blocks that have a token that is seen
   Head* heads;
   int16_t* scores;  // [max_blocks, 64] S less C of its block; hidden where there is no estimate
   float2*
@@ -209,11 +229,18 @@ struct Step {
     const int b = rows == 1 ? row : row / rows;
     return q + b * q_stride_batch + (row - b * rows) * q_stride_row + head * q_stride_head;
   }
-  // The score of a product q . k, of a token so many before the last one in view.
-  __device__ float score_of(float product, int head, int distance) const {
+  __device__ int64_t seen_at(int row) const { return int64_t(row) * max_blocks; }
+  // What a bias is the slope times of: a mask's value, or the distance from the last token in view.
+  __device__ float distance_of(const View& view, int row, int token) const {
+    return seen != nullptr ? mask_value(row, token) : float(token - (view.tokens - 1));
+  }
+  __device__ float mask_value(int row, int token) const;
+  __device__ bool biased(int row) const { return seen != nullptr ? sights[row].biased : slopes != nullptr; }
+  // The score of a product q . k, of a token.
+  __device__ float score_of(float product, const View& view, int row, int head, int token) const {
     float x = product * scale;
     if (softcap > 0) x = soft_capped(x, softcap);
-    if (slopes != nullptr) x += slope(head) * float(-distance);
+    if (biased(row)) x += slope(head) * distance_of(view, row, token);
     return x;
   }
 };
@@ -227,8 +254,11 @@ __host__ __device__ inline int blocks_of_split(int blocks, int splits) {
   return (spans + splits - 1) / splits * span_blocks;
 }
 
-// How far a row sees, and whether it is so short that all of it is read.
-__device__ inline View see(const Step& s, int row) {
+__device__ inline bool is_dense(const Step& s, int visible) {
+  return s.all_dense || visible <= s.budget || visible < s.min_context;
+}
+// How far a row sees, and whether it is so short that all of it is read: without a mask.
+__device__ inline View see_all(const Step& s, int row) {
   const int b = s.rows == 1 ? row : row / s.rows, r = row - b * s.rows;
   View view{};
   view.sequence = s.sequences != nullptr ? s.sequences[b] : b;
@@ -236,13 +266,15 @@ __device__ inline View see(const Step& s, int row) {
   int64_t tokens = s.causal ? length - s.rows + r + 1 : length;
   tokens = tokens < 0 ? 0 : tokens;
   const int64_t most = int64_t(s.max_blocks) * block_tokens;
-  view.tokens = view.visible = int(tokens < most ? tokens : most);
+  view.tokens = int(tokens < most ? tokens : most);
   view.hidden_block = -1;
-  view.dense = s.all_dense || view.tokens <= s.budget || view.tokens < s.min_context;
+  view.dense = is_dense(s, view.tokens);
   if (s.policy == ADAMAS_POLICY_STREAMING) view.estimated = view.tokens - (s.budget - s.sinks);
   return view;
 }
-// What codes say of it; coded: of how many rows those of the last block are.
+// With one settle() has left it.
+__device__ inline View see(const Step& s, int row) { return s.seen != nullptr ? s.views[row] : see_all(s, row); }
+// What codes say of it, without a mask; coded: of how many rows those of the last block are.
 __device__ inline void find_estimated(const Step& s, View& view, int coded) {
   const int last = blocks_in(view.tokens) - 1, in_block = view.tokens - last * block_tokens;
   if (coded > in_block) view.hidden_block = last;
@@ -250,15 +282,30 @@ __device__ inline void find_estimated(const Step& s, View& view, int coded) {
   const int end = last * block_tokens + (coded < in_block ? coded : in_block), old = view.tokens - s.recent;
   view.estimated = end < old ? end : old;
 }
+__device__ inline Sight sight_of(const Step& s, const View& view, int row) {
+  if (s.seen != nullptr) return s.sights[row];
+  const int sinks = min(s.sinks, view.tokens);
+  return {view.tokens,
+          blocks_in(view.tokens),
+          0,
+          view.tokens - 1,
+          sinks,
+          sinks + view.tokens - max(view.estimated, sinks),
+          s.slopes != nullptr};
+}
 
 // Bits [0, end) of a block's 64, of a number of tokens that may be anything.
 __device__ inline uint64_t bits_below(int end) {
   return end >= block_tokens ? ~uint64_t{0} : end <= 0 ? 0 : (uint64_t{1} << end) - 1;
 }
-// Of block b of a row, the tokens that are attended to where these are marked: what is read in any case as well.
-__device__ inline uint64_t attended(const Step& s, const View& view, int b, uint64_t marks) {
-  const int first = b * block_tokens;
-  return (marks | bits_below(s.sinks - first) | ~bits_below(view.estimated - first)) & bits_below(view.tokens - first);
+// Of block b of a row, the tokens that it sees.
+__device__ inline uint64_t seen_of(const Step& s, const View& view, int row, int b) {
+  return s.seen != nullptr ? s.seen[s.seen_at(row) + b] : bits_below(view.tokens - b * block_tokens);
+}
+// Of these, the ones that are attended to where some are marked: what is read in any case as well.
+__device__ inline uint64_t attended(const Step& s, const View& view, int row, int b, uint64_t marks) {
+  const int first = b * block_tokens, sinks = sight_of(s, view, row).sinks;
+  return (marks | bits_below(sinks - first) | ~bits_below(view.estimated - first)) & seen_of(s, view, row, b);
 }
 
 __device__ inline float to_f32(float x) { return x; }
@@ -283,6 +330,9 @@ __host__ __device__ auto with_element(int dtype, Visit&& visit) {
 }
 __device__ inline float load_element(const char* row, int dtype, int d) {
   return with_element(dtype, [&](auto zero) { return to_f32(load_one(reinterpret_cast<const decltype(zero)*>(row) + d)); });
+}
+__device__ inline float Step::mask_value(int row, int token) const {
+  return load_element(mask + row / rows * mask_stride_batch + row % rows * mask_stride_row, mask_dtype, token);
 }
 
 // Eight elements of a row as they lie, and as numbers: so that many can be on their way before the first is looked at.
@@ -427,6 +477,9 @@ struct Appended {
 };
 
 cudaError_t launch_append(const Codes& codes, const Appended& a, cudaStream_t stream);
+// With a mask: what each row sees, before anything else; what the scan left of that, behind it.
+cudaError_t launch_look(const Step& s, cudaStream_t stream);
+cudaError_t launch_hide(const Step& s, cudaStream_t stream);
 cudaError_t launch_scan(const Step& s, cudaStream_t stream);
 cudaError_t launch_choose(const Step& s, cudaStream_t stream);
 cudaError_t launch_select(const Step& s, cudaStream_t stream);

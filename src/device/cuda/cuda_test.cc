@@ -88,6 +88,8 @@ struct Shape {
   bool hnd = true;      // heads before tokens
   float softcap = 0;
   bool alibi = false, sink_logits = false, by_page = false;
+  enum Mask { none, padded, holes, biased } mask = none;
+  DType mask_dtype = DType::f32;
   uint64_t seed = 1;
   std::vector<std::pair<const char*, const char*>> settings;
 
@@ -96,7 +98,8 @@ struct Shape {
                     adamas_dtype_name(int32_t(dtype)) + " " + std::to_string(sequences) + "x" + std::to_string(rows) +
                     " rows, " + std::to_string(capacity) + " tokens, pages " + std::to_string(page_tokens) +
                     (by_page ? " by page" : "") + (hnd ? " HND" : " NHD") + (softcap > 0 ? " softcap" : "") +
-                    (alibi ? " alibi" : "") + (sink_logits ? " sink-logits" : "") + " seed " + std::to_string(seed);
+                    (alibi ? " alibi" : "") + (sink_logits ? " sink-logits" : "") + " mask " + std::to_string(mask) + " " +
+                    adamas_dtype_name(int32_t(mask_dtype)) + " seed " + std::to_string(seed);
     for (auto [name, value] : settings) t += std::string(" ") + name + "=" + value;
     return t;
   }
@@ -157,6 +160,7 @@ class Pair {
       logits.push_back(normal(random));
     }
     gpu_slopes = on_gpu(slopes), gpu_logits = on_gpu(logits);
+    if (s.mask != Shape::none) new_masks();
   }
   ~Pair() {
     for (adamas_cache* cache : caches) adamas_cache_destroy(cache);
@@ -186,6 +190,35 @@ class Pair {
           store_row(reinterpret_cast<std::byte*>(v.data()) + offset(b, g, t), s.dtype, row.data(), s.head_dim);
         }
       }
+  }
+  // A value for each token of each row: padding on the left, as batches of prompts have it; or ranges and tokens hidden
+  // anywhere, and with `biased` numbers on others.
+  void new_masks() {
+    constexpr float hidden = -std::numeric_limits<float>::infinity();
+    const int64_t bytes = row_bytes(s.mask_dtype, 1);
+    mask.resize(size_t(s.sequences * s.rows * s.capacity * bytes));
+    std::vector<float> values(size_t(s.capacity));
+    for (int64_t b = 0; b < s.sequences; b++) {
+      const int64_t padding = int64_t(random() % uint64_t(s.capacity / 2));
+      for (int64_t r = 0; r < s.rows; r++) {
+        std::fill(values.begin(), values.end(), 0.0f);
+        if (s.mask == Shape::padded) {
+          std::fill_n(values.begin(), padding, hidden);
+        } else {
+          for (float& x : values)
+            x = random() % 20 == 0                             ? hidden
+                : s.mask == Shape::biased && random() % 3 == 0 ? float(random() % 17) / 4 - 3
+                                                               : 0;
+          for (int i = 0; i < 3; i++) {
+            const int64_t from = int64_t(random() % uint64_t(s.capacity)), count = int64_t(random() % 300);
+            std::fill_n(values.begin() + from, std::min(count, s.capacity - from), hidden);
+          }
+        }
+        store_row(reinterpret_cast<std::byte*>(mask.data()) + (b * s.rows + r) * s.capacity * bytes, s.mask_dtype,
+                  values.data(), int(s.capacity));
+      }
+    }
+    gpu_mask = on_gpu(mask);
   }
   int64_t offset(int64_t b, int g, int64_t t) const {
     if (s.page_tokens == 0) return b * view.stride_sequence + g * view.stride_head + t * view.stride_token;
@@ -251,6 +284,12 @@ class Pair {
     if (s.dtype == DType::f8_e4m3) p.k_scale = 1.25f, p.v_scale = 0.5f;
     if (s.alibi) p.slopes = gpu ? gpu_slopes->get<float>() : slopes.data();
     if (s.sink_logits) p.sink_logits = gpu ? gpu_logits->get<float>() : logits.data();
+    if (s.mask != Shape::none) {
+      p.mask = gpu ? gpu_mask->get() : mask.data();
+      p.mask_dtype = int32_t(s.mask_dtype);
+      p.mask_stride_row = s.capacity * row_bytes(s.mask_dtype, 1);
+      p.mask_stride_batch = s.rows * p.mask_stride_row;
+    }
     if (gpu) p.workspace = workspace->get(), p.workspace_bytes = workspace->bytes();
     return p;
   }
@@ -359,14 +398,14 @@ class Pair {
   const Shape s;
   std::mt19937_64 random;
   adamas_config config{};
-  std::vector<char> k, v;
+  std::vector<char> k, v, mask;
   std::vector<int32_t> table;
   adamas_rows view{};
   adamas_pages host_pages{}, gpu_pages{};
   std::vector<std::vector<float>> directions;
   std::vector<float> q, slopes, logits;
   std::unique_ptr<Memory> gpu_k, gpu_v, gpu_table, gpu_q, gpu_out, gpu_lse, gpu_mass, gpu_noise, gpu_lengths, gpu_slopes,
-      gpu_logits, gpu_stats, workspace;
+      gpu_logits, gpu_stats, gpu_mask, workspace;
   adamas_cache* caches[2] = {};
   adamas_plan* plans[2] = {};
   std::vector<float> out[2], lse[2], mass[2], noise[2];
@@ -430,10 +469,14 @@ Shape random_shape(uint64_t seed) {
   return s;
 }
 
-TEST_F(Cuda, RandomStepsAreTheReferences) {
+// Steps of random shapes; change(shape) makes some of them others.
+template <class Change>
+void compare_random_steps(int count, Change&& change) {
   double worst_list = 0, worst = 0, worst_lse = 0;
-  for (uint64_t seed = 1; seed <= random_steps && !HasFatalFailure(); seed++) {
-    Pair pair(random_shape(seed));
+  for (uint64_t seed = 1; seed <= uint64_t(count) && !::testing::Test::HasFatalFailure(); seed++) {
+    Shape shape = random_shape(seed);
+    change(shape);
+    Pair pair(shape);
     std::vector<int64_t> lengths;
     for (int64_t b = 0; b < pair.s.sequences; b++) lengths.push_back(1 + int64_t(pair.random() % uint64_t(pair.s.capacity)));
     pair.append_all(lengths);
@@ -445,9 +488,22 @@ TEST_F(Cuda, RandomStepsAreTheReferences) {
     double& of = pair.automatic() ? worst_list : worst;
     of = std::max(of, pair.worst_out);
     worst_lse = std::max(worst_lse, pair.worst_lse);
-    if (HasFailure()) break;
+    if (::testing::Test::HasFailure()) break;
   }
   std::printf("farthest from the reference: lists %.2e, others %.2e, log-sum-exps %.2e\n", worst_list, worst, worst_lse);
+}
+
+TEST_F(Cuda, RandomStepsAreTheReferences) {
+  compare_random_steps(random_steps, [](Shape&) {});
+}
+
+TEST_F(Cuda, StepsWithMasksAreTheReferences) {
+  compare_random_steps(random_steps, [](Shape& s) {
+    std::mt19937_64 random(s.seed * 31 + 5);
+    constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
+    s.mask = Shape::Mask(1 + random() % 3);
+    s.mask_dtype = dtypes[random() % 3];
+  });
 }
 
 // Rows that come one by one, in drafts of which some are taken back, and all at once: the same codes.
@@ -701,7 +757,7 @@ TEST_F(Cuda, WhatIsNotServedIsSaid) {
   adamas_step_times times{};
   refused([&](auto& p) { p.stats = &stats; }, ADAMAS_INVALID_ARGUMENT, "memory that the GPU can write");
   refused([&](auto& p) { p.times = &times; }, ADAMAS_UNSUPPORTED, "times");
-  refused([](auto& p) { p.mask = p.q; }, ADAMAS_UNSUPPORTED, "mask");
+  refused([](auto& p) { p.mask = static_cast<const char*>(p.q) + 2; }, ADAMAS_UNSUPPORTED, "mask");
   refused([](auto& p) { p.workspace = nullptr; }, ADAMAS_INVALID_ARGUMENT, "workspace");
   refused([](auto& p) { p.workspace_bytes--; }, ADAMAS_OUT_OF_RANGE, "workspace");
   refused([](auto& p) { p.rows = 2; }, ADAMAS_OUT_OF_RANGE, "max_rows");

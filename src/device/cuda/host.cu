@@ -75,6 +75,15 @@ Status check_rows(const adamas_rows& k, const adamas_rows& v) {
   return k.dtype == v.dtype ? Status{} : unsupported("on a GPU K and V have one dtype");
 }
 
+Status check_mask(const adamas_step_params& p) {
+  if (p.mask == nullptr) return {};
+  const auto bits = reinterpret_cast<uintptr_t>(p.mask) | uintptr_t(p.mask_stride_batch) | uintptr_t(p.mask_stride_row);
+  const int64_t multiple = row_bytes(DType(p.mask_dtype), 1);
+  if (bits % uint64_t(multiple) == 0) return {};
+  return unsupported("mask: on a GPU its address and strides are multiples of its elements' " + std::to_string(multiple) +
+                     " bytes");
+}
+
 // What kernels write to and a caller may have given from the host's memory, which they cannot reach.
 Status check_writable(const void* memory, const char* name) {
   cudaPointerAttributes attributes{};
@@ -344,7 +353,7 @@ class DevicePlan final : public Plan {
 
   Status step(Cache& any, const adamas_step_params& p) override {
     auto& cache = static_cast<DeviceCache&>(any);
-    if (p.mask != nullptr) return no("mask");
+    if (Status status = check_mask(p); !status.ok()) return status;
     if (p.verify != 0) return no("verify");
     if (p.stats != nullptr)
       if (Status status = check_writable(p.stats, "stats"); !status.ok()) return status;
@@ -397,14 +406,21 @@ class DevicePlan final : public Plan {
     s.noise = p.noise;
     s.slopes = p.slopes;
     s.sink_logits = p.sink_logits;
+    s.mask = static_cast<const char*>(p.mask);
+    s.mask_dtype = p.mask_dtype;
+    s.mask_stride_batch = p.mask_stride_batch;
+    s.mask_stride_row = p.mask_stride_row;
+    if (p.mask == nullptr) s.seen = nullptr;
     s.codes = cache.codes();
     // Parts of the scan: two blocks of threads for each multiprocessor of a large GPU, none below a span.
     const int units = s.query_rows * s.kv_heads * s.passes, wanted = std::max(1, 264 / units);
     const int least = (s.max_blocks + slice_blocks - 1) / slice_blocks;
     s.splits = std::max(least, std::min(wanted, int(s.max_spans())));
     const auto stream = static_cast<cudaStream_t>(p.stream);
+    if (s.seen != nullptr) ADAMAS_CUDA(launch_look(s, stream), "look");
     if (s.policy == ADAMAS_POLICY_ADAMAS) {
       ADAMAS_CUDA(launch_scan(s, stream), "scan");
+      if (s.seen != nullptr) ADAMAS_CUDA(launch_hide(s, stream), "hide");
       if (s.automatic)
         ADAMAS_CUDA(launch_choose(s, stream), "choose");
       else
@@ -425,6 +441,8 @@ class DevicePlan final : public Plan {
     const Step& s = last_;
     const int row = s.query_rows - 1;
     View view{};
+    Sight sight{};
+    sight.sinks = s.sinks;
     std::vector<Head> heads(size_t(s.q_heads));
     if (!s.chosen()) return unsupported("on a GPU no selection is kept of the policies full and streaming");
     ADAMAS_CUDA(cudaMemcpy(&view, s.views + row, sizeof view, cudaMemcpyDeviceToHost), "selection");
@@ -432,18 +450,26 @@ class DevicePlan final : public Plan {
         cudaMemcpy(heads.data(), s.heads + int64_t(row) * s.q_heads, heads.size() * sizeof(Head), cudaMemcpyDeviceToHost),
         "selection");
     const int group = s.q_heads / s.kv_heads, g = q_head / group;
+    std::vector<uint64_t> marks(size_t(s.max_blocks)), seen(marks.size(), ~uint64_t{0});
+    const auto is_in = [](const std::vector<uint64_t>& bits, int t) {
+      return (bits[size_t(t / block_tokens)] >> t % block_tokens & 1) != 0;
+    };
+    if (s.seen != nullptr) {
+      ADAMAS_CUDA(cudaMemcpy(seen.data(), s.seen + int64_t(row) * s.max_blocks, seen.size() * 8, cudaMemcpyDeviceToHost),
+                  "selection");
+      ADAMAS_CUDA(cudaMemcpy(&sight, s.sights + row, sizeof sight, cudaMemcpyDeviceToHost), "selection");
+    }
     if (view.dense || heads[size_t(q_head)].reading != reads_list) {
-      for (int t = 0; t < view.tokens; t++) tokens.push_back(t);
+      for (int t = 0; t < view.tokens; t++)
+        if (is_in(seen, t)) tokens.push_back(t);
       return {};
     }
-    std::vector<uint64_t> marks(size_t(s.max_blocks));
     const int listed_by = s.automatic ? g * group : q_head;
     ADAMAS_CUDA(cudaMemcpy(marks.data(), s.marks + (int64_t(row) * s.q_heads + listed_by) * s.max_blocks, marks.size() * 8,
                            cudaMemcpyDeviceToHost),
                 "selection");
     for (int t = 0; t < view.tokens; t++)
-      if (t < s.sinks || t >= view.estimated || (marks[size_t(t / block_tokens)] >> t % block_tokens & 1) != 0)
-        tokens.push_back(t);
+      if (is_in(seen, t) && (t < sight.sinks || t >= view.estimated || is_in(marks, t))) tokens.push_back(t);
     return {};
   }
 
@@ -459,6 +485,10 @@ class DevicePlan final : public Plan {
       next += up(count * int64_t(sizeof *to));
     };
     take(s.views, rows);
+    take(s.sights, rows);
+    take(s.seen, rows * s.max_blocks);
+    take(s.flags, rows * s.max_blocks);
+    take(s.spreads, rows * s.kv_heads);
     take(s.heads, heads);
     take(s.partials, heads * s.slices * (3 * s.head_dim + partial_sums));
     take(s.mass, heads);

@@ -110,7 +110,7 @@ __device__ int bin_reaching(const int (&counts)[bins], int k) {
 
 // How a head is read, and what its scores stand for. Where biases move its estimates, or its centres lie too far apart for
 // 16 bits, its scores have to be made anew.
-__device__ inline Head begin_head(const Step& s, const Tally& found, const Summary& all) {
+__device__ inline Head begin_head(const Step& s, int row, const Tally& found, const Summary& all) {
   Head head{};
   head.noise = __ldcg(&found.noise);
   head.reading = reads_list;
@@ -126,7 +126,7 @@ __device__ inline Head begin_head(const Step& s, const Tally& found, const Summa
   head.top = all.top;
   head.per_unit = 1 / head.unit;
   head.c_max = all.c_max, head.u = unit, head.per_centre = head.per_unit * scale;
-  head.anew = s.slopes != nullptr || (all.c_min - all.c_max) * head.per_centre < lowest_centre;
+  head.anew = s.biased(row) || (all.c_min - all.c_max) * head.per_centre < lowest_centre;
   head.unit2 = float(head.unit * double(log2e));
   head.mass = __int_as_float(0x7FC00000);  // it follows from the rest, or nobody knows
   return head;
@@ -146,7 +146,7 @@ __device__ ADAMAS_NOINLINE void rescale(const Step& s, const View& view, int row
     const int offset = offset_of(c - head.c_max, head.u, head.per_centre);
     const double centre = __dsub_rn(__dmul_rn(scale, c), __dmul_rn(head.unit, double(offset)));
     double e = capped(__dadd_rn(__dmul_rn(head.unit, double(score + offset)), centre), head.softcap) - origin;
-    if (s.slopes != nullptr) e = __dadd_rn(e, __dmul_rn(slope, double(float(token - (view.tokens - 1)))));
+    if (s.biased(row)) e = __dadd_rn(e, __dmul_rn(slope, double(s.distance_of(view, row, token))));
     return e > -1e30 ? float(fmin(e, 1e30)) : -1e30f;
   };
   float top = -INFINITY;

@@ -1,5 +1,6 @@
 // What a step did, added up where stats are wanted: one kernel counts what each head attends to, one adds the sums to the
 // caller's struct. Both run behind the step, in its stream: nothing waits, and each replay of a graph adds its own.
+#include <climits>
 #include <cstddef>
 
 #include "device/cuda/common.cuh"
@@ -20,12 +21,12 @@ __global__ void __launch_bounds__(threads) count_selected(const __grid_constant_
   const int64_t index = int64_t(row) * s.q_heads + h;
   int& selected = s.selected[index];
   if (view.dense || !s.chosen()) {  // all, or the first and the last of the policy streaming
-    if (threadIdx.x == 0) selected = view.dense ? view.visible : min(view.visible, s.budget);
+    if (threadIdx.x == 0) selected = min(sight_of(s, view, row).visible, view.dense ? INT_MAX : s.budget);
     return;
   }
   const uint64_t* marks = s.marks + s.blocks_at(row, list_of(s, h));
   int count = 0;
-  for (int b = threadIdx.x; b < blocks_in(view.tokens); b += threads) count += __popcll(attended(s, view, b, marks[b]));
+  for (int b = threadIdx.x; b < blocks_in(view.tokens); b += threads) count += __popcll(attended(s, view, row, b, marks[b]));
   count = __reduce_add_sync(~0u, count);
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = count;
   __syncthreads();
@@ -57,6 +58,7 @@ __global__ void __launch_bounds__(32) add_up(const __grid_constant__ Step s, ada
   for (int row = threadIdx.x; row < s.query_rows; row += 32) {
     const View view = s.chosen() ? s.views[row] : see(s, row);
     const int64_t first = int64_t(row) * s.q_heads;
+    const int visible = sight_of(s, view, row).visible;
     const auto reading = [&](int h) {
       return view.dense ? int(reads_short) : s.chosen() ? s.heads[first + h].reading : reads_list;
     };
@@ -64,20 +66,20 @@ __global__ void __launch_bounds__(32) add_up(const __grid_constant__ Step s, ada
     for (int h = 0; h < s.q_heads; h++) dense &= reading(h) == reads_short;
     sums[rows_dense] += dense, sums[rows_sparse] += !dense;
     if (dense) continue;
-    sums[tokens_visible] += int64_t(view.visible) * s.q_heads;
+    sums[tokens_visible] += int64_t(visible) * s.q_heads;
     sums[heads_sparse] += s.q_heads;
     for (int g = 0; g < s.kv_heads; g++) {
       bool any_all = false, any_list = false;
       for (int h = g * s.group; h < (g + 1) * s.group; h++) {
         const bool all = reading(h) != reads_list;
-        const int selected = all ? view.visible : s.selected[first + h];
+        const int selected = all ? visible : s.selected[first + h];
         sums[tokens_selected] += selected;
         if (!all && (!s.automatic || !any_list)) sums[rows_read] += selected;  // a list serves all heads of its KV head
         sums[heads_guarded] += reading(h) == reads_noisy;
         mass += double(s.mass[first + h]);
         any_all |= all, any_list |= !all;
       }
-      if (any_all) sums[rows_read] += view.visible;
+      if (any_all) sums[rows_read] += visible;
     }
   }
 #pragma unroll
