@@ -204,7 +204,7 @@ ADAMAS_API const char* adamas_dtype_name(int32_t dtype);
  * change. A page id out of range is read as page 0. Rows are f32, f16, bf16 or f8_e4m3, K and V of one dtype, and their
  * addresses and strides are multiples of 16 bytes. Appended rows have to be told of (adamas_append_rows, adamas_append): a
  * sequence's rows are its first `length` tokens, and a step that sees more than its newest block without codes reads
- * densely. No hashes are kept, so `verify` is not served; nor is min_mass yet. `stats` lie where the GPU can write,
+ * densely. No hashes are kept, so `verify` is not served. `stats` lie where the GPU can write,
  * and `times` are refused. Unless codes lie by page every sequence has places of its own: fewer blocks are refused. */
 ADAMAS_API int32_t adamas_gpu_count(void);
 ADAMAS_API const char* adamas_gpu_name(int32_t index);
@@ -431,7 +431,8 @@ typedef struct adamas_step_params {
   float scale;      /* 0: 1 / sqrt(head_dim) */
   float softcap;    /* 0: none */
   float* mass;      /* [batch, rows, q_heads] share of the softmax in the selected tokens, estimated from the codes
-                     * of the others (1: all tokens were read; NaN: the policy estimates nothing); NULL: not wanted */
+                     * of the others (1: all tokens were read; NaN: the policy estimates nothing, or a GPU's
+                     * fixed budget has no min_mass); NULL: not wanted */
   float* noise;     /* [batch, rows, q_heads] variance of the estimated scores; 0: none estimated; NULL: not wanted */
   const void* mask; /* [batch, rows, tokens], added to the scores, -inf hides a token; NULL: none */
   int32_t mask_dtype;

@@ -22,27 +22,11 @@ constexpr int most_at_once = 1024;  // tokens, after which the weights of the lo
 constexpr float most_low = 1e30f;   // a low token's weight at most, by that at the bound
 constexpr float may_exceed = 8;     // log2 by which a weight may exceed the reference of its sums
 
-// What a slice has of a head, besides its vectors A, E, M.
-enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, sum_rest, sum_beside_hidden };
-
 // Whether codes of a block are of rows, too, that the row does not see. M: there is a mask.
 template <bool M>
 __device__ bool hides_some(const Step& s, const View& view, int row, int block) {
   if constexpr (M) return (__ldg(s.flags + s.seen_at(row) + block) & has_hidden_rows) != 0;
   return block == view.hidden_block;
-}
-
-// What a score of 0 of a block stands for: log2 of its weight, or with a softcap the estimate.
-__device__ float base_of(const Step& s, const Head& head, double centre) {
-  if (head.anew) return 0;
-  return s.softcap > 0 ? float(centre * s.scale) : float(centre * s.scale * double(log2e) - double(head.top));
-}
-
-// log2 of the weight that a score stands for.
-__device__ float weight_of(const Head& head, float base, int score) {
-  if (head.softcap == 0) return fmaf(float(score), head.unit2, base);
-  const float x = fmaf(float(score), float(head.unit), base);
-  return fmaf(soft_capped(x, head.softcap), log2e, -head.top);
 }
 
 __device__ uint32_t bits_of(__half2 x) { return *reinterpret_cast<uint32_t*>(&x); }
@@ -787,7 +771,8 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
 constexpr int combine_threads = 512, most_scales = 64;
 
 // The slices of a head: a thread has a dimension, and its turn of the slices. The first warp sees to what the vectors count.
-__global__ void __launch_bounds__(combine_threads) combine(const __grid_constant__ Step s) {
+// again: of the heads that min_mass has widened.
+__global__ void __launch_bounds__(combine_threads) combine(const __grid_constant__ Step s, bool again) {
   __shared__ float scales[most_scales];
   __shared__ float vectors[3][combine_threads];
   __shared__ float reference, factor, leaning, share;
@@ -799,6 +784,7 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
   const float* partials = s.partials + (int64_t(row) * s.q_heads + h) * s.slices * stride;
   const float* sums = partials + 3 * D;
   wait_for_previous();
+  if (again && !is_widened(s.heads[row * s.q_heads + h].reading)) return;
   const bool scored = s.chosen(), may_rest = scored && s.automatic;
   constexpr int ahead = 9;
   float loaded[ahead][3] = {};
@@ -821,7 +807,7 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
     if (lane == 0) reference = highest;
     float listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0, beside = 0;
     const int reading = scored ? head.reading : seen.dense ? reads_short : reads_list;
-    const bool rest = may_rest && reading == reads_list;
+    const bool rest = may_rest && !reads_all(reading);
 #pragma unroll 1
     for (int i = lane; i < slices; i += 32) {
       const float* of = sums + i * stride;
@@ -840,8 +826,7 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
     if (rest) {
       low = sum_of_warp(low), low_estimated = sum_of_warp(low_estimated), with_mean = sum_of_warp(with_mean);
       others = sum_of_warp(others), beside = sum_of_warp(beside);
-      const float expected = exp2f(fminf(head.top - highest, highest_weight * log2e)), measured = low / low_estimated;
-      by = isfinite(measured) ? fminf(measured, highest_factor * expected) : expected;
+      by = factor_of(head, highest, low, low_estimated);
       others = others > 0 ? others * by : 0.0f;
       beside = beside > 0 ? beside * by : 0.0f;
       lean_by = with_mean > 0 ? lean * others / with_mean : 0.0f;
@@ -863,10 +848,10 @@ __global__ void __launch_bounds__(combine_threads) combine(const __grid_constant
       const int64_t index = int64_t(row) * s.q_heads + h;
       if (s.lse != nullptr) s.lse[index] = lse;
       if (s.mass != nullptr)
-        s.mass[index] = reading != reads_list ? 1.0f
-                        : rest                ? listed / (listed + others + beside)
-                        : scored              ? head.mass
-                                              : __int_as_float(0x7FC00000);
+        s.mass[index] = reads_all(reading) ? 1.0f
+                        : rest             ? listed / (listed + others + beside)
+                        : scored           ? head.mass
+                                           : __int_as_float(0x7FC00000);
       if (s.noise != nullptr) s.noise[index] = scored ? head.noise : 0.0f;
     }
   }
@@ -924,11 +909,14 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
 
 }  // namespace
 
+cudaError_t launch_combine(const Step& s, bool again, cudaStream_t stream) {
+  const dim3 heads(unsigned(s.q_heads), unsigned(s.query_rows));
+  return cuda::launch(Start::beside, combine, heads, combine_threads, 0, stream, s, again);
+}
+
 cudaError_t launch_attend(const Step& s, cudaStream_t stream) {
   const cudaError_t error = with_element(s.k_dtype, [&](auto zero) { return launch<decltype(zero)>(s, stream); });
-  if (error != cudaSuccess) return error;
-  return cuda::launch(Start::beside, combine, dim3(unsigned(s.q_heads), unsigned(s.query_rows)), combine_threads, 0, stream,
-                      s);
+  return error != cudaSuccess ? error : launch_combine(s, false, stream);
 }
 
 }  // namespace adamas::cuda

@@ -93,17 +93,6 @@ __device__ float least_of_share(const Step& s, const Head& head) {
   return s.log2_share + total - sqrtf(head.noise) * log2e;
 }
 
-// The highest score of at most twice the weight of one.
-__device__ int low_top_of(const Head& head, int score) {
-  const double cap = head.softcap, limit = capped(head.unit * score + head.highest, cap) + double(ln2);
-  double units = always_score;
-  if (cap == 0)
-    units = (limit - head.highest) * head.per_unit;
-  else if (limit < cap)
-    units = (uncapped(limit, cap) - head.highest) * head.per_unit;
-  return int(fmin(floor(units + 1e-6), double(always_score)));
-}
-
 __global__ void __launch_bounds__(threads) choose(const __grid_constant__ Step s) {
   launch_next();
   const int h = blockIdx.x, row = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;

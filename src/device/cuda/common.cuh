@@ -104,7 +104,9 @@ struct Candidate {
 inline constexpr int most_candidates = 2048;
 
 // How a query head is read, and why: Reading of step/step.h.
-enum Reading : int { reads_list = 0, reads_noisy = 3, reads_short = 4 };
+enum Reading : int { reads_list = 0, reads_widened = 1, reads_all_widened = 2, reads_noisy = 3, reads_short = 4 };
+__device__ inline bool reads_all(int reading) { return reading >= reads_all_widened; }
+__device__ inline bool is_widened(int reading) { return reading == reads_widened || reading == reads_all_widened; }
 
 // What a query row sees: tokens [0, tokens), but for those that a mask hides. Those of [sinks, estimated) have estimates;
 // the others are read in any case.
@@ -163,7 +165,7 @@ struct Step {
   float query_threshold;      // of the estimator manhattan; 0: 0.98 times the query's RMS
   int budget, sinks, recent;  // budget: tokens; with `automatic` those from which on a row is sparse
   int64_t min_context;
-  double max_noise;
+  double max_noise, min_mass;
   float log2_share;
   float scale, softcap, v_scale;
   const int64_t *sequences, *lengths;
@@ -196,9 +198,13 @@ struct Step {
   double* centres;        // [max_blocks] c_b
   int16_t* offsets;       // [max_blocks] C_b
   uint64_t* marks;        // [max_blocks] tokens that are listed; with a rest those of a KV head, at its first query head
-  int* selected;          // how many a head attends to, counted where stats are wanted
-  float* keys;            // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
-  float* partials;        // [slices, 3 head_dim + partial_sums]
+  int *selected,
+      *listed;  // tokens that a head attends to, and [query_rows, kv_heads] those of a list: where stats are wanted
+  // With min_mass, of what a head reads by itself; its exact scores are `keys`.
+  uint64_t *own_marks, *low_marks;  // [max_blocks] its tokens; those of them whose weights tell the factor and the lean
+  float2* parts;                    // [max_blocks] weights of what is not read, and of these
+  float* keys;                      // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
+  float* partials;                  // [slices, 3 head_dim + partial_sums]
 
   __device__ int64_t blocks_at(int row, int head) const { return (int64_t(row) * q_heads + head) * max_blocks; }
   __host__ __device__ int64_t max_spans() const { return (max_blocks + span_blocks - 1) / span_blocks; }
@@ -485,6 +491,9 @@ cudaError_t launch_choose(const Step& s, cudaStream_t stream);
 cudaError_t launch_select(const Step& s, cudaStream_t stream);
 cudaError_t launch_rank(const Step& s, cudaStream_t stream);
 cudaError_t launch_attend(const Step& s, cudaStream_t stream);
+// With min_mass, behind a step: heads that have not enough read more, and are combined once more.
+cudaError_t launch_widen(const Step& s, cudaStream_t stream);
+cudaError_t launch_combine(const Step& s, bool again, cudaStream_t stream);
 // Adds what the step did to `stats`, which lie where the GPU can write. s.mass is not NULL.
 cudaError_t launch_count(const Step& s, adamas_step_stats* stats, cudaStream_t stream);
 

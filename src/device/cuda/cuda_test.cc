@@ -279,7 +279,8 @@ class Pair {
     p.lse = gpu ? gpu_lse->get<float>() : lse[0].data();
     p.mass = gpu ? gpu_mass->get<float>() : mass[0].data();
     p.noise = gpu ? gpu_noise->get<float>() : noise[0].data();
-    if (config.policy == ADAMAS_POLICY_ADAMAS && config.budget != ADAMAS_BUDGET_AUTO) p.mass = nullptr;
+    if (config.policy == ADAMAS_POLICY_ADAMAS && config.budget != ADAMAS_BUDGET_AUTO && config.min_mass == 0)
+      p.mass = nullptr;  // a GPU measures it for min_mass alone
     p.softcap = s.softcap;
     if (s.dtype == DType::f8_e4m3) p.k_scale = 1.25f, p.v_scale = 0.5f;
     if (s.alibi) p.slopes = gpu ? gpu_slopes->get<float>() : slopes.data();
@@ -324,11 +325,14 @@ class Pair {
     gpu_stats->put(&zeros, sizeof zeros);
     step_gpu(lengths, nullptr, gpu_stats->get<adamas_step_stats>());
     fetch();
-    if (same_codes) compare_stats(stats, gpu_stats->copy<adamas_step_stats>()[0]);
+    const std::vector<bool> apart = find_apart();
+    const bool any_apart = std::find(apart.begin(), apart.end(), true) != apart.end();
+    if (same_codes && !any_apart) compare_stats(stats, gpu_stats->copy<adamas_step_stats>()[0]);
     int64_t other = 0, selected = 0;
     const bool chosen = config.policy != ADAMAS_POLICY_FULL && config.policy != ADAMAS_POLICY_STREAMING;
     if (chosen && same_codes && lengths.back() > 0)
       for (int h = 0; h < s.q_heads; h++) {
+        if (apart[apart.size() - size_t(s.q_heads - h)]) continue;
         const std::vector<int64_t> a = selection(false, h), b = selection(true, h);
         std::vector<int64_t> differ;
         std::set_symmetric_difference(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(differ));
@@ -343,6 +347,7 @@ class Pair {
     const double bound = automatic() ? 2e-2 : 1e-4;
     double worst = 0;
     for (size_t i = 0; i < out[0].size(); i++) {
+      if (apart[i / size_t(s.head_dim)]) continue;
       const double difference = std::abs(double(out[0][i]) - double(out[1][i]));
       if (std::isnan(out[0][i]) != std::isnan(out[1][i]) || difference > worst)
         worst = std::isnan(difference) ? 1e9 : difference;
@@ -350,16 +355,24 @@ class Pair {
     EXPECT_LE(worst, bound) << s.text();
     worst_out = std::max(worst_out, worst);
     for (size_t i = 0; i < lse[0].size(); i++) {
-      if (lse[0][i] == lse[1][i] || (std::isnan(lse[0][i]) && std::isnan(lse[1][i]))) continue;
+      if (apart[i] || lse[0][i] == lse[1][i] || (std::isnan(lse[0][i]) && std::isnan(lse[1][i]))) continue;
       EXPECT_NEAR(lse[0][i], lse[1][i], automatic() ? 1e-2 : 2e-4) << s.text() << " head " << i;
       worst_lse = std::max(worst_lse, std::abs(double(lse[0][i]) - double(lse[1][i])));
     }
     for (size_t i = 0; i < mass[0].size() && chosen; i++) {
-      if (std::isnan(mass[0][i]) && std::isnan(mass[1][i])) continue;
+      if (apart[i] || (std::isnan(mass[0][i]) && std::isnan(mass[1][i]))) continue;
       EXPECT_NEAR(mass[0][i], mass[1][i], 1e-2) << s.text() << " head " << i;
     }
     for (size_t i = 0; i < noise[0].size() && same_codes; i++)
       EXPECT_NEAR(noise[0][i], noise[1][i], 1e-5 * std::abs(noise[0][i])) << s.text() << " head " << i;
+  }
+  // Heads whose mass was so close to min_mass that one device was content with it, and the other read more: few.
+  std::vector<bool> find_apart() const {
+    std::vector<bool> apart(mass[0].size());
+    for (size_t i = 0; i < apart.size() && config.min_mass > 0; i++)
+      apart[i] = std::abs(mass[0][i] - mass[1][i]) > 1e-2 && std::min(mass[0][i], mass[1][i]) < config.min_mass + 2e-3;
+    EXPECT_LE(std::count(apart.begin(), apart.end(), true), 1 + std::ptrdiff_t(apart.size() / 20)) << s.text();
+    return apart;
   }
   // Codes are made when rows are appended, on a GPU, and nothing is verified there.
   void compare_stats(const adamas_step_stats& reference, const adamas_step_stats& gpu) const {
@@ -373,7 +386,9 @@ class Pair {
     EXPECT_NEAR(double(gpu.tokens_selected), double(reference.tokens_selected), double(other)) << s.text();
     EXPECT_NEAR(double(gpu.rows_read), double(reference.rows_read), double(other)) << s.text();
     EXPECT_EQ(std::isnan(gpu.mass), std::isnan(reference.mass)) << s.text();
-    if (!std::isnan(gpu.mass)) EXPECT_NEAR(gpu.mass, reference.mass, 1e-2 * double(gpu.heads_sparse)) << s.text();
+    if (!std::isnan(gpu.mass)) {
+      EXPECT_NEAR(gpu.mass, reference.mass, 1e-2 * double(gpu.heads_sparse)) << s.text();
+    }
     EXPECT_EQ(gpu.blocks_encoded, 0) << s.text();
     EXPECT_EQ(gpu.rows_stale, 0) << s.text();
   }
@@ -469,9 +484,9 @@ Shape random_shape(uint64_t seed) {
   return s;
 }
 
-// Steps of random shapes; change(shape) makes some of them others.
-template <class Change>
-void compare_random_steps(int count, Change&& change) {
+// Steps of random shapes, which change(shape) makes others; look(stats, pair) at what became of each.
+template <class Change, class Look>
+void compare_random_steps(int count, Change&& change, Look&& look) {
   double worst_list = 0, worst = 0, worst_lse = 0;
   for (uint64_t seed = 1; seed <= uint64_t(count) && !::testing::Test::HasFatalFailure(); seed++) {
     Shape shape = random_shape(seed);
@@ -484,6 +499,7 @@ void compare_random_steps(int count, Change&& change) {
     for (int i = 0; i < 2; i++) {
       pair.new_queries(i == 0 ? 1.0f : 0.4f);
       pair.compare(lengths);
+      look(pair.gpu_stats->copy<adamas_step_stats>()[0], pair);
     }
     double& of = pair.automatic() ? worst_list : worst;
     of = std::max(of, pair.worst_out);
@@ -494,16 +510,42 @@ void compare_random_steps(int count, Change&& change) {
 }
 
 TEST_F(Cuda, RandomStepsAreTheReferences) {
-  compare_random_steps(random_steps, [](Shape&) {});
+  compare_random_steps(
+      random_steps, [](Shape&) {}, [](const auto&, const Pair&) {});
 }
 
 TEST_F(Cuda, StepsWithMasksAreTheReferences) {
-  compare_random_steps(random_steps, [](Shape& s) {
-    std::mt19937_64 random(s.seed * 31 + 5);
-    constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
-    s.mask = Shape::Mask(1 + random() % 3);
-    s.mask_dtype = dtypes[random() % 3];
-  });
+  compare_random_steps(
+      random_steps,
+      [](Shape& s) {
+        std::mt19937_64 random(s.seed * 31 + 5);
+        constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
+        s.mask = Shape::Mask(1 + random() % 3);
+        s.mask_dtype = dtypes[random() % 3];
+      },
+      [](const auto&, const Pair&) {});
+}
+
+// Until it has enough, at last all; with a mask, too.
+TEST_F(Cuda, HeadsThatHaveNotEnoughReadMore) {
+  int64_t more = 0, all = 0;
+  compare_random_steps(
+      random_steps,
+      [&](Shape& s) {
+        std::mt19937_64 random(s.seed * 37 + 3);
+        constexpr const char* masses[] = {"0.5", "0.9", "0.99", "0.9999"};
+        s.settings.clear();
+        if (random() % 2 == 0) s.settings.emplace_back("budget", "64");
+        if (random() % 3 == 0) s.settings.emplace_back("estimator", "manhattan");
+        s.settings.emplace_back("min_mass", masses[random() % 4]);
+        if (random() % 4 == 0) s.mask = Shape::Mask(1 + random() % 3);
+      },
+      [&](const adamas_step_stats& stats, const Pair& pair) {
+        const bool any_all = std::count(pair.mass[1].begin(), pair.mass[1].end(), 1.0f) > 0;
+        if (stats.heads_guarded == 0 && stats.rows_dense == 0) (any_all ? all : more) += stats.heads_widened;
+      });
+  EXPECT_GT(more, 0) << "in some steps all have enough before they read all";
+  EXPECT_GT(all, 0);
 }
 
 // Rows that come one by one, in drafts of which some are taken back, and all at once: the same codes.
@@ -770,15 +812,6 @@ TEST_F(Cuda, WhatIsNotServedIsSaid) {
   few.blocks = 8;
   expect_ok(adamas_cache_create(&pair.config, &few, &cache));
   adamas_cache_destroy(cache);
-  adamas_config config;
-  for (auto [name, value] : {std::pair{"min_mass", "0.9"}}) {
-    expect_ok(adamas_config_init(&config));
-    expect_ok(adamas_config_set(&config, name, value));
-    const adamas_plan_params plan{sizeof plan, 4, 2, 64, 100, 1, ADAMAS_DEVICE_CUDA, 1};
-    adamas_plan* made = nullptr;
-    EXPECT_EQ(adamas_plan_create(&config, &plan, &made), ADAMAS_UNSUPPORTED) << name;
-    EXPECT_EQ(made, nullptr);
-  }
 }
 
 }  // namespace

@@ -92,15 +92,6 @@ Status check_writable(const void* memory, const char* name) {
   return invalid(std::string(name) + " has to be memory that the GPU can write: its own, managed, or pinned");
 }
 
-Status no(const char* what) { return unsupported(std::string(what) + " is not served on a GPU yet"); }
-
-// The settings that a GPU serves so far.
-Status check_settings(const adamas_config& config) {
-  if (config.policy != ADAMAS_POLICY_ADAMAS) return {};
-  if (config.min_mass > 0) return no("min_mass");
-  return {};
-}
-
 __global__ void cut_to(Codes codes, int64_t first, int64_t sequences, int64_t length) {
   for (int64_t sequence = first; sequence < first + sequences; sequence++) {
     const int64_t kept = (length + block_tokens - 1) / block_tokens;
@@ -344,6 +335,7 @@ class DevicePlan final : public Plan {
     s.manhattan = config.estimator == ADAMAS_ESTIMATOR_MANHATTAN;
     s.query_threshold = coding_of(config) == Coding::paper ? paper_threshold : 0.0f;
     s.max_noise = config.max_noise;
+    s.min_mass = config.min_mass;
   }
 
   size_t workspace_bytes() const override {
@@ -354,7 +346,8 @@ class DevicePlan final : public Plan {
   Status step(Cache& any, const adamas_step_params& p) override {
     auto& cache = static_cast<DeviceCache&>(any);
     if (Status status = check_mask(p); !status.ok()) return status;
-    if (p.verify != 0) return no("verify");
+    if (p.verify != 0)
+      return unsupported("verify: on a GPU no hashes of rows are kept; rows that changed are appended again");
     if (p.stats != nullptr)
       if (Status status = check_writable(p.stats, "stats"); !status.ok()) return status;
     if (p.times != nullptr)
@@ -402,7 +395,7 @@ class DevicePlan final : public Plan {
     s.out_stride_row = p.out_stride_row;
     s.out_stride_head = p.out_stride_head;
     s.lse = p.lse;
-    if (p.mass != nullptr || p.stats == nullptr) s.mass = p.mass;  // or the workspace's: stats have their sum
+    if (p.mass != nullptr || (p.stats == nullptr && !widens())) s.mass = p.mass;  // or the workspace's
     s.noise = p.noise;
     s.slopes = p.slopes;
     s.sink_logits = p.sink_logits;
@@ -429,6 +422,7 @@ class DevicePlan final : public Plan {
       ADAMAS_CUDA(launch_rank(s, stream), "rank");
     }
     ADAMAS_CUDA(launch_attend(s, stream), "attend");
+    if (widens() && !s.all_dense) ADAMAS_CUDA(launch_widen(s, stream), "min_mass");
     if (p.stats != nullptr) ADAMAS_CUDA(launch_count(s, p.stats, stream), "stats");
     last_ = s;
     stream_ = stream;
@@ -459,21 +453,24 @@ class DevicePlan final : public Plan {
                   "selection");
       ADAMAS_CUDA(cudaMemcpy(&sight, s.sights + row, sizeof sight, cudaMemcpyDeviceToHost), "selection");
     }
-    if (view.dense || heads[size_t(q_head)].reading != reads_list) {
+    if (view.dense || heads[size_t(q_head)].reading >= reads_all_widened) {
       for (int t = 0; t < view.tokens; t++)
         if (is_in(seen, t)) tokens.push_back(t);
       return {};
     }
-    const int listed_by = s.automatic ? g * group : q_head;
-    ADAMAS_CUDA(cudaMemcpy(marks.data(), s.marks + (int64_t(row) * s.q_heads + listed_by) * s.max_blocks, marks.size() * 8,
-                           cudaMemcpyDeviceToHost),
-                "selection");
+    const bool by_itself = heads[size_t(q_head)].reading == reads_widened;
+    const int listed_by = s.automatic && !by_itself ? g * group : q_head;
+    ADAMAS_CUDA(
+        cudaMemcpy(marks.data(), (by_itself ? s.own_marks : s.marks) + (int64_t(row) * s.q_heads + listed_by) * s.max_blocks,
+                   marks.size() * 8, cudaMemcpyDeviceToHost),
+        "selection");
     for (int t = 0; t < view.tokens; t++)
       if (is_in(seen, t) && (t < sight.sinks || t >= view.estimated || is_in(marks, t))) tokens.push_back(t);
     return {};
   }
 
  private:
+  bool widens() const { return config.policy == ADAMAS_POLICY_ADAMAS && config.min_mass > 0; }
   int64_t max_rows() const { return std::max<int64_t>(1, params.max_rows); }
 
   // Points to its parts from `base` on; its bytes.
@@ -493,6 +490,7 @@ class DevicePlan final : public Plan {
     take(s.partials, heads * s.slices * (3 * s.head_dim + partial_sums));
     take(s.mass, heads);
     take(s.selected, heads);
+    take(s.listed, rows * s.kv_heads);
     if (!s.chosen()) return size_t(next);
     take(s.marks, blocks);
     if (config.policy != ADAMAS_POLICY_ADAMAS) {
@@ -506,6 +504,12 @@ class DevicePlan final : public Plan {
     if (!s.automatic) {
       take(s.candidates, heads * s.candidate_room());
       take(s.offsets, blocks);
+    }
+    if (widens()) {
+      take(s.keys, blocks * block_tokens);
+      take(s.own_marks, blocks);
+      take(s.low_marks, blocks);
+      take(s.parts, blocks);
     }
     take(s.scores, blocks * block_tokens);
     return size_t(next);
@@ -543,7 +547,6 @@ std::string why_none() {
 
 Status make_cache(const adamas_config& config, const adamas_cache_params& params, std::unique_ptr<Cache>& cache) {
   if (const std::string none = why_none(); !none.empty()) return unsupported("device cuda: " + none);
-  if (Status status = check_settings(config); !status.ok()) return status;
   auto made = std::make_unique<DeviceCache>(config, params);
   if (Status status = made->make(); !status.ok()) return status;
   cache = std::move(made);
@@ -551,7 +554,6 @@ Status make_cache(const adamas_config& config, const adamas_cache_params& params
 }
 
 Status make_plan(const adamas_config& config, const adamas_plan_params& params, std::unique_ptr<Plan>& plan) {
-  if (Status status = check_settings(config); !status.ok()) return status;
   plan = std::make_unique<DevicePlan>(config, params);
   return {};
 }

@@ -51,6 +51,39 @@ __device__ inline int score_reaching(const Head& head, double logit) {
   return units > hidden_score + 1 ? int(fmin(units, always_score - 1.0)) : hidden_score + 1;
 }
 
+// The highest score of at most twice the weight of one.
+__device__ inline int low_top_of(const Head& head, int score) {
+  const double cap = head.softcap, limit = capped(head.unit * score + head.highest, cap) + double(ln2);
+  double units = always_score;
+  if (cap == 0)
+    units = (limit - head.highest) * head.per_unit;
+  else if (limit < cap)
+    units = (uncapped(limit, cap) - head.highest) * head.per_unit;
+  return int(fmin(floor(units + 1e-6), double(always_score)));
+}
+
+// What a score of 0 of a block stands for: log2 of its weight, or with a softcap the estimate.
+__device__ inline float base_of(const Step& s, const Head& head, double centre) {
+  if (head.anew) return 0;
+  return s.softcap > 0 ? float(centre * s.scale) : float(centre * s.scale * double(log2e) - double(head.top));
+}
+
+// log2 of the weight that a score stands for.
+__device__ inline float weight_of(const Head& head, float base, int score) {
+  if (head.softcap == 0) return fmaf(float(score), head.unit2, base);
+  const float x = fmaf(float(score), float(head.unit), base);
+  return fmaf(soft_capped(x, head.softcap), log2e, -head.top);
+}
+
+// What a slice has of a head, besides its vectors A, E, M.
+enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, sum_rest, sum_beside_hidden };
+
+// What is measured of the estimates, by which the rest counts: rest/rest.h. top: log2 of the largest weight.
+__device__ inline float factor_of(const Head& head, float top, float low, float low_estimated) {
+  const float expected = exp2f(fminf(head.top - top, highest_weight * log2e)), measured = low / low_estimated;
+  return isfinite(measured) ? fminf(measured, highest_factor * expected) : expected;
+}
+
 // What the scan says of all of a head's blocks.
 struct Summary {
   double c_max, c_min;

@@ -10,29 +10,34 @@ namespace {
 
 constexpr int threads = 256, warps = threads / 32;
 
-// Whose marks say what a head's list has.
-__device__ int list_of(const Step& s, int h) { return s.automatic ? h / s.group * s.group : h; }
-
-// selected: [rows, q_heads] tokens of a head's list.
-__global__ void __launch_bounds__(threads) count_selected(const __grid_constant__ Step s) {
+// The tokens that are attended to where these are marked: a block of threads', thread 0 has all.
+__device__ int count_of(const Step& s, const View& view, int row, const uint64_t* marks) {
   __shared__ int of_warp[warps];
-  const int h = blockIdx.x, row = blockIdx.y;
-  const View view = s.chosen() ? s.views[row] : see(s, row);
-  const int64_t index = int64_t(row) * s.q_heads + h;
-  int& selected = s.selected[index];
-  if (view.dense || !s.chosen()) {  // all, or the first and the last of the policy streaming
-    if (threadIdx.x == 0) selected = min(sight_of(s, view, row).visible, view.dense ? INT_MAX : s.budget);
-    return;
-  }
-  const uint64_t* marks = s.marks + s.blocks_at(row, list_of(s, h));
   int count = 0;
   for (int b = threadIdx.x; b < blocks_in(view.tokens); b += threads) count += __popcll(attended(s, view, row, b, marks[b]));
   count = __reduce_add_sync(~0u, count);
+  __syncthreads();
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = count;
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int w = 1; w < warps; w++) count += of_warp[w];
-  selected = count;
+  for (int w = 1; w < warps && threadIdx.x == 0; w++) count += of_warp[w];
+  return count;
+}
+
+// Of each query head, and of each list.
+__global__ void __launch_bounds__(threads) count_selected(const __grid_constant__ Step s) {
+  const int h = blockIdx.x, row = blockIdx.y, g = h / s.group;
+  const int64_t index = int64_t(row) * s.q_heads + h;
+  const View view = s.chosen() ? s.views[row] : see(s, row);
+  if (view.dense) return;
+  int selected = min(sight_of(s, view, row).visible, s.budget);  // of the policy streaming
+  if (s.chosen()) {
+    const int reading = s.heads[index].reading, listed_by = s.automatic ? g * s.group : h;
+    if (reads_all(reading) && h != listed_by) return;
+    const int listed = count_of(s, view, row, s.marks + s.blocks_at(row, listed_by));
+    if (h == g * s.group && threadIdx.x == 0) s.listed[int64_t(row) * s.kv_heads + g] = listed;
+    selected = reading == reads_widened ? count_of(s, view, row, s.own_marks + s.blocks_at(row, h)) : listed;
+  }
+  if (threadIdx.x == 0) s.selected[index] = selected;
 }
 
 // The fields of adamas_step_stats that a step on a GPU changes, in the struct's order.
@@ -71,14 +76,15 @@ __global__ void __launch_bounds__(32) add_up(const __grid_constant__ Step s, ada
     for (int g = 0; g < s.kv_heads; g++) {
       bool any_all = false, any_list = false;
       for (int h = g * s.group; h < (g + 1) * s.group; h++) {
-        const bool all = reading(h) != reads_list;
+        const bool all = reads_all(reading(h)), widened = is_widened(reading(h));
         const int selected = all ? visible : s.selected[first + h];
         sums[tokens_selected] += selected;
-        if (!all && (!s.automatic || !any_list)) sums[rows_read] += selected;  // a list serves all heads of its KV head
-        sums[heads_guarded] += reading(h) == reads_noisy;
+        if (!all && (!s.automatic || widened)) sums[rows_read] += selected;
+        sums[heads_guarded] += reading(h) == reads_noisy, sums[heads_widened] += widened;
         mass += double(s.mass[first + h]);
-        any_all |= all, any_list |= !all;
+        any_all |= all, any_list |= !all || widened;
       }
+      if (s.automatic && any_list) sums[rows_read] += s.listed[int64_t(row) * s.kv_heads + g];  // for all heads of it
       if (any_all) sums[rows_read] += visible;
     }
   }
