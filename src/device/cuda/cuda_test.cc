@@ -87,7 +87,7 @@ struct Shape {
   int page_tokens = 0;  // 0: not paged
   bool hnd = true;      // heads before tokens
   float softcap = 0;
-  bool alibi = false, sink_logits = false, by_page = false;
+  bool alibi = false, sink_logits = false, by_page = false, causal = true;
   enum Mask { none, padded, holes, biased } mask = none;
   DType mask_dtype = DType::f32;
   uint64_t seed = 1;
@@ -98,8 +98,9 @@ struct Shape {
                     adamas_dtype_name(int32_t(dtype)) + " " + std::to_string(sequences) + "x" + std::to_string(rows) +
                     " rows, " + std::to_string(capacity) + " tokens, pages " + std::to_string(page_tokens) +
                     (by_page ? " by page" : "") + (hnd ? " HND" : " NHD") + (softcap > 0 ? " softcap" : "") +
-                    (alibi ? " alibi" : "") + (sink_logits ? " sink-logits" : "") + " mask " + std::to_string(mask) + " " +
-                    adamas_dtype_name(int32_t(mask_dtype)) + " seed " + std::to_string(seed);
+                    (alibi ? " alibi" : "") + (sink_logits ? " sink-logits" : "") + (causal ? "" : " not causal") +
+                    " mask " + std::to_string(mask) + " " + adamas_dtype_name(int32_t(mask_dtype)) + " seed " +
+                    std::to_string(seed);
     for (auto [name, value] : settings) t += std::string(" ") + name + "=" + value;
     return t;
   }
@@ -160,7 +161,7 @@ class Pair {
       logits.push_back(normal(random));
     }
     gpu_slopes = on_gpu(slopes), gpu_logits = on_gpu(logits);
-    if (s.mask != Shape::none) new_masks();
+    if (s.mask != Shape::none) fill_mask(), gpu_mask = on_gpu(mask);
   }
   ~Pair() {
     for (adamas_cache* cache : caches) adamas_cache_destroy(cache);
@@ -193,7 +194,7 @@ class Pair {
   }
   // A value for each token of each row: padding on the left, as batches of prompts have it; or ranges and tokens hidden
   // anywhere, and with `biased` numbers on others.
-  void new_masks() {
+  void fill_mask() {
     constexpr float hidden = -std::numeric_limits<float>::infinity();
     const int64_t bytes = row_bytes(s.mask_dtype, 1);
     mask.resize(size_t(s.sequences * s.rows * s.capacity * bytes));
@@ -218,7 +219,6 @@ class Pair {
                   values.data(), int(s.capacity));
       }
     }
-    gpu_mask = on_gpu(mask);
   }
   int64_t offset(int64_t b, int g, int64_t t) const {
     if (s.page_tokens == 0) return b * view.stride_sequence + g * view.stride_head + t * view.stride_token;
@@ -268,7 +268,7 @@ class Pair {
     p.batch = s.sequences;
     p.rows = s.rows;
     p.lengths = gpu ? gpu_lengths->get<int64_t>() : lengths.data();
-    p.causal = 1;
+    p.causal = s.causal;
     p.q_dtype = ADAMAS_F32;
     p.q = gpu ? gpu_q->get() : static_cast<const void*>(q.data());
     p.q_stride_head = p.out_stride_head = int64_t(s.head_dim) * 4;
@@ -522,6 +522,7 @@ TEST_F(Cuda, StepsWithMasksAreTheReferences) {
         constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
         s.mask = Shape::Mask(1 + random() % 3);
         s.mask_dtype = dtypes[random() % 3];
+        s.causal = random() % 2 == 0;
       },
       [](const auto&, const Pair&) {});
 }
@@ -640,6 +641,35 @@ TEST_F(Cuda, AGraphServesAGrowingContext) {
     const std::vector<float> replayed = pair.out[1];
     pair.compare(lengths);
     EXPECT_EQ(replayed, pair.out[1]) << "at " << lengths[0];
+  }
+  cudaGraphExecDestroy(exec), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
+}
+
+// Masks lie on the GPU as well, and may change.
+TEST_F(Cuda, AGraphServesOtherMasks) {
+  Shape s;
+  s.sequences = 2, s.capacity = 900, s.mask = Shape::padded, s.causal = false;
+  Pair pair(s);
+  std::vector<int64_t> lengths{900, 700};
+  pair.append_all(lengths);
+  pair.new_queries();
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  pair.step_gpu(lengths, stream);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  for (int i = 0; i < 3; i++) {
+    ASSERT_EQ(cudaGraphLaunch(exec, stream), cudaSuccess);
+    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+    pair.fetch();
+    const std::vector<float> replayed = pair.out[1];
+    pair.compare(lengths);
+    EXPECT_EQ(replayed, pair.out[1]) << "mask " << i;
+    pair.fill_mask();
+    pair.gpu_mask->put(pair.mask);
   }
   cudaGraphExecDestroy(exec), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
 }
