@@ -599,6 +599,7 @@ TEST_F(Cuda, RowsWithoutCodesAreReadDensely) {
     Shape s;
     s.capacity = 1000;
     s.mask = mask;
+    s.settings = {{"budget", "64"}};
     Pair sparse(s);
     s.settings = {{"policy", "full"}};
     Pair full(s);
@@ -607,7 +608,7 @@ TEST_F(Cuda, RowsWithoutCodesAreReadDensely) {
     sparse.new_queries();
     full.q = sparse.q, full.gpu_q = on_gpu(full.q);
     for (Pair* pair : {&sparse, &full}) pair->step_gpu(lengths), pair->fetch();
-    EXPECT_EQ(sparse.out[1], full.out[1]);
+    for (size_t i = 0; i < full.out[1].size(); i++) ASSERT_NEAR(sparse.out[1][i], full.out[1][i], 1e-5) << i;
   }
 }
 
