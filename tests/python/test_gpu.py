@@ -323,17 +323,17 @@ def test_batches_that_are_padded_on_the_left():
             torch.testing.assert_close(a, b, atol=5e-3, rtol=1e-3)
 
 
-def test_padding_changes_nothing_of_a_sparse_row():
-    """A sequence behind padding of whole blocks, sparse: the logits that it has alone. So what is hidden is neither read nor in
-    the means nor in what the estimates are relative to."""
+def test_what_is_hidden_does_not_matter():
+    """Sparse rows behind padding of whole blocks: other tokens in it leave the logits as they are. So what is hidden is neither
+    read, nor in the means, nor in what the estimates are relative to."""
     of, (ids, mask) = model(), padded(3000, (0, 1280))
-    assert not mask[1, :1280].any()
+    others = torch.where(mask == 0, torch.full_like(ids, 7), ids)
     with adamas.enable(of, min_context=0, stats=1) as enabled:
-        both = generate(of, ids, attention_mask=mask)
-        assert enabled.stats["rows_sparse"] == enabled.stats["rows"] == 2 * 3 * 7
-        alone = generate(of, ids[1:, 1280:])
-    for a, b in zip(both.scores, alone.scores):
-        torch.testing.assert_close(a[1:], b, atol=2e-2, rtol=2e-2)
+        found = [generate(of, x, attention_mask=mask) for x in (ids, others)]
+        assert enabled.stats["rows_sparse"] == enabled.stats["rows"] == 2 * 2 * 3 * 7
+    assert torch.equal(found[0].sequences[:, 3000:], found[1].sequences[:, 3000:])
+    for a, b in zip(found[0].scores, found[1].scores):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, dict(budget=100), dict(policy="full"), dict(policy="quest", budget=128)])
@@ -352,7 +352,7 @@ def test_masks(settings):
         append(cache, *of[1:3], of[3], rows=1500)
         return attend(plan, cache, *of[:4], mask=of[4], causal=False)
 
-    expect_close(*both(call, q, k, v, lengths, mask), SAME if settings else LISTED)
+    expect_close(*both(call, q, k, v, lengths, mask), SAME if settings else 7.5e-3)
 
 
 @pytest.mark.parametrize("way", ["graph", "compile"])
