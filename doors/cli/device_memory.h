@@ -12,8 +12,8 @@ class DeviceMemory {
  public:
   virtual ~DeviceMemory() = default;
 
-  // Where the device reads what `from` holds, and where it writes what `fetch` brings to `to`; nullptr of what is empty.
-  // Both vectors stay as they are until then.
+  // Where the device reads what `from` holds; and what `to` holds, where it writes to that and `fetch` brings it back.
+  // nullptr of what is empty. Both vectors stay as they are until then.
   template <class T>
   const T* reads(const std::vector<T>& from) {
     return static_cast<const T*>(read_place(from.data(), from.size() * sizeof(T)));

@@ -167,7 +167,7 @@ Stepped step(const AttentionShape& shape, const Data& data, std::int64_t tokens,
   const adamas::RowsView k = view(data.k), v = view(data.v);
   cache.append({.count = tokens}, k, v);
 
-  // On a GPU a fixed budget estimates no mass, nothing is counted, and only the policy adamas has selections.
+  // On a GPU a fixed budget estimates no mass, and only the policy adamas has selections.
   const auto of_heads = [&] { return std::vector<float>(static_cast<std::size_t>(heads)); };
   Stepped stepped{.out = std::vector<float>(data.q.size()),
                   .lse = of_heads(),
@@ -178,8 +178,8 @@ Stepped step(const AttentionShape& shape, const Data& data, std::int64_t tokens,
                   .codes = {},
                   .hashes = {}};
   const std::vector<std::int64_t> lengths{tokens};
-  adamas_step_stats stats{};
-  stats.struct_size = sizeof stats;
+  std::vector<adamas_step_stats> stats(1);
+  stats.front().struct_size = sizeof stats.front();
   adamas_step_params params{};
   params.struct_size = sizeof params;
   params.threads = threads;
@@ -197,12 +197,12 @@ Stepped step(const AttentionShape& shape, const Data& data, std::int64_t tokens,
   params.noise = memory->writes(stepped.noise);
   params.softcap = static_cast<float>(shape.softcap);
   params.slopes = memory->reads(data.slopes);
-  params.stats = gpu ? nullptr : &stats;
+  params.stats = memory->writes(stats);
   adamas::detail::check(adamas_plan_workspace(plan.get(), &params.workspace_bytes));
   params.workspace = memory->room(params.workspace_bytes);
   adamas::detail::check(adamas_step(plan.get(), cache.get(), &params));
   memory->fetch();
-  if (!gpu) stepped.counts = {stats.rows_sparse, stats.heads_guarded};
+  stepped.counts = {stats.front().rows_sparse, stats.front().heads_guarded};
   for (std::int32_t head = 0; head < heads && (!gpu || config.policy == adamas::Policy::adamas); ++head)
     stepped.selections.push_back(plan.selection(head));
   add_codes(stepped, cache, shape, tokens);

@@ -204,8 +204,8 @@ ADAMAS_API const char* adamas_dtype_name(int32_t dtype);
  * change. A page id out of range is read as page 0. Rows are f32, f16, bf16 or f8_e4m3, K and V of one dtype, and their
  * addresses and strides are multiples of 16 bytes. Appended rows have to be told of (adamas_append_rows, adamas_append): a
  * sequence's rows are its first `length` tokens, and a step that sees more than its newest block without codes reads
- * densely. No hashes are kept, so `verify` is not served; nor are yet: masks, stats and times of a step, min_mass. Unless
- * codes lie by page every sequence has places of its own: fewer blocks are refused. */
+ * densely. No hashes are kept, so `verify` is not served. `stats` lie where the GPU can write,
+ * and `times` are refused. Unless codes lie by page every sequence has places of its own: fewer blocks are refused. */
 ADAMAS_API int32_t adamas_gpu_count(void);
 ADAMAS_API const char* adamas_gpu_name(int32_t index);
 ADAMAS_API const char* adamas_gpu_reason(void);
@@ -363,7 +363,11 @@ ADAMAS_API void adamas_plan_destroy(adamas_plan* plan);
 ADAMAS_API adamas_status adamas_plan_workspace(const adamas_plan* plan, size_t* bytes);
 
 /* What a step did; filled when `stats` is given. Rows count (sequence, query row) pairs; tokens and heads are summed over
- * the sparse rows and their query heads. */
+ * the sparse rows and their query heads.
+ *
+ * On a GPU `stats` is memory that the GPU can write (its own, managed, or pinned), which the caller has zeroed but for
+ * struct_size. A step adds to it when it runs, after its output, and so does each replay of a captured graph; steps that add
+ * to one struct follow each other in a stream. That is two small kernels more, in steps that are asked for it. */
 typedef struct adamas_step_stats {
   uint32_t struct_size; /* sizeof(adamas_step_stats) */
   int64_t rows_sparse;
@@ -380,8 +384,8 @@ typedef struct adamas_step_stats {
   int64_t rows_stale;     /* key rows whose hash differed from the one their codes were made from */
 } adamas_step_stats;
 
-/* Where a step's time went, in nanoseconds; filled when `times` is given. A stage's is that of every thread that worked on
- * it, added up; a thread that waits for another is in none. So the stages come to at most wall x threads. */
+/* Where a step's time went on a CPU, in nanoseconds; filled when `times` is given. A stage's is that of every thread that
+ * worked on it, added up; a thread that waits for another is in none. So the stages come to at most wall x threads. */
 typedef struct adamas_step_times {
   uint32_t struct_size; /* sizeof(adamas_step_times) */
   int64_t wall;         /* of the whole step, from its first row to its last */
@@ -427,7 +431,8 @@ typedef struct adamas_step_params {
   float scale;      /* 0: 1 / sqrt(head_dim) */
   float softcap;    /* 0: none */
   float* mass;      /* [batch, rows, q_heads] share of the softmax in the selected tokens, estimated from the codes
-                     * of the others (1: all tokens were read; NaN: the policy estimates nothing); NULL: not wanted */
+                     * of the others (1: all tokens were read; NaN: the policy estimates nothing, or a GPU's
+                     * fixed budget has no min_mass); NULL: not wanted */
   float* noise;     /* [batch, rows, q_heads] variance of the estimated scores; 0: none estimated; NULL: not wanted */
   const void* mask; /* [batch, rows, tokens], added to the scores, -inf hides a token; NULL: none */
   int32_t mask_dtype;
@@ -436,8 +441,8 @@ typedef struct adamas_step_params {
   int64_t verify_rows; /* rows of a rotating slice, checked beside the selected ones; ADAMAS_VERIFY_ROWS, say */
   const float* slopes; /* [q_heads] ALiBi: multiplies the mask, or the distance t - (last token in view) when mask is NULL */
   const float* sink_logits; /* [q_heads] one more logit of the softmax, with value 0; NULL: none */
-  adamas_step_stats* stats; /* NULL: not wanted */
-  adamas_step_times* times; /* NULL: not wanted, and nothing is measured */
+  adamas_step_stats* stats; /* NULL: not wanted; on a GPU it is added to, where the GPU can write */
+  adamas_step_times* times; /* NULL: not wanted, and nothing is measured; not on a GPU, whose stages overlap */
   void* stream;             /* on a GPU: a cudaStream_t; NULL: the default stream */
   void* workspace;          /* on a GPU: adamas_plan_workspace bytes, at a multiple of 256 */
   size_t workspace_bytes;

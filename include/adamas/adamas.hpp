@@ -636,6 +636,7 @@ struct Step {
   void* stream = nullptr;                // on a GPU: a cudaStream_t; nullptr: the default stream
   std::span<std::byte> workspace{};      // on a GPU: workspace_bytes() of it, at a multiple of 256
   float k_scale = 0, v_scale = 0;        // what K's and V's elements are multiplied by; 0: 1
+  adamas_step_stats* stats = nullptr;    // on a GPU: memory of its own that a step adds to when it runs; null: not wanted
 };
 
 class Plan {
@@ -662,7 +663,7 @@ class Plan {
     return bytes;
   }
 
-  // Allocates nothing. A GPU counts nothing: there the stats are zeros.
+  // Allocates nothing. Of a GPU, which adds to Step::stats, the stats are zeros.
   adamas_step_stats step(Cache& cache, const Step& step);
 
   // The tokens that the last step attended to for its last sequence and row, ascending.
@@ -735,7 +736,7 @@ inline adamas_step_stats Plan::step(Cache& cache, const Step& step) {
   native.verify_rows = step.verify_rows;
   native.slopes = step.slopes.data();
   native.sink_logits = step.sink_logits.data();
-  native.stats = params_.device == ADAMAS_DEVICE_CUDA ? nullptr : &stats;
+  native.stats = params_.device == ADAMAS_DEVICE_CUDA ? step.stats : &stats;
   native.times = step.times;
   native.stream = step.stream;
   native.workspace = step.workspace.data();

@@ -2,6 +2,7 @@
 
 Label gpu. Skipped where there is no GPU, or a library that sees none."""
 
+import functools
 import re
 
 import pytest
@@ -97,10 +98,33 @@ def test_arrays_of_the_existing_classes():
     assert selections[0] == selections[1] and len(selections[0]) == 100
     with pytest.raises(ValueError, match="it has to be on cuda"):
         cache.append(0, 0, 1, k, v)
-    with pytest.raises(adamas.Error, match="mask"):
-        plan.step(cache, *on, lengths=[1536], mask=torch.zeros(1, 1, 1536, device=on[0].device))
     with pytest.raises(adamas.Error, match="max_rows"):
         plan.step(cache, on[0].expand(2, 1, HEADS, DIM), on[1], on[2], lengths=[10, 10])
+
+
+def test_stats():
+    """A GPU's steps add up where it is asked for, a graph's replays as well: what a CPU counts."""
+    k, v = rows(2, 2000)
+    q, lengths = random(2, 1, HEADS, DIM, seed=2), [2000, 1700]
+    counts = []
+    for device in ("cpu", GPU):
+        cache, plan = made(device, 2000, 2, budget=100, stats=1)
+        on = [x.to(device) for x in (k, v)]
+        for b in range(2):
+            cache.append(b, 0, lengths[b], *on)
+        step = functools.partial(plan.step, cache, q.to(device), *on, torch.tensor(lengths, device=device), wanted=())
+        step()
+        if device == GPU:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+            graph.replay()
+        else:
+            step()
+        counts.append(plan.counts)
+    assert counts[0]["rows_sparse"] == 4 and counts[0]["tokens_selected"] == 4 * HEADS * 100
+    for name in ("rows_sparse", "rows_dense", "tokens_visible", "tokens_selected", "rows_read", "heads_sparse", "heads_guarded"):
+        assert counts[0][name] == counts[1][name], name
 
 
 def test_opcheck():
@@ -280,13 +304,57 @@ def test_models_generate_the_same(options):
         torch.testing.assert_close(a, b, atol=5e-3, rtol=1e-3)
 
 
-def test_a_padded_batch_is_attended_to_densely():
-    of, ids = model(), torch.randint(2, 97, (2, 100), generator=torch.Generator().manual_seed(1)).to(GPU)
+def padded(tokens, padding):
+    ids = torch.randint(2, 97, (len(padding), tokens), generator=torch.Generator().manual_seed(1)).to(GPU)
     mask = torch.ones_like(ids)
-    mask[1, :30], ids[1, :30] = 0, 0
+    for b, count in enumerate(padding):
+        mask[b, :count], ids[b, :count] = 0, 0
+    return ids, mask
+
+
+def test_batches_that_are_padded_on_the_left():
+    """The tokens that the model's own attention gives; dynamic caches and static ones."""
+    of, (ids, mask) = model(), padded(300, (0, 70, 131))
     plain = generate(of, ids, attention_mask=mask)
-    with adamas.enable(of, budget=100000):
-        assert torch.equal(generate(of, ids, attention_mask=mask).sequences, plain.sequences)
+    for options in ({}, dict(cache_implementation="static", disable_compile=True)):
+        with adamas.enable(of, budget=100000, stats=1) as enabled:
+            ours = generate(of, ids, attention_mask=mask, **options)
+        assert enabled.stats["rows"] == enabled.stats["rows_dense"] == 3 * 3 * 7
+        assert torch.equal(plain.sequences, ours.sequences)
+        for a, b in zip(plain.scores, ours.scores):
+            torch.testing.assert_close(a, b, atol=5e-3, rtol=1e-3)
+
+
+def test_what_is_hidden_does_not_matter():
+    """Sparse rows behind padding of whole blocks: other tokens in it leave the logits as they are. So what is hidden is neither
+    read, nor in the means, nor in what the estimates are relative to."""
+    of, (ids, mask) = model(), padded(3000, (0, 1280))
+    others = torch.where(mask == 0, torch.full_like(ids, 7), ids)
+    with adamas.enable(of, min_context=0, stats=1) as enabled:
+        found = [generate(of, x, attention_mask=mask) for x in (ids, others)]
+        assert enabled.stats["rows_sparse"] == enabled.stats["rows"] == 2 * 2 * 3 * 7
+    assert torch.equal(found[0].sequences[:, 3000:], found[1].sequences[:, 3000:])
+    for a, b in zip(found[0].scores, found[1].scores):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, dict(budget=100), dict(policy="full"), dict(policy="quest", budget=128)])
+def test_masks(settings):
+    """Padding, holes, and numbers that are added to scores."""
+    k, v = rows(3, 1500)
+    q = random(3, 2, HEADS, DIM, seed=2)
+    mask = torch.zeros(3, 2, 1500)
+    mask[0, :, :700] = -torch.inf
+    mask[1][random(2, 1500, seed=3) > 1] = -torch.inf
+    mask[2] = random(2, 1500, seed=4)
+    lengths = torch.tensor([1500, 1500, 1300])
+
+    def call(device, *of):
+        cache, plan = made(device, 1500, 3, 6, **settings)
+        append(cache, *of[1:3], of[3], rows=1500)
+        return attend(plan, cache, *of[:4], mask=of[4], causal=False)
+
+    expect_close(*both(call, q, k, v, lengths, mask), SAME if settings else 7.5e-3)
 
 
 @pytest.mark.parametrize("way", ["graph", "compile"])

@@ -184,7 +184,7 @@ class Result:
     lse: Any = None  #: float32 [batch, rows, q_heads]: log-sum-exp of the scores, natural log
     mass: Any = None  #: float32 [batch, rows, q_heads]: share of the softmax in the tokens that were read, estimated; NaN: not
     noise: Any = None  #: float32 [batch, rows, q_heads]: variance of the estimated scores
-    stats: dict[str, float] = field(default_factory=dict)  #: counts: adamas_step_stats of the C header; none of a GPU's
+    stats: dict[str, float] = field(default_factory=dict)  #: counts: adamas_step_stats of the C header; a GPU's: ``Plan.counts``
 
 
 class Plan:
@@ -199,6 +199,8 @@ class Plan:
         max_rows: on a GPU: query rows of a step, of all its sequences.
         workspace: on a GPU: a tensor of uint8 there, of ``workspace_bytes``, that steps work in; None: one of the plan's own.
             Plans whose steps follow each other in a stream may share one.
+
+    On a GPU steps are counted with the setting ``stats``: that takes two small kernels a step, and a graph counts its replays.
     """
 
     def __init__(
@@ -218,7 +220,7 @@ class Plan:
         params = struct("adamas_plan_params")
         params.q_heads, params.kv_heads, params.head_dim = q_heads, kv_heads, head_dim
         self.device, self.max_tokens, self.max_rows = Device(device), max_tokens, max_rows
-        self.counts: dict[str, float] = {"rows": 0}  # of all steps: query rows, and the sums of Result.stats
+        self._counts: dict[str, float] = {"rows": 0}  # query rows, and the sums of Result.stats
         params.max_tokens, params.max_threads, params.device = max_tokens, self.threads, self.device.number
         params.max_rows = max_rows
         self._native = create("plan", self.config._native, params)
@@ -227,6 +229,25 @@ class Plan:
             import torch
 
             self.workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=self.device.name)
+        self._counted: Any = None  # adamas_step_stats on the GPU
+        if self.device.is_gpu and self.config._native.stats != 0:
+            import torch
+
+            empty = struct("adamas_step_stats")
+            self._counted = torch.frombuffer(bytearray(ffi.buffer(empty)), dtype=torch.uint8).to(self.device.name)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Of all steps: query rows, and the sums of ``Result.stats``. On a GPU it waits for them, and has the query rows alone
+        without the setting ``stats``; those that a graph replays are in the other sums."""
+        if self._counted is None:
+            return dict(self._counts)
+        import torch
+
+        torch.cuda.synchronize(self.device.name)
+        found = struct("adamas_step_stats")
+        ffi.memmove(found, self._counted.cpu().numpy().tobytes(), ffi.sizeof("adamas_step_stats"))
+        return self._counts | {name: getattr(found, name) for name in _STATS}
 
     @property
     def workspace_bytes(self) -> int:
@@ -277,7 +298,7 @@ class Plan:
             wanted: of lse, mass and noise.
 
         On a GPU the call works in the current stream, allocates nothing but what it returns, and may be captured in a graph
-        that is replayed while lengths and tables change. Masks are not served there.
+        that is replayed while lengths, tables and masks change.
 
         Returns: ``Result``.
         """
@@ -318,14 +339,14 @@ class Plan:
         if self.workspace is not None:
             p.workspace, p.workspace_bytes = ffi.cast("void *", self.workspace.data_ptr()), self.workspace.numel()
         stats = ffi.NULL if self.device.is_gpu else struct("adamas_step_stats")
-        p.stats = stats
+        p.stats = stats if self._counted is None else ffi.cast("adamas_step_stats *", self._counted.data_ptr())
         with self.device.current():
             p.stream = self.device.stream()
             check(lib.adamas_step(self._native, cache._native, p))
         del keep_rows, keep_sequences, keep_lengths, keep
         result = Result(out, **found, stats={} if self.device.is_gpu else {name: getattr(stats, name) for name in _STATS})
         for name, value in (("rows", batch * count), *result.stats.items()):
-            self.counts[name] = self.counts.get(name, 0) + value
+            self._counts[name] = self._counts.get(name, 0) + value
         return result
 
     def selection(self, q_head: int) -> np.ndarray:

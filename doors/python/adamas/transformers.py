@@ -1,8 +1,8 @@
 """Adamas inside Hugging Face transformers: ``adamas.enable(model)``.
 
 Prompts stay the model's, unless ``rows="all"``. Rows that are decoded go through the library where the model attends with its whole
-cache, dynamic or static; what it cannot serve (sliding windows, attention weights as an output, gradients, padding on a GPU) is
-attended to densely, and said once.
+cache, dynamic or static; what it cannot serve (sliding windows, attention weights as an output, gradients) is attended to densely,
+and said once.
 """
 
 from __future__ import annotations
@@ -71,9 +71,18 @@ def _dense(
 
 
 def _mask_of(attention_mask: torch.Tensor | None, batch: int, rows: int, tokens: int) -> Any:
-    """An additive mask [batch, rows, tokens] of float32, or None; False: it is of another kind."""
+    """An additive mask [batch, rows, tokens] of float32, or None; False: it is of another kind. All layers of a step have the same
+    one, and on a GPU looking at it waits, so what became of it is kept beside it."""
     if attention_mask is None:
         return None
+    key = (batch, rows, tokens, None if attention_mask.is_inference() else attention_mask._version)
+    known = getattr(attention_mask, "adamas_mask", None)
+    if known is None or known[0] != key:
+        known = attention_mask.adamas_mask = (key, _made_mask(attention_mask, batch, rows, tokens))  # type: ignore[attr-defined]
+    return known[1]
+
+
+def _made_mask(attention_mask: torch.Tensor, batch: int, rows: int, tokens: int) -> Any:
     if attention_mask.dim() != 4 or attention_mask.shape[1] != 1:
         return False
     mask = attention_mask[:, 0, :, :tokens]
@@ -159,8 +168,6 @@ def attention(
         mask = _mask_of(attention_mask, batch, rows, key.shape[2])
         if mask is False:
             why = "its mask is not one for all heads"
-        elif mask is not None and key.device.type != "cpu":
-            why = "it has a mask, of a padded batch say, which a GPU does not serve yet"
     if why:
         if not torch.compiler.is_compiling():
             _say_once(f"a layer is attended to densely: {why}")
@@ -231,7 +238,8 @@ class Enabled:
 
     @property
     def stats(self) -> dict[str, float]:
-        """Counts of all steps: query rows, and on a CPU adamas_step_stats of the C header. What a graph replays is not counted."""
+        """Counts of all steps: query rows, and adamas_step_stats of the C header, on a GPU with the setting ``stats``. The query
+        rows that a graph replays are not in ``rows``."""
         total: collections.Counter[str] = collections.Counter()
         for plan in self._all_plans:
             total.update(plan.counts)  # type: ignore[arg-type]

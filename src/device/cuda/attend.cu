@@ -24,17 +24,11 @@ constexpr int most_at_once = 1024;  // tokens, after which the weights of the lo
 constexpr float most_low = 1e30f;   // a low token's weight at most, by that at the bound
 constexpr float may_exceed = 8;     // log2 by which a weight may exceed the reference of its sums
 
-// What a score of 0 of a block stands for: log2 of its weight, or with a softcap the estimate.
-__device__ float base_of(const Step& s, const Head& head, double centre) {
-  if (head.anew) return 0;
-  return s.softcap > 0 ? float(centre * s.scale) : float(centre * s.scale * double(log2e) - double(head.top));
-}
-
-// log2 of the weight that a score stands for.
-__device__ float weight_of(const Head& head, float base, int score) {
-  if (head.softcap == 0) return fmaf(float(score), head.unit2, base);
-  const float x = fmaf(float(score), float(head.unit), base);
-  return fmaf(soft_capped(x, head.softcap), log2e, -head.top);
+// Whether codes of a block are of rows, too, that the row does not see. M: there is a mask.
+template <bool M>
+__device__ bool hides_some(const Step& s, int hidden_block, int row, int block) {
+  if constexpr (M) return (__ldg(s.flags + s.seen_at(row) + block) & has_hidden_rows) != 0;
+  return block == hidden_block;
 }
 
 __device__ uint32_t bits_of(__half2 x) { return *reinterpret_cast<uint32_t*>(&x); }
@@ -115,9 +109,9 @@ struct Shared {
   float sums[warps][8][4];
 };
 
-// A block of threads: a slice of a row, for the heads [first_head, first_head + heads) of a KV head. Each warp finds the
-// tokens of blocks of its own; what is found is read by all, eight tokens a warp and turn.
-template <class T, int D, int H>
+// A block of threads: a slice of a row, for the heads [first_head, first_head + heads) of a KV head. M: there is a mask.
+// Each warp finds the tokens of blocks of its own; what is found is read by all, eight tokens a warp and turn.
+template <class T, int D, int H, bool M>
 struct Slice {
   using Memory = Shared<D, H>;
   using Element = typename Operand<T>::Element;
@@ -126,8 +120,8 @@ struct Slice {
   const Step& s;
   Memory& m;
   View view;
-  int row, g, first_head, heads, first, n;  // n blocks from `first` on
-  bool scored, any_all, mixed, rest;
+  int row, g, first_head, heads, first, n;   // n blocks from `first` on
+  bool scored, any_all, mixed, rest, whole;  // whole: all of its tokens are attended to
   HeadRows keys, values;
   int16_t* scores;      // of the first head and block
   uint64_t* marks;      // of the list
@@ -143,6 +137,8 @@ struct Slice {
   __device__ int head_of(int r) const { return H == 0 ? r : r % 4; }
   __device__ bool is_low(int r) const { return H != 0 && r >= 4; }
   __device__ bool lists(int h) const { return m.heads[h].reading == reads_list; }
+  __device__ int sinks() const { return M ? s.sights[row].sinks : s.sinks; }
+  __device__ bool has_hidden(int b) const { return hides_some<M>(s, view.hidden_block, row, first + b); }
   __device__ const int16_t* scores_of(int h, int b) const { return scores + (h * s.max_blocks + b) * block_tokens; }
   __device__ bool leads() const { return H == 1 || first_head == g * s.group; }  // of the lists of a KV head the first
   __device__ bool shares() const { return H != 1 && heads < s.group; }           // there are others
@@ -176,8 +172,8 @@ struct Slice {
 };
 
 // Rows of no head are left as they are: nobody looks at their products.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::store_queries() {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::store_queries() {
   for (int h = warp(); h < heads; h += warps) {
     const char* q = s.query(row, first_head + h);
     float x[D / 32], most = 0;
@@ -224,6 +220,7 @@ __device__ unsigned listed_of(const Head& head, bool hidden, int offset, const f
 }
 
 // The same of the eighth `item` of a row's blocks, by all query heads of a KV head: more than are attended to at once.
+template <bool M>
 __device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, int hidden_block, int row, int g, int item) {
   unsigned bits = 0;
 #pragma unroll 1
@@ -234,21 +231,22 @@ __device__ ADAMAS_NOINLINE unsigned listed_by_all(const Step& s, int hidden_bloc
     raw.raw[0] = __ldcg(reinterpret_cast<const uint4*>(s.scores + at * block_tokens) + item);
     float x[8];
     to_f32(raw, x);
-    bits |= listed_of(head, item / 8 == hidden_block, offset_of(head, __ldcg(s.centres + at + item / 8)), x);
+    bits |= listed_of(head, hides_some<M>(s, hidden_block, row, item / 8),
+                      offset_of(head, __ldcg(s.centres + at + item / 8)), x);
   }
   return bits;
 }
 
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::load_scores(int i, int b, Estimates& to) const {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::load_scores(int i, int b, Estimates& to) const {
 #pragma unroll
   for (int h = 0; h < H; h++)
     to.scores[i][h].raw[0] = __ldcg(reinterpret_cast<const uint4*>(scores_of(min(h, heads - 1), b)) + threadIdx.x % 8);
 }
 
 // What needs nothing of the kernels before: where things are, and the means, which are wanted last.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::begin() {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::begin() {
   const int each = (n + warps - 1) / warps;
   own = min(n, warp() * each), count = min(n, own + each) - own;
   keys = s.k.of(view.sequence, g), values = s.v.of(view.sequence, g);
@@ -263,9 +261,9 @@ __device__ void Slice<T, D, H>::begin() {
   for (int d = 0; d < s.head_dim && lane() < count; d += 64) prefetch_to_l2(mean + d);
 }
 
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::load_first(Estimates& to) const {
-  if (count == 0) return;
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::load_first(Estimates& to) const {
+  if (count == 0 || view.dense) return;  // of dense rows nothing is known
   if (H == 0) to.marks = scored ? __ldcg(marks + own + min(lane(), count - 1)) : 0;
   const int64_t at = s.blocks_at(row, first_head + min(lane() / in_pass, heads - 1)) + first + own;
 #pragma unroll
@@ -281,13 +279,13 @@ __device__ void Slice<T, D, H>::load_first(Estimates& to) const {
 
 // What is known of the warp's blocks before their scores are looked at, a lane having a head and a block at a time: which
 // may have a token to list, what their scores stand for, and their estimated weights. Returns those that may.
-template <class T, int D, int H>
-__device__ unsigned Slice<T, D, H>::find_blocks(const Estimates& known) {
+template <class T, int D, int H, bool M>
+__device__ unsigned Slice<T, D, H, M>::find_blocks(const Estimates& known) {
   const int block = first + own + lane(), token = block * block_tokens;
   // What is read in any case, and what may be listed otherwise: from a lower score on, or by a head that is not attended to
   // here.
-  bool may = token < s.sinks || token + block_tokens > view.estimated || any_all;
-  may |= H == 0 ? known.marks != 0 && lists(0) : block == view.hidden_block || shares() || one_turn();
+  bool may = token < sinks() || token + block_tokens > view.estimated || any_all;
+  may |= H == 0 ? known.marks != 0 && lists(0) : lane() < count && has_hidden(own + lane()) || shares() || one_turn();
   unsigned active = __ballot_sync(~0u, may && lane() < count);
 #pragma unroll
   for (int p = 0; p < H; p++) {
@@ -315,9 +313,9 @@ __device__ unsigned Slice<T, D, H>::find_blocks(const Estimates& known) {
 
 // What of a block is not listed, where something is: sums of whole blocks are known. Eight lanes have a block, with eight
 // scores each, of which those count that have an estimate and are not listed.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, unsigned counts,
-                                           const Eight<int16_t> (&scores)[marked], const float (&x)[marked][8]) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::leave_rest(int b, bool real, unsigned listed, unsigned counts,
+                                              const Eight<int16_t> (&scores)[marked], const float (&x)[marked][8]) {
   const unsigned any_listed = __ballot_sync(~0u, listed != 0);
   if (any_listed == 0) return;
 #pragma unroll
@@ -341,8 +339,8 @@ __device__ void Slice<T, D, H>::leave_rest(int b, bool real, unsigned listed, un
 }
 
 // Which tokens of the warp's blocks are read; what of a block is not. Eight lanes have a block.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::find_tokens(Estimates& known) {
   constexpr int ahead = in_turn;
   actives = __popc(find_blocks(known));
   const int eighth = lane() % 8, first_token = first * block_tokens;
@@ -356,7 +354,7 @@ __device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
     for (int i = 0; i < ahead; i++) {
       const int of_warp = m.active[warp()][min(base + 4 * i, actives - 1)];
       b[i] = own + of_warp;
-      if (H != 0 && !one_turn()) load_scores(i, b[i], known);
+      if (H != 0 && !one_turn() && !view.dense) load_scores(i, b[i], known);
       if (H == 0) {
         const uint32_t low = __shfl_sync(~0u, uint32_t(known.marks), of_warp),
                        high = __shfl_sync(~0u, uint32_t(known.marks >> 32), of_warp);
@@ -372,15 +370,16 @@ __device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
 #pragma unroll
         for (int h = 0; h < marked; h++) {
           to_f32(known.scores[i][h], x[h]);
-          if (h < heads) found[i] |= listed_of(m.heads[h], first + b[i] == view.hidden_block, m.offsets[h][b[i]], x[h]);
+          if (h < heads) found[i] |= listed_of(m.heads[h], has_hidden(b[i]), m.offsets[h][b[i]], x[h]);
         }
-        if (shares()) found[i] = listed_by_all(s, view.hidden_block, row, g, 8 * (first + b[i]) + eighth);
+        if (shares()) found[i] = listed_by_all<M>(s, view.hidden_block, row, g, 8 * (first + b[i]) + eighth);
         if (leads() && real)  // for who asks afterwards
           reinterpret_cast<uint8_t*>(marks + b[i])[eighth] = uint8_t(found[i]);
       }
       const auto before = [&](int end) { return (1u << max(0, min(8, end - token))) - 1; };
-      const unsigned visible = real ? before(view.tokens) : 0;
-      const unsigned listed = (found[i] | before(s.sinks) | ~before(view.estimated)) & visible;
+      unsigned visible = real ? before(view.tokens) : 0;
+      if constexpr (M) visible &= reinterpret_cast<const uint8_t*>(s.seen + s.seen_at(row) + first + b[i])[eighth];
+      const unsigned listed = (found[i] | before(sinks()) | ~before(view.estimated)) & visible;
       read[i] = any_all ? visible : listed;
       counts += __popc(read[i]) << 16 * i;
       if (mixed && real) reinterpret_cast<uint8_t*>(m.group)[8 * b[i] + eighth] = uint8_t(listed);
@@ -398,7 +397,7 @@ __device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
       int at = listed_here + (ahead_of_us >> 16 * i & 0xFFFF);
       if (H != 0 && eighth == 0 && base + 4 * i < actives) m.starts[warp()][base + 4 * i] = uint16_t(at);
 #pragma unroll 1
-      for (unsigned left = any_all ? 0 : read[i]; left != 0; left &= left - 1)
+      for (unsigned left = whole ? 0 : read[i]; left != 0; left &= left - 1)
         list[at++] = uint16_t(8 * (8 * b[i] + eighth) + __ffs(left) - 1);
       listed_here += all >> 16 * i & 0xFFFF;
     }
@@ -407,16 +406,16 @@ __device__ void Slice<T, D, H>::find_tokens(Estimates& known) {
 }
 
 // Where each warp's list begins in that of all.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::join_lists() {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::join_lists() {
   listed = 0;
 #pragma unroll
   for (int w = 0; w < warps; w++) before[w] = listed, listed += m.counts[w];
 }
 
 // The low tokens' weights of the list's part [from, end), by the warp's blocks.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::add_low(int from, int end) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::add_low(int from, int end) {
   const uint16_t* starts = m.starts[warp()];
   int begin = 0;
 #pragma unroll
@@ -433,15 +432,15 @@ __device__ void Slice<T, D, H>::add_low(int from, int end) {
 }
 
 // A warp's tiles: exact scores, weights, values. Leaves the sums of values in m.values, relative to the slice's maximum.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::attend_to() {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::attend_to() {
   constexpr bool early = D * int(sizeof(T)) <= (D <= 128 ? 256 : 512);  // whether there are registers for values beside keys
   const int r = lane() / 4, t = lane() % 4, h = min(head_of(r), heads - 1);
   const Head& head = m.heads[h];
   const bool ours = head_of(r) < heads, low_row = is_low(r), lists_only = mixed && lists(h),
              has_low = low_row && ours && rest && lists(h);
   const float to_score = m.q_scale[h];
-  const bool plain = s.softcap == 0 && s.slopes == nullptr;
+  const bool plain = s.softcap == 0 && (M ? !s.sights[row].biased : s.slopes == nullptr);
   const float to_log2 = to_score * s.scale * log2e;
   const int16_t* own_scores = scores_of(h, 0);
   float sums[pairs][4][4] = {};
@@ -451,7 +450,7 @@ __device__ void Slice<T, D, H>::attend_to() {
     to[0] = __shfl_sync(~0u, x, 8 * t), to[1] = __shfl_sync(~0u, x, 8 * t + 4);
   };
   const auto token_at = [&](int i) {  // of the list
-    if (any_all) return i;
+    if (whole) return i;
     int skipped = 0;
 #pragma unroll
     for (int w = 1; w < warps; w++)
@@ -522,7 +521,7 @@ __device__ void Slice<T, D, H>::attend_to() {
       const float product = (products[0][j] + products[1][j]) + (products[0][2 + j] + products[1][2 + j]);
       float score = product * to_log2;
       if (!plain)
-        score = s.score_of(product * to_score, first_head + h, view.tokens - 1 - (first * block_tokens + tokens[j])) * log2e;
+        score = s.score_of(product * to_score, view, row, first_head + h, first * block_tokens + tokens[j]) * log2e;
       bool there = ours && begin + 2 * t + j < listed;
       if (mixed) there &= !lists_only || (m.group[tokens[j] / block_tokens] >> tokens[j] % block_tokens & 1) != 0;
       x[j] = there ? score : -INFINITY;
@@ -552,7 +551,7 @@ __device__ void Slice<T, D, H>::attend_to() {
       for (int j = 0; j < 2; j++) {
         const int b = tokens[j] / block_tokens, v = estimates[j], score = v + offsets[j];
         const bool is = has_low && x[j] != -INFINITY && v != hidden_score && score >= head.bound && score <= head.low_top;
-        const bool has_mean = is && first + b != view.hidden_block;
+        const bool has_mean = is && !has_hidden(b);
         const float estimated =
             head.softcap == 0 ? fmaf(float(v), head.unit2, m.bases[h][b]) : weight_of(head, m.bases[h][b], v);
         low += is ? weights[j] : 0.0f;
@@ -608,11 +607,11 @@ __device__ void Slice<T, D, H>::attend_to() {
 }
 
 // What the means of the warp's blocks weigh, a lane having a block.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::weigh_means() {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::weigh_means() {
   if (lane() >= count) return;
   const int here = own + lane();
-  const bool counts = first + here != view.hidden_block;
+  const bool counts = !has_hidden(here);
 #pragma unroll
   for (int h = 0; h < marked; h++) {
     if (h >= heads) break;
@@ -630,8 +629,8 @@ __device__ void Slice<T, D, H>::weigh_means() {
 
 // The means by their weights: a product [2 H, blocks] by [blocks, D] on tensor cores. A warp has dimensions of its own, so
 // nothing has to be added up over warps.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::add_means() {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::add_means() {
   constexpr int tiles = D / warps / 8, ahead = 8;  // a lane has `tiles` dimensions in line of a mean
   using Word = std::conditional_t<tiles == 1, uint16_t, std::conditional_t<tiles == 2, uint32_t, uint2>>;
   const int r = lane() / 4, t = lane() % 4, vector = H == 4 ? r : r / 4;
@@ -690,8 +689,8 @@ __device__ void Slice<T, D, H>::add_means() {
 }
 
 // The slice's vectors and sums.
-template <class T, int D, int H>
-__device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
+template <class T, int D, int H, bool M>
+__device__ void Slice<T, D, H, M>::store(float* partials, int64_t head_stride) {
   const int busy = min(warps, (listed + tile_tokens - 1) / tile_tokens);
   const auto values = [&](int vector, int d) {
     float4 sum{};
@@ -721,7 +720,7 @@ __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
   }
   for (int h = warp(); h < heads; h += warps) {
     float* to = partials + h * head_stride + 3 * s.head_dim;
-    float top = nothing, listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0;
+    float top = nothing, listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0, beside = 0;
 #pragma unroll
     for (int w = 0; w < warps; w++) top = fmaxf(top, m.sums[w][h][0]);
 #pragma unroll
@@ -735,8 +734,8 @@ __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
     }
     if (H != 0 && rest) {
 #pragma unroll 1
-      for (int b = lane(); b < n; b += 32) others += first + b == view.hidden_block ? 0.0f : m.rest[h][b];
-      others = sum_of_warp(others);
+      for (int b = lane(); b < n; b += 32) (has_hidden(b) ? beside : others) += m.rest[h][b];
+      others = sum_of_warp(others), beside = sum_of_warp(beside);
     }
     if (lane() != 0) continue;
     to[sum_max] = top > nothing ? top : -INFINITY;
@@ -745,13 +744,12 @@ __device__ void Slice<T, D, H>::store(float* partials, int64_t head_stride) {
     to[sum_low_estimated] = low_estimated;
     to[sum_low_with_mean] = with_mean;
     if (H == 0 || !rest) continue;
-    const int at = view.hidden_block - first;
     to[sum_rest] = others;
-    to[sum_beside_hidden] = at >= 0 && at < n ? m.rest[h][at] : 0.0f;
+    to[sum_beside_hidden] = beside;
   }
 }
 
-template <class T, int D, int H>
+template <class T, int D, int H, bool M>
 __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid_constant__ Step s) {
   using Memory = Shared<D, H>;
   Memory& m = *reinterpret_cast<Memory*>(shared_memory());
@@ -760,17 +758,17 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   const int first_head = g * s.group + (blockIdx.y - g * s.lists_each) * s.at_once,
             heads = H == 1 ? 1 : min(s.at_once, (g + 1) * s.group - first_head);
   const bool scored = s.chosen();
-  View view = see(s, row);
+  View view = M ? s.views[row] : see_all(s, row);
   const int blocks = blocks_in(view.tokens), slices = s.slices_of(blocks), each = (blocks + slices - 1) / slices;
   const int slice = blockIdx.x;
   if (slice >= slices) return;
   const int first = min(blocks, slice * each), last = min(blocks, first + each);
-  Slice<T, D, H> of{s, m, view, row, g, first_head, heads, first, last - first, scored};
+  Slice<T, D, H, M> of{s, m, view, row, g, first_head, heads, first, last - first, scored};
   of.begin();
   of.store_queries();
   wait_for_previous();
   if (scored) of.view = view = s.views[row];
-  typename Slice<T, D, H>::Estimates known;
+  typename Slice<T, D, H, M>::Estimates known;
   of.load_first(known);
   if (scored) {  // a word a thread: one thread would copy them one after another
     static_assert(8 * sizeof(Head) / 4 <= threads);
@@ -789,12 +787,14 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   }
   of.mixed = of.any_all && any_list;
   of.rest = H != 0 && any_list;
-  if (any_list) {
+  of.whole = of.any_all && !M;
+  const bool asked = H == 0 || view.dense || !of.shares();  // or other lists of the KV head need the marks
+  if (any_list || !of.whole || !asked) {
     of.find_tokens(known);
     __syncthreads();
     of.join_lists();
   }
-  if (of.any_all) of.listed = max(0, min(view.tokens - first * block_tokens, of.n * block_tokens));
+  if (of.whole) of.listed = max(0, min(view.tokens - first * block_tokens, of.n * block_tokens));
   of.attend_to();
   if constexpr (H != 0)
     if (of.rest) of.add_means();
@@ -811,30 +811,31 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1) attend(const __grid
   merge<D>(s, view, row, first_head, heads, slices, m.merged);
 }
 
-// The same where no scan has been there to begin counting.
+// The same by a launch of its own. again: of the heads that min_mass has widened.
 template <int D>
-__global__ void __launch_bounds__(threads) combine(const __grid_constant__ Step s) {
+__global__ void __launch_bounds__(threads) combine(const __grid_constant__ Step s, bool again) {
   __shared__ float merged[warps][3][D];
   launch_next();
   const View view = see(s, blockIdx.y);
   wait_for_previous();
-  merge<D>(s, s.chosen() ? s.views[blockIdx.y] : view, blockIdx.y, blockIdx.x, 1, s.slices_of(blocks_in(view.tokens)),
-           merged);
+  if (again && !is_widened(s.heads[blockIdx.y * s.q_heads + blockIdx.x].reading)) return;
+  merge<D>(s, view, blockIdx.y, blockIdx.x, 1, s.slices_of(blocks_in(view.tokens)), merged);
 }
 
-template <class T, int D, int H>
+template <class T, int D, int H, bool M>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
   constexpr int shared = sizeof(Shared<D, H>);
   static const cudaError_t error =
-      cudaFuncSetAttribute(attend<T, D, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+      cudaFuncSetAttribute(attend<T, D, H, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.slices), unsigned(s.lists), unsigned(s.query_rows));
-  return cuda::launch(s.chosen() ? Start::beside : Start::after, attend<T, D, H>, grid, threads, shared, stream, s);
+  return cuda::launch(s.chosen() ? Start::beside : Start::after, attend<T, D, H, M>, grid, threads, shared, stream, s);
 }
 template <class T, int D>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
-  if (!s.automatic) return launch<T, D, 0>(s, stream);
-  return s.lists == s.q_heads ? launch<T, D, 1>(s, stream) : launch<T, D, 4>(s, stream);
+  if (s.seen != nullptr) return s.automatic ? launch<T, D, 4, true>(s, stream) : launch<T, D, 0, true>(s, stream);
+  if (!s.automatic) return launch<T, D, 0, false>(s, stream);
+  return s.lists == s.q_heads ? launch<T, D, 1, false>(s, stream) : launch<T, D, 4, false>(s, stream);
 }
 template <class T>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
@@ -845,12 +846,15 @@ cudaError_t launch(const Step& s, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t launch_attend(const Step& s, cudaStream_t stream) {
-  const cudaError_t error = with_element(s.k_dtype, [&](auto zero) { return launch<decltype(zero)>(s, stream); });
-  if (error != cudaSuccess || s.merges_inside()) return error;
+cudaError_t launch_combine(const Step& s, bool again, cudaStream_t stream) {
   const dim3 grid(unsigned(s.q_heads), unsigned(s.query_rows));
   const auto kernel = s.head_dim <= 64 ? combine<64> : s.head_dim <= 128 ? combine<128> : combine<256>;
-  return cuda::launch(Start::beside, kernel, grid, threads, 0, stream, s);
+  return cuda::launch(Start::beside, kernel, grid, threads, 0, stream, s, again);
+}
+
+cudaError_t launch_attend(const Step& s, cudaStream_t stream) {
+  const cudaError_t error = with_element(s.k_dtype, [&](auto zero) { return launch<decltype(zero)>(s, stream); });
+  return error != cudaSuccess || s.merges_inside() ? error : launch_combine(s, false, stream);
 }
 
 }  // namespace adamas::cuda

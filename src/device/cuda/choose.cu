@@ -23,7 +23,9 @@ __shared__ Shared m;
 __device__ void score_always(const Step& s, const View& view, int row, int h) {
   constexpr int ahead = 2, step = 4 * always_warps;
   const int part = threadIdx.x % 8, warp = (threadIdx.x - first_always) / 32, g = h / s.group;
-  const int sinks = min(s.sinks, view.tokens), from = max(view.estimated, sinks), count = sinks + view.tokens - from;
+  const Sight sight = sight_of(s, view, row);
+  const int sinks = max(0, sight.sinks - sight.first), from = max(view.estimated, sight.sinks),
+            count = sinks + view.tokens - from;
   const char* q = s.query(row, h);
   for (int d = threadIdx.x % 32; d < s.head_dim; d += 32) m.query[warp][d] = load_element(q, s.q_dtype, d);
   __syncwarp();
@@ -37,7 +39,7 @@ __device__ void score_always(const Step& s, const View& view, int row, int h) {
 #pragma unroll
       for (int i = 0; i < ahead; i++) {
         const int at = min(base + i * step + int(threadIdx.x % 32) / 8, count - 1);
-        token[i] = at < sinks ? at : from + at - sinks;
+        token[i] = at < sinks ? sight.first + at : from + at - sinks;
       }
       for (int d = 8 * part; d - 8 * part < s.head_dim; d += 64) {
         const int here = d < s.head_dim ? d : 0;  // past head_dim the query is 0
@@ -55,7 +57,9 @@ __device__ void score_always(const Step& s, const View& view, int row, int h) {
 #pragma unroll
       for (int i = 0; i < ahead; i++) {
         for (int o = 1; o < 8; o *= 2) x[i] += __shfl_xor_sync(~0u, x[i], o);
-        x[i] = s.score_of(x[i], h, view.tokens - 1 - token[i]);
+        x[i] = s.score_of(x[i], view, row, h, token[i]);
+        if (s.seen != nullptr && (s.seen[s.seen_at(row) + token[i] / block_tokens] >> token[i] % block_tokens & 1) == 0)
+          x[i] = -INFINITY;
         if (base + i * step + int(threadIdx.x % 32) / 8 >= count) continue;
         if (!(x[i] < INFINITY)) most = INFINITY;
         if (x[i] > most) sum *= expf(most - x[i]), most = x[i];
@@ -90,17 +94,6 @@ __device__ float least_of_share(const Step& s, const Head& head) {
   return s.log2_share + total - sqrtf(head.noise) * log2e;
 }
 
-// The highest score of at most twice the weight of one.
-__device__ int low_top_of(const Head& head, int score) {
-  const double cap = head.softcap, limit = capped(head.unit * score + head.highest, cap) + double(ln2);
-  double units = always_score;
-  if (cap == 0)
-    units = (limit - head.highest) * head.per_unit;
-  else if (limit < cap)
-    units = (uncapped(limit, cap) - head.highest) * head.per_unit;
-  return int(fmin(floor(units + 1e-6), double(always_score)));
-}
-
 __global__ void __launch_bounds__(threads, 4) choose(const __grid_constant__ Step s) {
   const int h = blockIdx.x, row = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t index = int64_t(row) * s.q_heads + h;
@@ -111,7 +104,7 @@ __global__ void __launch_bounds__(threads, 4) choose(const __grid_constant__ Ste
     return;
   }
   const int blocks = blocks_in(view.tokens);
-  find_estimated(s, view, s.codes.coded[s.codes.place(s.k, view.sequence, blocks - 1)]);
+  if (s.seen == nullptr) find_estimated(s, view, s.codes.coded[s.codes.place(s.k, view.sequence, blocks - 1)]);
   for (int i = threadIdx.x; i < list_edges; i += threads) m.reaching[i] = 0;
   if (int(threadIdx.x) >= first_always) score_always(s, view, row, h);  // needs nothing of the scan
   wait_for_previous();
@@ -129,12 +122,12 @@ __global__ void __launch_bounds__(threads, 4) choose(const __grid_constant__ Ste
   __syncthreads();
   launch_next();  // not before: some of the next kernel's blocks of threads find no room beside these, and would come late
   const Summary all = m.all;
-  Head head = begin_head(s, s.tallies[index], all);
+  Head head = begin_head(s, row, s.tallies[index], all);
   if (head.reading != reads_list) {
     if (threadIdx.x == 0) s.heads[index] = head;
     return;
   }
-  if (head.anew) head = rescale<threads>(s, view.tokens, row, h, m.room, head);
+  if (head.anew) head = rescale<threads>(s, view, row, h, m.room, head);
   float least = 0;
   if (warp == 0) {
     least = least_of_share(s, head);
@@ -148,8 +141,9 @@ __global__ void __launch_bounds__(threads, 4) choose(const __grid_constant__ Ste
   }
   __syncthreads();
   if (warp != 0) return;
+  const int active = sight_of(s, view, row).active;
   int edges[2];
-  bins_reaching(m.reaching, {int(most_blocks(blocks)), int(fewest_blocks(blocks))}, edges);
+  bins_reaching(m.reaching, {int(most_blocks(active)), int(fewest_blocks(active))}, edges);
   const auto edge = [&](int i) { return all.top - edge_distance(min(edges[i], list_edges - 1)); };
   const float from = fminf(fmaxf(least, edge(0)), edge(1));
   // The second lane has the blocks with hidden rows.

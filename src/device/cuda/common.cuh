@@ -123,17 +123,33 @@ struct Candidate {
 inline constexpr int most_candidates = 2048;
 
 // How a query head is read, and why: Reading of step/step.h.
-enum Reading : int { reads_list = 0, reads_noisy = 3, reads_short = 4 };
+enum Reading : int { reads_list = 0, reads_widened = 1, reads_all_widened = 2, reads_noisy = 3, reads_short = 4 };
+__device__ inline bool reads_all(int reading) { return reading >= reads_all_widened; }
+__device__ inline bool is_widened(int reading) { return reading == reads_widened || reading == reads_all_widened; }
 
-// What a query row sees: tokens [0, tokens). Those of [sinks, estimated) have estimates; the others are read in any case.
+// What a query row sees: tokens [0, tokens), but for those that a mask hides. Those of [sinks, estimated) have estimates;
+// the others are read in any case.
 struct View {
   int64_t sequence;
   int tokens;
   int estimated;
   int coded_blocks;  // whose blocks have codes: all, or all but the last, whose centre and deviation count as 0
-  int hidden_block;  // the last block, when its codes are of rows, too, that the row does not see; -1: not so
+  int hidden_block;  // the last block, when its codes are of rows, too, that the row does not see; -1: not so, or see
+                     // `flags`
   int dense;
 };
+
+// What it sees of these.
+struct Sight {
+  int visible, active;  // tokens; blocks that have one
+  int first, last;      // the first and the last of the tokens
+  int sinks;            // from where on they are not the first ones, which are read in any case
+  int always;           // how many are
+  bool biased;
+};
+
+// Of a block, where there is a mask.
+enum Flag : uint8_t { has_bias = 1, has_hidden_rows = 2 };  // has_hidden_rows: its codes are of rows, too, that are not seen
 
 // A query head, as `choose` or `select` leaves it.
 struct Head {
@@ -168,7 +184,7 @@ struct Step {
   float query_threshold;      // of the estimator manhattan; 0: 0.98 times the query's RMS
   int budget, sinks, recent;  // budget: tokens; with `automatic` those from which on a row is sparse
   int64_t min_context;
-  double max_noise;
+  double max_noise, min_mass;
   float log2_share;
   float scale, softcap, v_scale;
   const int64_t *sequences, *lengths;
@@ -180,10 +196,17 @@ struct Step {
   int64_t out_stride_batch, out_stride_row, out_stride_head;
   float *lse, *mass, *noise;
   const float *slopes, *sink_logits;
+  const char* mask;  // NULL: there is none, and nothing lies in seen, flags and spreads
+  int mask_dtype;
+  int64_t mask_stride_batch, mask_stride_row;
   Codes codes;
 
   // The workspace; [query_rows, q_heads] of each but the first, which is [query_rows].
   View* views;
+  Sight* sights;    // [query_rows]; with a mask
+  uint64_t* seen;   // [query_rows, max_blocks] bit t of word b: the row sees token 64 b + t; NULL: there is no mask
+  uint8_t* flags;   // [query_rows, max_blocks]
+  Spread* spreads;  // [query_rows, kv_heads] of the blocks that have a token that is seen
   Head* heads;
   int16_t* scores;  // [max_blocks, 64] S less C of its block; hidden where there is no estimate
   float2*
@@ -194,8 +217,13 @@ struct Step {
   double* centres;        // [max_blocks] c_b
   int16_t* offsets;       // [max_blocks] C_b
   uint64_t* marks;        // [max_blocks] tokens that are listed; with a rest those of a KV head, at its first query head
-  float* keys;            // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
-  float* partials;        // [slices, 3 head_dim + partial_sums]
+  int *selected,
+      *listed;  // tokens that a head attends to, and [query_rows, kv_heads] those of a list: where stats are wanted
+  // With min_mass, of what a head reads by itself; its exact scores are `keys`.
+  uint64_t *own_marks, *low_marks;  // [max_blocks] its tokens; those of them whose weights tell the factor and the lean
+  float2* parts;                    // [max_blocks] weights of what is not read, and of these
+  float* keys;                      // [max_blocks, 64] what Quest's pages or the oracle's tokens are ranked by
+  float* partials;                  // [slices, 3 head_dim + partial_sums]
 
   __device__ int64_t blocks_at(int row, int head) const { return (int64_t(row) * q_heads + head) * max_blocks; }
   __host__ __device__ int64_t max_spans() const { return (max_blocks + span_blocks - 1) / span_blocks; }
@@ -229,11 +257,18 @@ struct Step {
     const int b = rows == 1 ? row : row / rows;
     return q + b * q_stride_batch + (row - b * rows) * q_stride_row + head * q_stride_head;
   }
-  // The score of a product q . k, of a token so many before the last one in view.
-  __device__ float score_of(float product, int head, int distance) const {
+  __device__ int64_t seen_at(int row) const { return int64_t(row) * max_blocks; }
+  // What a bias is the slope times of: a mask's value, or the distance from the last token in view.
+  __device__ float distance_of(const View& view, int row, int token) const {
+    return seen != nullptr ? mask_value(row, token) : float(token - (view.tokens - 1));
+  }
+  __device__ float mask_value(int row, int token) const;
+  __device__ bool biased(int row) const { return seen != nullptr ? sights[row].biased : slopes != nullptr; }
+  // The score of a product q . k, of a token.
+  __device__ float score_of(float product, const View& view, int row, int head, int token) const {
     float x = product * scale;
     if (softcap > 0) x = soft_capped(x, softcap);
-    if (slopes != nullptr) x += slope(head) * float(-distance);
+    if (biased(row)) x += slope(head) * distance_of(view, row, token);
     return x;
   }
 };
@@ -247,8 +282,11 @@ __host__ __device__ inline int blocks_of_split(int blocks, int splits) {
   return (spans + splits - 1) / splits * span_blocks;
 }
 
-// How far a row sees, and whether it is so short that all of it is read.
-__device__ inline View see(const Step& s, int row) {
+__device__ inline bool is_dense(const Step& s, int visible) {
+  return s.all_dense || visible <= s.budget || visible < s.min_context;
+}
+// How far a row sees, and whether it is so short that all of it is read: without a mask.
+__device__ inline View see_all(const Step& s, int row) {
   const int b = s.rows == 1 ? row : row / s.rows, r = row - b * s.rows;
   View view{};
   view.sequence = s.sequences != nullptr ? s.sequences[b] : b;
@@ -258,17 +296,44 @@ __device__ inline View see(const Step& s, int row) {
   const int64_t most = int64_t(s.max_blocks) * block_tokens;
   view.tokens = int(tokens < most ? tokens : most);
   view.hidden_block = -1;
-  view.dense = s.all_dense || view.tokens <= s.budget || view.tokens < s.min_context;
+  view.dense = is_dense(s, view.tokens);
   if (s.policy == ADAMAS_POLICY_STREAMING) view.estimated = view.tokens - (s.budget - s.sinks);
   return view;
 }
-// What codes say of it; coded: of how many rows those of the last block are.
+// With one settle() has left it.
+__device__ inline View see(const Step& s, int row) { return s.seen != nullptr ? s.views[row] : see_all(s, row); }
+// What codes say of it, without a mask; coded: of how many rows those of the last block are.
 __device__ inline void find_estimated(const Step& s, View& view, int coded) {
   const int last = blocks_in(view.tokens) - 1, in_block = view.tokens - last * block_tokens;
   if (coded > in_block) view.hidden_block = last;
   view.coded_blocks = coded > 0 ? last + 1 : last;
   const int end = last * block_tokens + (coded < in_block ? coded : in_block), old = view.tokens - s.recent;
   view.estimated = end < old ? end : old;
+}
+__device__ inline Sight sight_of(const Step& s, const View& view, int row) {
+  if (s.seen != nullptr) return s.sights[row];
+  const int sinks = min(s.sinks, view.tokens);
+  return {view.tokens,
+          blocks_in(view.tokens),
+          0,
+          view.tokens - 1,
+          sinks,
+          sinks + view.tokens - max(view.estimated, sinks),
+          s.slopes != nullptr};
+}
+
+// Bits [0, end) of a block's 64, of a number of tokens that may be anything.
+__device__ inline uint64_t bits_below(int end) {
+  return end >= block_tokens ? ~uint64_t{0} : end <= 0 ? 0 : (uint64_t{1} << end) - 1;
+}
+// Of block b of a row, the tokens that it sees.
+__device__ inline uint64_t seen_of(const Step& s, const View& view, int row, int b) {
+  return s.seen != nullptr ? s.seen[s.seen_at(row) + b] : bits_below(view.tokens - b * block_tokens);
+}
+// Of these, the ones that are attended to where some are marked: what is read in any case as well.
+__device__ inline uint64_t attended(const Step& s, const View& view, int row, int b, uint64_t marks) {
+  const int first = b * block_tokens, sinks = sight_of(s, view, row).sinks;
+  return (marks | bits_below(sinks - first) | ~bits_below(view.estimated - first)) & seen_of(s, view, row, b);
 }
 
 __device__ inline float to_f32(float x) { return x; }
@@ -293,6 +358,9 @@ __host__ __device__ auto with_element(int dtype, Visit&& visit) {
 }
 __device__ inline float load_element(const char* row, int dtype, int d) {
   return with_element(dtype, [&](auto zero) { return to_f32(load_one(reinterpret_cast<const decltype(zero)*>(row) + d)); });
+}
+__device__ inline float Step::mask_value(int row, int token) const {
+  return load_element(mask + row / rows * mask_stride_batch + row % rows * mask_stride_row, mask_dtype, token);
 }
 
 // Eight elements of a row as they lie, and as numbers: so that many can be on their way before the first is looked at.
@@ -440,11 +508,19 @@ struct Appended {
 };
 
 cudaError_t launch_append(const Codes& codes, const Appended& a, cudaStream_t stream);
+// With a mask: what each row sees, before anything else; what the scan left of that, behind it.
+cudaError_t launch_look(const Step& s, cudaStream_t stream);
+cudaError_t launch_hide(const Step& s, cudaStream_t stream);
 cudaError_t launch_scan(const Step& s, cudaStream_t stream);
 cudaError_t launch_choose(const Step& s, cudaStream_t stream);
 cudaError_t launch_select(const Step& s, cudaStream_t stream);
 cudaError_t launch_rank(const Step& s, cudaStream_t stream);
 cudaError_t launch_attend(const Step& s, cudaStream_t stream);
+// With min_mass, behind a step: heads that have not enough read more, and are combined once more.
+cudaError_t launch_widen(const Step& s, cudaStream_t stream);
+cudaError_t launch_combine(const Step& s, bool again, cudaStream_t stream);
+// Adds what the step did to `stats`, which lie where the GPU can write. s.mass is not NULL.
+cudaError_t launch_count(const Step& s, adamas_step_stats* stats, cudaStream_t stream);
 
 enum class Start { after, beside };  // beside: a kernel may start before the one ahead of it in the stream has ended
 

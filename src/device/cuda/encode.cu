@@ -3,7 +3,7 @@
 #include <climits>
 
 #include "baselines/quest.h"
-#include "device/cuda/common.cuh"
+#include "device/cuda/spread.cuh"
 
 namespace adamas::cuda {
 namespace {
@@ -138,8 +138,8 @@ __device__ void load_rows(const Table& rows, const Appended& a, const Change& c,
   }
 }
 
-// The reference deviation of blocks [0, b], for all b from `from` on: the largest, but at most 16 times the median to a
-// power of two. Counts of their exponents are kept from one block to the next. The squares are whole numbers, so that their
+// The reference deviation of blocks [0, b], for all b from `from` on. Counts of their exponents are kept from one block to
+// the next. The squares are whole numbers, so that their
 // sum does not depend on how rows came. All threads of a block call it.
 __device__ void refer(const Codes& codes, const Appended& a, const Change& c, int head, int64_t from, int64_t end) {
   __shared__ int histogram[256];
@@ -147,7 +147,6 @@ __device__ void refer(const Codes& codes, const Appended& a, const Change& c, in
   __shared__ unsigned long long of_warp[warps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto sigma_of = [&](int64_t b) { return __ldcg(codes.sigma.at<float>(codes.place(a.k, c.sequence, b), head)); };
-  const auto exponent_of = [](float sigma) { return int(__float_as_uint(sigma) >> 23); };
   for (int i = threadIdx.x; i < 256; i += threads) histogram[i] = 0;
   __syncthreads();
   float most = 0;
@@ -166,38 +165,21 @@ __device__ void refer(const Codes& codes, const Appended& a, const Change& c, in
     if (threadIdx.x == 0 && own > 0) histogram[exponent_of(own)]++;
     __syncthreads();
     if (warp == 0) {
-      int counts[8], mine = 0;
-      for (int i = 0; i < 8; i++) mine += counts[i] = histogram[8 * lane + i];
-      int below = mine;
-      for (int o = 1; o < 32; o *= 2) {
-        const int v = __shfl_up_sync(~0u, below, o);
-        if (lane >= o) below += v;
-      }
-      const int all = __shfl_sync(~0u, below, 31), wanted = (all + 1) / 2;
-      below -= mine;
-      int median = -1;
-      if (below < wanted && below + mine >= wanted)
-        for (int i = 0; i < 8 && median < 0; i++)
-          if ((below += counts[i]) >= wanted) median = 8 * lane + i;
-      median = __reduce_max_sync(~0u, median);
-      if (lane == 0) reference = all == 0 ? 0.0f : fminf(most, ldexpf(1.0f, min(median - 127 + 4, 127)));
+      const float found = reference_of(histogram, most);
+      if (lane == 0) reference = found;
     }
     __syncthreads();
     const float now = reference;
-    const auto square = [&](float sigma) -> unsigned long long {
-      const double part = now > 0 ? fmin(double(sigma), double(now)) / double(now) : 0.0;
-      return __double2ull_rn(part * part * spread_one);
-    };
     if (b == from || now != before) {
       sum = 0;
-      for (int64_t i = threadIdx.x; i <= b; i += threads) sum += square(sigma_of(i));
+      for (int64_t i = threadIdx.x; i <= b; i += threads) sum += square_of(sigma_of(i), now);
       sum = sum_of_warp(sum);
       if (lane == 0) of_warp[warp] = sum;
       __syncthreads();
       sum = 0;
       for (int i = 0; i < warps; i++) sum += of_warp[i];
     } else {
-      sum += square(own);
+      sum += square_of(own, now);
     }
     if (threadIdx.x == 0) codes.spreads[codes.place(a.k, c.sequence, b) * a.kv_heads + head] = {now, sum};
   }

@@ -77,13 +77,21 @@ Status check_rows(const adamas_rows& k, const adamas_rows& v) {
   return k.dtype == v.dtype ? Status{} : unsupported("on a GPU K and V have one dtype");
 }
 
-Status no(const char* what) { return unsupported(std::string(what) + " is not served on a GPU yet"); }
+Status check_mask(const adamas_step_params& p) {
+  if (p.mask == nullptr) return {};
+  const auto bits = reinterpret_cast<uintptr_t>(p.mask) | uintptr_t(p.mask_stride_batch) | uintptr_t(p.mask_stride_row);
+  const int64_t multiple = row_bytes(DType(p.mask_dtype), 1);
+  if (bits % uint64_t(multiple) == 0) return {};
+  return unsupported("mask: on a GPU its address and strides are multiples of its elements' " + std::to_string(multiple) +
+                     " bytes");
+}
 
-// The settings that a GPU serves so far.
-Status check_settings(const adamas_config& config) {
-  if (config.policy != ADAMAS_POLICY_ADAMAS) return {};
-  if (config.min_mass > 0) return no("min_mass");
-  return {};
+// What kernels write to and a caller may have given from the host's memory, which they cannot reach.
+Status check_writable(const void* memory, const char* name) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) cudaGetLastError();
+  if (attributes.type != cudaMemoryTypeUnregistered) return {};
+  return invalid(std::string(name) + " has to be memory that the GPU can write: its own, managed, or pinned");
 }
 
 __global__ void cut_to(Codes codes, int64_t first, int64_t sequences, int64_t length) {
@@ -329,6 +337,7 @@ class DevicePlan final : public Plan {
     s.manhattan = config.estimator == ADAMAS_ESTIMATOR_MANHATTAN;
     s.query_threshold = coding_of(config) == Coding::paper ? paper_threshold : 0.0f;
     s.max_noise = config.max_noise;
+    s.min_mass = config.min_mass;
   }
 
   size_t workspace_bytes() const override {
@@ -338,10 +347,15 @@ class DevicePlan final : public Plan {
 
   Status step(Cache& any, const adamas_step_params& p) override {
     auto& cache = static_cast<DeviceCache&>(any);
-    if (p.mask != nullptr) return no("mask");
-    if (p.verify != 0) return no("verify");
-    if (p.stats != nullptr) return no("stats");
-    if (p.times != nullptr) return no("times");
+    if (Status status = check_mask(p); !status.ok()) return status;
+    if (p.verify != 0)
+      return unsupported("verify: on a GPU no hashes of rows are kept; rows that changed are appended again");
+    if (p.stats != nullptr)
+      if (Status status = check_writable(p.stats, "stats"); !status.ok()) return status;
+    if (p.times != nullptr)
+      return unsupported(
+          "times: a step on a GPU does not wait, and its kernels overlap; adamas bench --kernel --device cuda "
+          "measures steps");
     if (Status status = check_rows(p.k, p.v); !status.ok()) return status;
     if (p.batch * p.rows > max_rows())
       return out_of_range(std::to_string(p.batch) + " x " + std::to_string(p.rows) + " query rows; the plan's max_rows is " +
@@ -383,18 +397,25 @@ class DevicePlan final : public Plan {
     s.out_stride_row = p.out_stride_row;
     s.out_stride_head = p.out_stride_head;
     s.lse = p.lse;
-    s.mass = p.mass;
+    if (p.mass != nullptr || (p.stats == nullptr && !widens())) s.mass = p.mass;  // or the workspace's
     s.noise = p.noise;
     s.slopes = p.slopes;
     s.sink_logits = p.sink_logits;
+    s.mask = static_cast<const char*>(p.mask);
+    s.mask_dtype = p.mask_dtype;
+    s.mask_stride_batch = p.mask_stride_batch;
+    s.mask_stride_row = p.mask_stride_row;
+    if (p.mask == nullptr) s.seen = nullptr;
     s.codes = cache.codes();
     // Parts of the scan: two blocks of threads for each multiprocessor of a large GPU, none below a span.
     const int units = s.query_rows * s.kv_heads * s.passes, wanted = std::max(1, 264 / units);
     const int least = (s.max_blocks + slice_blocks - 1) / slice_blocks;
     s.splits = std::max(least, std::min(wanted, int(s.max_spans())));
     const auto stream = static_cast<cudaStream_t>(p.stream);
+    if (s.seen != nullptr) ADAMAS_CUDA(launch_look(s, stream), "look");
     if (s.policy == ADAMAS_POLICY_ADAMAS) {
       ADAMAS_CUDA(launch_scan(s, stream), "scan");
+      if (s.seen != nullptr) ADAMAS_CUDA(launch_hide(s, stream), "hide");
       if (s.automatic)
         ADAMAS_CUDA(launch_choose(s, stream), "choose");
       else
@@ -403,6 +424,8 @@ class DevicePlan final : public Plan {
       ADAMAS_CUDA(launch_rank(s, stream), "rank");
     }
     ADAMAS_CUDA(launch_attend(s, stream), "attend");
+    if (widens() && !s.all_dense) ADAMAS_CUDA(launch_widen(s, stream), "min_mass");
+    if (p.stats != nullptr) ADAMAS_CUDA(launch_count(s, p.stats, stream), "stats");
     last_ = s;
     stream_ = stream;
     return {};
@@ -414,6 +437,8 @@ class DevicePlan final : public Plan {
     const Step& s = last_;
     const int row = s.query_rows - 1;
     View view{};
+    Sight sight{};
+    sight.sinks = s.sinks;
     std::vector<Head> heads(size_t(s.q_heads));
     if (!s.chosen()) return unsupported("on a GPU no selection is kept of the policies full and streaming");
     ADAMAS_CUDA(cudaMemcpy(&view, s.views + row, sizeof view, cudaMemcpyDeviceToHost), "selection");
@@ -421,22 +446,33 @@ class DevicePlan final : public Plan {
         cudaMemcpy(heads.data(), s.heads + int64_t(row) * s.q_heads, heads.size() * sizeof(Head), cudaMemcpyDeviceToHost),
         "selection");
     const int group = s.q_heads / s.kv_heads, g = q_head / group;
-    if (view.dense || heads[size_t(q_head)].reading != reads_list) {
-      for (int t = 0; t < view.tokens; t++) tokens.push_back(t);
+    std::vector<uint64_t> marks(size_t(s.max_blocks)), seen(marks.size(), ~uint64_t{0});
+    const auto is_in = [](const std::vector<uint64_t>& bits, int t) {
+      return (bits[size_t(t / block_tokens)] >> t % block_tokens & 1) != 0;
+    };
+    if (s.seen != nullptr) {
+      ADAMAS_CUDA(cudaMemcpy(seen.data(), s.seen + int64_t(row) * s.max_blocks, seen.size() * 8, cudaMemcpyDeviceToHost),
+                  "selection");
+      ADAMAS_CUDA(cudaMemcpy(&sight, s.sights + row, sizeof sight, cudaMemcpyDeviceToHost), "selection");
+    }
+    if (view.dense || heads[size_t(q_head)].reading >= reads_all_widened) {
+      for (int t = 0; t < view.tokens; t++)
+        if (is_in(seen, t)) tokens.push_back(t);
       return {};
     }
-    std::vector<uint64_t> marks(size_t(s.max_blocks));
-    const int listed_by = s.automatic ? g * group : q_head;
-    ADAMAS_CUDA(cudaMemcpy(marks.data(), s.marks + (int64_t(row) * s.q_heads + listed_by) * s.max_blocks, marks.size() * 8,
-                           cudaMemcpyDeviceToHost),
-                "selection");
+    const bool by_itself = heads[size_t(q_head)].reading == reads_widened;
+    const int listed_by = s.automatic && !by_itself ? g * group : q_head;
+    ADAMAS_CUDA(
+        cudaMemcpy(marks.data(), (by_itself ? s.own_marks : s.marks) + (int64_t(row) * s.q_heads + listed_by) * s.max_blocks,
+                   marks.size() * 8, cudaMemcpyDeviceToHost),
+        "selection");
     for (int t = 0; t < view.tokens; t++)
-      if (t < s.sinks || t >= view.estimated || (marks[size_t(t / block_tokens)] >> t % block_tokens & 1) != 0)
-        tokens.push_back(t);
+      if (is_in(seen, t) && (t < sight.sinks || t >= view.estimated || is_in(marks, t))) tokens.push_back(t);
     return {};
   }
 
  private:
+  bool widens() const { return config.policy == ADAMAS_POLICY_ADAMAS && config.min_mass > 0; }
   int64_t max_rows() const { return std::max<int64_t>(1, params.max_rows); }
 
   // Points to its parts from `base` on; its bytes.
@@ -448,8 +484,15 @@ class DevicePlan final : public Plan {
       next += up(count * int64_t(sizeof *to));
     };
     take(s.views, rows);
+    take(s.sights, rows);
+    take(s.seen, rows * s.max_blocks);
+    take(s.flags, rows * s.max_blocks);
+    take(s.spreads, rows * s.kv_heads);
     take(s.heads, heads);
     take(s.partials, heads * s.slices * (3 * s.head_dim + partial_sums));
+    take(s.mass, heads);
+    take(s.selected, heads);
+    take(s.listed, rows * s.kv_heads);
     if (!s.chosen()) return size_t(next);
     take(s.marks, blocks);
     if (config.policy != ADAMAS_POLICY_ADAMAS) {
@@ -463,6 +506,12 @@ class DevicePlan final : public Plan {
     if (!s.automatic) {
       take(s.candidates, heads * s.candidate_room());
       take(s.offsets, blocks);
+    }
+    if (widens()) {
+      take(s.keys, blocks * block_tokens);
+      take(s.own_marks, blocks);
+      take(s.low_marks, blocks);
+      take(s.parts, blocks);
     }
     take(s.scores, blocks * block_tokens);
     return size_t(next);
@@ -500,7 +549,6 @@ std::string why_none() {
 
 Status make_cache(const adamas_config& config, const adamas_cache_params& params, std::unique_ptr<Cache>& cache) {
   if (const std::string none = why_none(); !none.empty()) return unsupported("device cuda: " + none);
-  if (Status status = check_settings(config); !status.ok()) return status;
   auto made = std::make_unique<DeviceCache>(config, params);
   if (Status status = made->make(); !status.ok()) return status;
   cache = std::move(made);
@@ -508,7 +556,6 @@ Status make_cache(const adamas_config& config, const adamas_cache_params& params
 }
 
 Status make_plan(const adamas_config& config, const adamas_plan_params& params, std::unique_ptr<Plan>& plan) {
-  if (Status status = check_settings(config); !status.ok()) return status;
   plan = std::make_unique<DevicePlan>(config, params);
   return {};
 }

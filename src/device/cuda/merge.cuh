@@ -1,12 +1,9 @@
 // What the slices of a list leave, put together: the factor, the lean, out, lse, mass. rest/rest.h says what the sums are.
 #pragma once
 
-#include "device/cuda/common.cuh"
+#include "device/cuda/scores.cuh"
 
 namespace adamas::cuda {
-
-// What a slice has of a head, besides its vectors A, E, M: partials of Step.
-enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, sum_rest, sum_beside_hidden };
 
 // What the vectors of a head count.
 struct Merged {
@@ -22,7 +19,7 @@ __device__ inline Merged merge_sums(const Step& s, const View& view, int row, in
   const bool scored = s.chosen();
   const int reading = scored ? __ldcg(&s.heads[index].reading) : view.dense ? reads_short : reads_list;
   const float estimates_top = scored ? __ldcg(&s.heads[index].top) : 0.0f;
-  const bool rest = scored && s.automatic && reading == reads_list;
+  const bool rest = scored && s.automatic && !reads_all(reading);
   float top = -INFINITY;
 #pragma unroll 1
   for (int i = lane; i < slices; i += 32) top = fmaxf(top, __ldcg(sums + i * stride + sum_max));
@@ -43,9 +40,7 @@ __device__ inline Merged merge_sums(const Step& s, const View& view, int row, in
   if (rest) {
     low = sum_of_warp(low), low_estimated = sum_of_warp(low_estimated), with_mean = sum_of_warp(with_mean);
     others = sum_of_warp(others), beside = sum_of_warp(beside);
-    const float expected = exp2f(fminf(estimates_top - merged.highest, highest_weight * log2e)),
-                measured = low / low_estimated;
-    merged.factor = isfinite(measured) ? fminf(measured, highest_factor * expected) : expected;
+    merged.factor = factor_of(estimates_top, merged.highest, low, low_estimated);
     others = others > 0 ? others * merged.factor : 0.0f;
     beside = beside > 0 ? beside * merged.factor : 0.0f;
     merged.leaning = with_mean > 0 ? lean * others / with_mean : 0.0f;
@@ -66,10 +61,10 @@ __device__ inline Merged merge_sums(const Step& s, const View& view, int row, in
   if (lane != 0 || !tells) return merged;
   if (s.lse != nullptr) s.lse[index] = lse;
   if (s.mass != nullptr)
-    s.mass[index] = reading != reads_list ? 1.0f
-                    : rest                ? listed / (listed + others + beside)
-                    : scored              ? __ldcg(&s.heads[index].mass)
-                                          : __int_as_float(0x7FC00000);
+    s.mass[index] = reads_all(reading) ? 1.0f
+                    : rest             ? listed / (listed + others + beside)
+                    : scored           ? __ldcg(&s.heads[index].mass)
+                                       : __int_as_float(0x7FC00000);
   if (s.noise != nullptr) s.noise[index] = scored ? __ldcg(&s.heads[index].noise) : 0.0f;
   return merged;
 }

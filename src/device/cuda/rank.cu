@@ -17,7 +17,7 @@ constexpr int pages_of_block = block_tokens / quest_page;
 __device__ View begin(const Step& s, int row, int h, float (&query)[256]) {
   View view = see(s, row);
   view.estimated = view.tokens;
-  if (blockIdx.x == 0 && h == 0 && threadIdx.x == 0) s.views[row] = view;
+  if (s.seen == nullptr && blockIdx.x == 0 && h == 0 && threadIdx.x == 0) s.views[row] = view;
   if (view.dense) return view;
   for (int d = threadIdx.x; d < 256; d += score_threads)
     query[d] = d < s.head_dim ? load_element(s.query(row, h), s.q_dtype, d) : 0.0f;
@@ -48,11 +48,17 @@ __global__ void __launch_bounds__(score_threads) score_tokens(const __grid_const
         for (int j = 0; j < 8; j++) sum = fmaf(query[d + j], x[j], sum);
       }
       for (int o = 1; o < 8; o *= 2) sum += __shfl_xor_sync(~0u, sum, o);
-      sum = s.score_of(sum, h, view.tokens - 1 - token);
-      if (part == 0 && token < view.tokens) keys[token] = isnan(sum) ? -INFINITY : sum;
+      if (part != 0 || token >= view.tokens) continue;
+      const bool seen = (seen_of(s, view, row, token / block_tokens) >> token % block_tokens & 1) != 0;
+      sum = seen ? s.score_of(sum, view, row, h, token) : -INFINITY;
+      keys[token] = isnan(sum) ? -INFINITY : sum;
     }
   };
   with_element(s.k_dtype, score);
+}
+
+__device__ uint64_t seen_of_page(const Step& s, const View& view, int row, int page) {
+  return seen_of(s, view, row, page / pages_of_block) >> page % pages_of_block * quest_page & ((1 << quest_page) - 1);
 }
 
 // keys: [rows, q_heads, max_blocks * 64], of which the first are pages. Sixteen lanes have a page, and add up as quest.cc
@@ -74,7 +80,10 @@ __global__ void __launch_bounds__(score_threads) score_pages(const __grid_consta
       own = __fadd_rn(own, fmaxf(__fmul_rn(query[d], low[d]), __fmul_rn(query[d], low[s.head_dim + d])));
     float sum = 0;
     for (int i = 0; i < 16; i++) sum = __fadd_rn(sum, __shfl_sync(~0u, own, i, 16));
-    if (part == 0 && page < pages) keys[page] = page == pages - 1 ? INFINITY : sum;  // the newest is always read
+    if (part != 0 || page >= pages) continue;
+    keys[page] = page == sight_of(s, view, row).last / quest_page ? INFINITY  // the newest is always read
+                 : seen_of_page(s, view, row, page) != 0          ? sum
+                                                                  : -INFINITY;
   }
 }
 
@@ -105,7 +114,8 @@ __global__ void __launch_bounds__(threads) rank(const __grid_constant__ Step s) 
   // Of a page whose rows were not all told of nothing is known.
   int uncoded = 0;
   for (int b = threadIdx.x; quest && b < blocks; b += threads)
-    uncoded |= s.codes.coded[s.codes.place(s.k, view.sequence, b)] < min(block_tokens, view.tokens - b * block_tokens);
+    uncoded |= seen_of(s, view, row, b) != 0 &&
+               s.codes.coded[s.codes.place(s.k, view.sequence, b)] < min(block_tokens, view.tokens - b * block_tokens);
   if (view.dense || __syncthreads_or(uncoded)) {
     if (threadIdx.x == 0) result = head;
     return;

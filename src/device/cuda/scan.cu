@@ -123,7 +123,8 @@ struct Centres {
   }
 };
 
-template <int W, int G, bool M>
+// V: there is a mask, and what a row sees is known.
+template <int W, int G, bool M, bool V>
 __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step s) {
   // G heads and `tiles` tiles in the columns of a product, in as many rounds as the block's four tiles take.
   constexpr int tiles = G == 1 ? 4 : 8 / G, rounds = tiles >= 4 ? 1 : 4 / tiles, in_round = 4 / rounds;
@@ -135,15 +136,15 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   const int row = blockIdx.z, g = s.passes == 1 ? blockIdx.y : blockIdx.y / s.passes, pass = blockIdx.y - g * s.passes;
   const int first_head = g * s.group + pass * G, heads = min(G, s.group - pass * G);
 
-  // What is small is asked for first: behind the copies it would wait for all of them. After a row's length nothing waits
-  // for anything else. The warps that have a query prepare it while the others wait for the length and begin to copy.
+  // What is small is asked for first, and looked at when the first copies are on their way: behind those it would wait for
+  // all of them. After a row's length nothing waits for anything else.
   RawRow<2 * W> raw;
   if (warp < heads) raw.load(s.query(row, first_head + warp), s.q_dtype, s.head_dim);
-  View view = see(s, row);
+  View view = V ? s.views[row] : see_all(s, row);
   const int blocks = blocks_in(view.tokens), each = blocks_of_split(blocks, gridDim.x);
   const int first = blockIdx.x * each, last = min(blocks, first + each);
   if (view.dense || first >= last) {
-    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
+    if (!V && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) s.views[row] = view;
     if (blockIdx.x == 0 && int(threadIdx.x) < heads) s.tallies[row * s.q_heads + first_head + threadIdx.x].attended = 0;
     return;
   }
@@ -185,8 +186,11 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     raw.tame(s.q_dtype, s.head_dim, y);
     prepare_queries(s, y, m.queries);
   }
-  find_estimated(s, view, newest_coded);
-  const Spread spread = view.coded_blocks == blocks ? spread_newest : view.coded_blocks > 0 ? spread_before : Spread{};
+  if (!V) find_estimated(s, view, newest_coded);
+  const Spread spread = V                             ? s.spreads[row * s.kv_heads + g]
+                        : view.coded_blocks == blocks ? spread_newest
+                        : view.coded_blocks > 0       ? spread_before
+                                                      : Spread{};
   const float reference = spread.reference;
   if (first + own < last) {
     const bool coded = first + own < view.coded_blocks;
@@ -195,7 +199,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     if (first + own + 1 < blocks && own_coded != block_tokens) weight = unknown;
     m.weights[own] = weight;
   }
-  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == threads - 1) s.views[row] = view;
+  if (!V && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == threads - 1) s.views[row] = view;
   __syncthreads();
   const bool plain = s.softcap == 0 && s.slopes == nullptr;
   if (const int h = threads - 1 - int(threadIdx.x); h < heads) {
@@ -205,7 +209,7 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
     if (blockIdx.x == 0) {  // for what chooses
       const double scale = s.scale, squares = double(spread.squares) / spread_one * reference * reference;
       const float noise = float((M ? manhattan_distortion : distortion) * (double(rms) * rms * s.head_dim) *
-                                (squares / blocks) * scale * scale);
+                                (squares / (V ? s.sights[row].active : blocks)) * scale * scale);
       s.tallies[row * s.q_heads + first_head + h] = {unit, rms, noise, 0, 0, 0};
     }
   }
@@ -469,20 +473,22 @@ __global__ void __launch_bounds__(threads, 2) scan(const __grid_constant__ Step 
   }
 }
 
-template <int W, int G, bool M>
+template <int W, int G, bool M, bool V>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
   constexpr int shared = sizeof(Shared<W, G, M>);
-  static const cudaError_t error = cudaFuncSetAttribute(scan<W, G, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  static const cudaError_t error =
+      cudaFuncSetAttribute(scan<W, G, M, V>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
   const dim3 grid(unsigned(s.splits), unsigned(s.kv_heads * s.passes), unsigned(s.query_rows));
-  return cuda::launch(Start::after, scan<W, G, M>, grid, threads, shared, stream, s);
+  return cuda::launch(Start::after, scan<W, G, M, V>, grid, threads, shared, stream, s);
 }
-template <int W, int G>
+template <int W, int G, bool V = false>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
-  return s.manhattan ? launch<W, G, true>(s, stream) : launch<W, G, false>(s, stream);
+  return s.manhattan ? launch<W, G, true, V>(s, stream) : launch<W, G, false, V>(s, stream);
 }
 template <int W>
 cudaError_t launch(const Step& s, cudaStream_t stream) {
+  if (s.seen != nullptr) return launch<W, 8, true>(s, stream);
   return s.group == 1 ? launch<W, 1>(s, stream) : s.group <= 4 ? launch<W, 4>(s, stream) : launch<W, 8>(s, stream);
 }
 

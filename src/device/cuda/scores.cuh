@@ -51,6 +51,40 @@ __device__ inline int score_reaching(const Head& head, double logit) {
   return units > hidden_score + 1 ? int(fmin(units, always_score - 1.0)) : hidden_score + 1;
 }
 
+// The highest score of at most twice the weight of one.
+__device__ inline int low_top_of(const Head& head, int score) {
+  const double cap = head.softcap, limit = capped(head.unit * score + head.highest, cap) + double(ln2);
+  double units = always_score;
+  if (cap == 0)
+    units = (limit - head.highest) * head.per_unit;
+  else if (limit < cap)
+    units = (uncapped(limit, cap) - head.highest) * head.per_unit;
+  return int(fmin(floor(units + 1e-6), double(always_score)));
+}
+
+// What a score of 0 of a block stands for: log2 of its weight, or with a softcap the estimate.
+__device__ inline float base_of(const Step& s, const Head& head, double centre) {
+  if (head.anew) return 0;
+  return s.softcap > 0 ? float(centre * s.scale) : float(centre * s.scale * double(log2e) - double(head.top));
+}
+
+// log2 of the weight that a score stands for.
+__device__ inline float weight_of(const Head& head, float base, int score) {
+  if (head.softcap == 0) return fmaf(float(score), head.unit2, base);
+  const float x = fmaf(float(score), float(head.unit), base);
+  return fmaf(soft_capped(x, head.softcap), log2e, -head.top);
+}
+
+// What a slice has of a head, besides its vectors A, E, M: partials of Step.
+enum Sum { sum_max, sum_listed, sum_low, sum_low_estimated, sum_low_with_mean, sum_rest, sum_beside_hidden };
+
+// What is measured of the estimates, by which the rest counts: rest/rest.h. estimates_top: of the head; top: log2 of the
+// largest weight.
+__device__ inline float factor_of(float estimates_top, float top, float low, float low_estimated) {
+  const float expected = exp2f(fminf(estimates_top - top, highest_weight * log2e)), measured = low / low_estimated;
+  return isfinite(measured) ? fminf(measured, highest_factor * expected) : expected;
+}
+
 // What the scan says of all of a head's blocks.
 struct Summary {
   double c_max, c_min;
@@ -115,7 +149,7 @@ __device__ void bins_reaching(const int (&counts)[bins], const int (&wanted)[cou
 
 // How a head is read, and what its scores stand for. Where biases move its estimates, or its centres lie too far apart for
 // 16 bits, its scores have to be made anew.
-__device__ inline Head begin_head(const Step& s, const Tally& found, const Summary& all) {
+__device__ inline Head begin_head(const Step& s, int row, const Tally& found, const Summary& all) {
   Head head{};
   head.noise = __ldcg(&found.noise);
   head.reading = reads_list;
@@ -131,28 +165,28 @@ __device__ inline Head begin_head(const Step& s, const Tally& found, const Summa
   head.top = all.top;
   head.per_unit = 1 / head.unit;
   head.c_max = all.c_max, head.u = unit, head.per_centre = head.per_unit * scale;
-  head.anew = s.slopes != nullptr || (all.c_min - all.c_max) * head.per_centre < lowest_centre;
+  head.anew = s.biased(row) || (all.c_min - all.c_max) * head.per_centre < lowest_centre;
   head.unit2 = float(head.unit * double(log2e));
   head.mass = __int_as_float(0x7FC00000);  // it follows from the rest, or nobody knows
   return head;
 }
 
-// Scores anew, relative to the highest estimate: list/rescale.h. tokens: in view. `room` has a place for each warp. All
+// Scores anew, relative to the highest estimate: list/rescale.h. `room` has a place for each warp. All
 // threads of a block call it. Returns what the scores stand for from now on; by value, or the head would have to lie in
 // memory wherever it is looked at.
 template <int threads>
-__device__ ADAMAS_NOINLINE Head rescale(const Step& s, int tokens, int row, int h, double* room, Head head) {
+__device__ ADAMAS_NOINLINE Head rescale(const Step& s, View view, int row, int h, double* room, Head head) {
   const int64_t at = s.blocks_at(row, h);
   int16_t* scores = s.scores + at * block_tokens;
   const double* centres = s.centres + at;
-  const int count = blocks_in(tokens) * block_tokens, warp = threadIdx.x / 32;
+  const int count = blocks_in(view.tokens) * block_tokens, warp = threadIdx.x / 32;
   const double origin = capped(head.highest, head.softcap), slope = s.slope(h), scale = s.scale;
   const auto estimate = [&](int token, int score) {
     const double c = __ldcg(centres + token / block_tokens);
     const int offset = offset_of(c - head.c_max, head.u, head.per_centre);
     const double centre = __dsub_rn(__dmul_rn(scale, c), __dmul_rn(head.unit, double(offset)));
     double e = capped(__dadd_rn(__dmul_rn(head.unit, double(score + offset)), centre), head.softcap) - origin;
-    if (s.slopes != nullptr) e = __dadd_rn(e, __dmul_rn(slope, double(float(token - (tokens - 1)))));
+    if (s.biased(row)) e = __dadd_rn(e, __dmul_rn(slope, double(s.distance_of(view, row, token))));
     return e > -1e30 ? float(fmin(e, 1e30)) : -1e30f;
   };
   float top = -INFINITY;

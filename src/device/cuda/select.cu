@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(threads, 2) select(const __grid_constant__ Ste
     return;
   }
   const int blocks = blocks_in(view.tokens);
-  find_estimated(s, view, s.codes.coded[s.codes.place(s.k, view.sequence, blocks - 1)]);
+  if (s.seen == nullptr) find_estimated(s, view, s.codes.coded[s.codes.place(s.k, view.sequence, blocks - 1)]);
   int parts = s.parts_of(blocks);
   const int each = (blocks + parts - 1) / parts;
   int first = min(blocks, part * each), last = min(blocks, first + each);
@@ -346,8 +346,7 @@ __global__ void __launch_bounds__(threads, 2) select(const __grid_constant__ Ste
   parts = (blocks + each - 1) / each;
   const double* centres = s.centres + at;
   Scores x{s.scores + at * block_tokens, s.offsets + at, s.sums + at, s.marks + at, blocks, first, 0};
-  const int sinks = min(s.sinks, view.tokens), always = sinks + view.tokens - max(view.estimated, sinks);
-  const int k = max(0, s.budget - always);
+  const int k = max(0, s.budget - sight_of(s, view, row).always);
   wait_for_previous();
   if (warp == 0) {
     const Summary all = read_spans(s.spans + s.spans_at(row, h), int((blocks + span_blocks - 1) / span_blocks));
@@ -359,12 +358,12 @@ __global__ void __launch_bounds__(threads, 2) select(const __grid_constant__ Ste
   __syncthreads();
   launch_next();  // not before: see choose.cu
   const Summary all = m.all;
-  Head head = begin_head(s, s.tallies[index], all);
+  Head head = begin_head(s, row, s.tallies[index], all);
   if (head.reading == reads_list && (head.anew || 2 * k > blocks)) {  // one does all; of few blocks a rank would say nothing
     if (part != 0) return;
     parts = 1, last = blocks;
   }
-  if (head.reading == reads_list && head.anew) head = rescale<threads>(s, view.tokens, row, h, m.room, head);
+  if (head.reading == reads_list && head.anew) head = rescale<threads>(s, view, row, h, m.room, head);
   if (part == 0 && threadIdx.x == 0) s.heads[index] = head;
   if (head.reading != reads_list) return;
   const float largest_centre = all.largest_centre(s.scale);

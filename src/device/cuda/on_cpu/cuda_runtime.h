@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -80,6 +82,7 @@ inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __popcll(unsigned long long x) { return std::popcount(x); }
+inline int __clzll(long long x) { return std::countl_zero(static_cast<unsigned long long>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned which) {
@@ -228,12 +231,27 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {"a CPU"};
   return cudaSuccess;
 }
+enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+};
+inline std::map<uintptr_t, size_t> emulated_memory;  // bytes from an address on
 inline cudaError_t cudaMalloc(void** to, size_t bytes) {
   *to = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  emulated_memory[reinterpret_cast<uintptr_t>(*to)] = bytes;
   return *to != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFree(void* memory) {
+  emulated_memory.erase(reinterpret_cast<uintptr_t>(memory));
   std::free(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* of) {
+  const auto at = reinterpret_cast<uintptr_t>(of);
+  const auto next = emulated_memory.upper_bound(at);
+  const auto before = next == emulated_memory.begin() ? next : std::prev(next);
+  const bool is = before != emulated_memory.end() && before->first <= at && at - before->first < before->second;
+  attributes->type = is ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
   return cudaSuccess;
 }
 inline cudaError_t cudaMemset(void* to, int value, size_t bytes) {
