@@ -184,7 +184,7 @@ inline int __reduce_max_sync(unsigned, int own) {
 
 // ---- the runtime ---------------------------------------------------------------------------------------
 
-enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation, cudaErrorInsufficientDriver };
+enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation, cudaErrorInsufficientDriver, cudaErrorStreamCaptureImplicit };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum { cudaLaunchAttributeProgrammaticStreamSerialization };
@@ -258,7 +258,9 @@ inline cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
+inline int streams_that_capture = 0;  // while one does, nobody may use the default stream
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  if (streams_that_capture > 0) return cudaErrorStreamCaptureImplicit;
   std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
@@ -283,10 +285,12 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, int) {
   stream->captures = new EmulatedGraph;
+  streams_that_capture++;
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = std::exchange(stream->captures, nullptr);
+  streams_that_capture--;
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned) {
