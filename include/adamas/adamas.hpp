@@ -52,7 +52,11 @@ enum class Policy : std::int32_t {
 
 enum class Estimator : std::int32_t { dot = ADAMAS_ESTIMATOR_DOT, manhattan = ADAMAS_ESTIMATOR_MANHATTAN };
 enum class Preset : std::int32_t { standard = ADAMAS_PRESET_DEFAULT, paper = ADAMAS_PRESET_PAPER };
-enum class PromptMode : std::int32_t { dense = ADAMAS_PROMPT_DENSE, engine = ADAMAS_PROMPT_ENGINE };
+enum class PromptMode : std::int32_t {
+  dense = ADAMAS_PROMPT_DENSE,
+  engine = ADAMAS_PROMPT_ENGINE,
+  sparse = ADAMAS_PROMPT_SPARSE
+};
 enum class RowsMode : std::int32_t { decode = ADAMAS_ROWS_DECODE, all = ADAMAS_ROWS_ALL };
 
 // An error of the library, or of the sizes that a view was given.

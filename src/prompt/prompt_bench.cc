@@ -31,7 +31,7 @@ void BM_attend_prompt(benchmark::State& state) {
   for (int64_t i = 0; i < rows * group; i++) {
     states[i].out = outs.data() + i * head_dim;
     queries.push_back(
-        {&seen[i / group], reinterpret_cast<const std::byte*>(q.data() + i * head_dim), DType::f32, 1, &states[i]});
+        {&seen[i / group], reinterpret_cast<const std::byte*>(q.data() + i * head_dim), DType::f32, 1, false, &states[i]});
   }
   PromptRoom room(head_dim);
   const PromptContext context{head_dim, 0.1f, 0, view(k), view(v), live.data()};
