@@ -165,6 +165,7 @@ struct Config {
   double min_mass = detail::preset_values(preset).min_mass;
   std::int64_t dense_layers = detail::preset_values(preset).dense_layers;
   std::int64_t min_context = detail::preset_values(preset).min_context;
+  PromptMode prompt = static_cast<PromptMode>(detail::preset_values(preset).prompt);
   RowsMode rows = static_cast<RowsMode>(detail::preset_values(preset).rows);
   bool stats = detail::preset_values(preset).stats != 0;
 
@@ -225,6 +226,7 @@ struct Config {
     config.min_mass = min_mass;
     config.dense_layers = dense_layers;
     config.min_context = min_context;
+    config.prompt = static_cast<std::int32_t>(prompt);
     config.rows = static_cast<std::int32_t>(rows);
     config.stats = stats;
     return config;
@@ -242,6 +244,7 @@ struct Config {
             .min_mass = config.min_mass,
             .dense_layers = config.dense_layers,
             .min_context = config.min_context,
+            .prompt = static_cast<PromptMode>(config.prompt),
             .rows = static_cast<RowsMode>(config.rows),
             .stats = config.stats != 0};
   }
