@@ -60,7 +60,7 @@ bool claims_attention(Registry& caches, const ggml_tensor* node) {
   if (dry_run(*k, a.cache.root, a.n_kv)) return false;
   k->planned.show(a.n_kv);
   if (config().rows == ADAMAS_ROWS_DECODE && a.rows >= prompt_rows)  // looks at no codes: whoever writes K
-    return config().prompt == ADAMAS_PROMPT_DENSE || leave(node, Reason::batch);
+    return config().prompt != ADAMAS_PROMPT_ENGINE || leave(node, Reason::batch);
   if (!long_enough(a.cache.layer, a.n_kv)) return leave(node, Reason::short_context);
   return !k->planned.unseen_writes() || leave(node, Reason::unseen_writes);
 }

@@ -52,7 +52,11 @@ enum class Policy : std::int32_t {
 
 enum class Estimator : std::int32_t { dot = ADAMAS_ESTIMATOR_DOT, manhattan = ADAMAS_ESTIMATOR_MANHATTAN };
 enum class Preset : std::int32_t { standard = ADAMAS_PRESET_DEFAULT, paper = ADAMAS_PRESET_PAPER };
-enum class PromptMode : std::int32_t { dense = ADAMAS_PROMPT_DENSE, engine = ADAMAS_PROMPT_ENGINE };
+enum class PromptMode : std::int32_t {
+  dense = ADAMAS_PROMPT_DENSE,
+  engine = ADAMAS_PROMPT_ENGINE,
+  sparse = ADAMAS_PROMPT_SPARSE
+};
 enum class RowsMode : std::int32_t { decode = ADAMAS_ROWS_DECODE, all = ADAMAS_ROWS_ALL };
 
 // An error of the library, or of the sizes that a view was given.
@@ -161,6 +165,7 @@ struct Config {
   double min_mass = detail::preset_values(preset).min_mass;
   std::int64_t dense_layers = detail::preset_values(preset).dense_layers;
   std::int64_t min_context = detail::preset_values(preset).min_context;
+  PromptMode prompt = static_cast<PromptMode>(detail::preset_values(preset).prompt);
   RowsMode rows = static_cast<RowsMode>(detail::preset_values(preset).rows);
   bool stats = detail::preset_values(preset).stats != 0;
 
@@ -221,6 +226,7 @@ struct Config {
     config.min_mass = min_mass;
     config.dense_layers = dense_layers;
     config.min_context = min_context;
+    config.prompt = static_cast<std::int32_t>(prompt);
     config.rows = static_cast<std::int32_t>(rows);
     config.stats = stats;
     return config;
@@ -238,6 +244,7 @@ struct Config {
             .min_mass = config.min_mass,
             .dense_layers = config.dense_layers,
             .min_context = config.min_context,
+            .prompt = static_cast<PromptMode>(config.prompt),
             .rows = static_cast<RowsMode>(config.rows),
             .stats = config.stats != 0};
   }

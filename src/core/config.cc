@@ -87,11 +87,13 @@ const std::vector<Entry>& table() {
        .number = &adamas_config::min_context,
        .lowest = 0,
        .highest = max_tokens},
-      {.shown = {"prompt", "ADAMAS_PROMPT", "dense | engine",
-                 "who reads prompts, 64 query rows and more at once: dense: our kernel for many rows; engine: llama.cpp"},
+      {.shown = {"prompt", "ADAMAS_PROMPT", "dense | engine | sparse",
+                 "how prompts are read, 64 query rows and more at once: dense: by our kernel for many rows; engine: by "
+                 "llama.cpp; "
+                 "sparse: by our kernel, without the blocks that are next to nothing of the softmax to every row near"},
        .scope = Scope::model,
        .choice = &adamas_config::prompt,
-       .words = {"dense", "engine"}},
+       .words = {"dense", "engine", "sparse"}},
       {.shown = {"rows", "ADAMAS_ROWS", "decode | all",
                  "decode: 64 query rows and more at once, a prompt, are read densely; all: every row of a batch selects for "
                  "itself"},

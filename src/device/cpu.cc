@@ -28,7 +28,7 @@ class Cpu : public Device {
   }
   bool attend_prompt(const Row& last, int threads) const override {
     std::fill(last.plan.results.begin(), last.plan.results.end(), HeadResult{.reading = Reading::short_context});
-    attend_dense_prompt(last, threads);
+    attend_prompt_rows(last, threads);
     return true;
   }
 };

@@ -1,6 +1,10 @@
-// Attention of one core, of the last 512 rows of a prompt, as many tokens long as the second number says. G/s are operations
-// (a product and a sum are two) over the tokens that the rows see, which two products a dimension have; `of peak` is the
-// share of what the machine does of the kernel's own operation when it does nothing else (BM_products).
+// Attention of one core, of the last 512 rows of a prompt, as many tokens long as the third number says. G/s are operations
+// (a product and a sum are two) over the tokens that the rows see, which two products a dimension have, read or not.
+// The last number says what is left out: 0: nothing (dense); 1: nothing either, but asked of every block (random keys weigh
+// about the same); 2: all but the first block and the newest (the first token holds the softmax). Models lie between.
+#include <algorithm>
+#include <cmath>
+
 #include "core/bench.h"
 #include "prompt/prompt.h"
 
@@ -10,8 +14,13 @@ namespace {
 void BM_attend_prompt(benchmark::State& state) {
   const int head_dim = int(state.range(0)), group = int(state.range(1));
   const int64_t tokens = state.range(2), rows = std::min<int64_t>(512, tokens), blocks = blocks_of(tokens);
-  const std::vector<uint16_t> k = bench::random_f16(tokens * head_dim), v = bench::random_f16(tokens * head_dim);
-  const std::vector<float> q = bench::random_f32(rows * group * head_dim);
+  const bool sparse = state.range(3) != 0, nearly_all = state.range(3) == 2;
+  std::vector<uint16_t> k = bench::random_f16(tokens * head_dim), v = bench::random_f16(tokens * head_dim);
+  std::vector<float> q = bench::random_f32(rows * group * head_dim);
+  if (nearly_all) {
+    std::fill_n(k.begin(), head_dim, uint16_t{0x4000});  // 2
+    for (float& x : q) x = 30 * std::abs(x);
+  }
   const auto view = [&](const std::vector<uint16_t>& m) {
     return Rows{reinterpret_cast<const std::byte*>(m.data()), DType::f16, head_dim * 2};
   };
@@ -31,7 +40,7 @@ void BM_attend_prompt(benchmark::State& state) {
   for (int64_t i = 0; i < rows * group; i++) {
     states[i].out = outs.data() + i * head_dim;
     queries.push_back(
-        {&seen[i / group], reinterpret_cast<const std::byte*>(q.data() + i * head_dim), DType::f32, 1, &states[i]});
+        {&seen[i / group], reinterpret_cast<const std::byte*>(q.data() + i * head_dim), DType::f32, 1, sparse, &states[i]});
   }
   PromptRoom room(head_dim);
   const PromptContext context{head_dim, 0.1f, 0, view(k), view(v), live.data()};
@@ -43,12 +52,9 @@ void BM_attend_prompt(benchmark::State& state) {
       benchmark::Counter(4e-9 * double(head_dim) * double(pairs) * double(state.iterations()), benchmark::Counter::kIsRate);
 }
 BENCHMARK(BM_attend_prompt)
-    ->Args({64, 3, 512})
-    ->Args({64, 3, 8192})
-    ->Args({64, 3, 16384})
-    ->Args({128, 6, 8192})
-    ->Args({128, 6, 16384})
-    ->Args({256, 4, 8192})
+    ->ArgsProduct({{64}, {3}, {512, 8192, 16384}, {0, 1, 2}})
+    ->ArgsProduct({{128}, {6}, {8192, 16384}, {0, 1, 2}})
+    ->Args({256, 4, 8192, 0})
     ->Unit(benchmark::kMillisecond);
 
 }  // namespace

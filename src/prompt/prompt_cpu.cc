@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #undef HWY_TARGET_INCLUDE
@@ -57,20 +58,21 @@ HWY_INLINE Ints Pair(Ints lower, Ints upper) {
   return hn::Or(hn::And(lower, hn::Set(I32(), 0xFFFF)), hn::ShiftLeft<16>(upper));
 }
 
-template <int... I, class Visit>
+template <int W, int... I, class Visit>
 HWY_INLINE void ProductsOf(std::integer_sequence<int, I...>, const int32_t* HWY_RESTRICT a, int row, int step,
                            const int32_t* HWY_RESTRICT b, int pairs, Visit&& visit) {
   const I32 d;
   const int n_lanes = lanes();
   Ints sums[] = {(static_cast<void>(I), hn::Zero(d))...};
   for (int p = 0; p < pairs; p++, a += step, b += width * n_lanes)
-    ((sums[I] = DotPair(sums[I], hn::Load(d, b + I % width * n_lanes), hn::Set(d, a[I / width * row]))), ...);
-  (visit(I / width, I % width, sums[I]), ...);
+    ((sums[I] = DotPair(sums[I], hn::Load(d, b + I % W * n_lanes), hn::Set(d, a[I / W * row]))), ...);
+  (visit(I / W, I % W, sums[I]), ...);
 }
-template <class Visit>
+// visit(m, n, sum over the pairs of a[m * row + step * pair] . b[pair * tile + n]), m < height, for W vectors n of a tile.
+template <int W = width, class Visit>
 HWY_INLINE void Products(const int32_t* HWY_RESTRICT a, int row, int step, const int32_t* HWY_RESTRICT b, int pairs,
                          Visit&& visit) {
-  ProductsOf(std::make_integer_sequence<int, height * width>(), a, row, step, b, pairs, visit);
+  ProductsOf<W>(std::make_integer_sequence<int, height * W>(), a, row, step, b, pairs, visit);
 }
 
 template <class T>
@@ -179,14 +181,17 @@ struct Tile {
   float* reference;  // [tile] score that weights are relative to, to base 2
   float* sum;        // [tile] of weights
   float* slope;      // [tile]
+  float* left_out;   // [tile] what the blocks left out weigh, at most
+  float* share;      // [tile] of its softmax that a query leaves out with a block; 0: none
   int64_t blocks;    // that any query sees
   int64_t whole;     // of them, from the first on, all of whose tokens every query sees
   bool biased;       // some score has a bias
+  bool sparse;       // some query leaves blocks out
 };
 
 Tile MakeTile(const PromptContext& a, const PromptQuery* queries, int count, int index, PromptRoom& room) {
   const int n = tile();
-  float* of_query = room.of_query.get() + index * 4 * n;
+  float* of_query = room.of_query.get() + index * 6 * n;
   Tile to{queries,
           count,
           room.q.get() + index * a.head_dim / 2 * n,
@@ -195,16 +200,22 @@ Tile MakeTile(const PromptContext& a, const PromptQuery* queries, int count, int
           of_query + n,
           of_query + 2 * n,
           of_query + 3 * n,
+          of_query + 4 * n,
+          of_query + 5 * n,
           0,
           queries->row->blocks,
+          false,
           false};
   std::fill_n(to.q, a.head_dim / 2 * n, 0);
   std::fill_n(to.out, a.head_dim * n, 0.0f);
   for (int j = 0; j < n; j++) {
     to.reference[j] = unseen;
-    to.scale[j] = to.sum[j] = to.slope[j] = 0;
+    to.scale[j] = to.sum[j] = to.slope[j] = to.left_out[j] = 0;
+    to.share[j] = 1e30f;  // where there is no query, nothing is missed
     if (j >= count) continue;
     const PromptQuery& query = queries[j];
+    to.share[j] = query.sparse ? negligible_block : 0.0f;
+    to.sparse |= query.sparse;
     HWY_ALIGN int16_t row[max_head_dim];
     const float scale =
         with_dtype(query.q_dtype, [&]<class T>(T) { return PackRow(reinterpret_cast<const T*>(query.q), a.head_dim, row); });
@@ -313,82 +324,110 @@ HWY_INLINE Ints Weight(Floats x) {
 #endif
 }
 
-// Scores become weights: room.weights [32, tile], and their sums are returned. Of the largest score, and that a difference
-// is to be multiplied by to be one to base 2.
-HWY_INLINE void Weights(PromptRoom& room, const Floats (&largest)[width], const Floats (&scale)[width],
-                        Ints (&sums)[width]) {
+// Scores of a vector of queries become weights: room.weights [32, tile], and their sums are returned. Of the largest score,
+// and that a difference is to be multiplied by to be one to base 2.
+HWY_INLINE Ints Weights(PromptRoom& room, int at, Floats largest, Floats scale) {
   const F32 d;
   const I32 di;
   const auto ones = hn::Set(di, 0x00010001);
-  for (int n = 0; n < width; n++) {
-    const int at = n * lanes();
-    sums[n] = hn::Zero(di);
-    for (int t = 0; t < block_tokens; t += 2) {
-      const float* scores = room.scores.get() + t * tile() + at;
-      const auto weight = [&](const float* score)
-                              HWY_ATTR { return Weight(hn::Mul(hn::Sub(hn::Load(d, score), largest[n]), scale[n])); };
-      const auto pair = Pair(weight(scores), weight(scores + tile()));
-      sums[n] = DotPair(sums[n], pair, ones);
-      hn::Store(pair, di, room.weights.get() + t / 2 * tile() + at);
-    }
+  Ints sum = hn::Zero(di);
+  for (int t = 0; t < block_tokens; t += 2) {
+    const float* scores = room.scores.get() + t * tile() + at;
+    const auto weight = [&](const float* score)
+                            HWY_ATTR { return Weight(hn::Mul(hn::Sub(hn::Load(d, score), largest), scale)); };
+    const auto pair = Pair(weight(scores), weight(scores + tile()));
+    sum = DotPair(sum, pair, ones);
+    hn::Store(pair, di, room.weights.get() + t / 2 * tile() + at);
   }
+  return sum;
 }
 
-// out [head_dim, tile] = out * older + (weights . values) * newer
-template <bool Moved>
-HWY_INLINE void AddValues(const PromptContext& a, const Tile& to, const PromptRoom& room, const Floats (&older)[width],
-                          const Floats (&newer)[width]) {
+// out [head_dim, W vectors from `at` on] = out * older + (weights . values) * newer
+template <bool Moved, int W>
+HWY_INLINE void AddValues(const PromptContext& a, const Tile& to, const PromptRoom& room, int at, const Floats* older,
+                          const Floats* newer) {
   const F32 d;
   const float* scales = room.of_block.get() + block_tokens;
   for (int i = 0; i < a.head_dim; i += height) {
-    float* outs = to.out + i * tile();
-    Products(room.v.get() + i, 1, a.head_dim, room.weights.get(), block_tokens / 2, [&](int m, int n, Ints sum) HWY_ATTR {
-      float* out = outs + m * tile() + n * lanes();
-      auto before = hn::Load(d, out);
-      if (Moved) before = hn::Mul(before, older[n]);
-      const auto more = hn::Mul(hn::ConvertTo(d, sum), hn::Set(d, scales[i + m]));
-      hn::Store(hn::MulAdd(more, newer[n], before), d, out);
-    });
+    float* outs = to.out + i * tile() + at;
+    Products<W>(room.v.get() + i, 1, a.head_dim, room.weights.get() + at, block_tokens / 2,
+                [&](int m, int n, Ints sum) HWY_ATTR {
+                  float* out = outs + m * tile() + n * lanes();
+                  auto before = hn::Load(d, out);
+                  if (Moved) before = hn::Mul(before, older[n]);
+                  const auto more = hn::Mul(hn::ConvertTo(d, sum), hn::Set(d, scales[i + m]));
+                  hn::Store(hn::MulAdd(more, newer[n], before), d, out);
+                });
   }
 }
 
 // 2^x, x <= 16.
 HWY_INLINE Floats Power(Floats x) { return hn::Exp(F32(), hn::Mul(x, hn::Set(F32(), ln_2))); }
 
+// Whether every query of a vector leaves a block out that weighs `weight` at most, relative to 2^largest: next to nothing of
+// its softmax so far, alone and with all that was left out before. The sum only grows, so that holds of the whole too.
+HWY_INLINE bool LeaveOut(const Tile& to, int at, Floats weight, Floats largest) {
+  const F32 d;
+  const auto above = hn::Min(hn::Sub(largest, hn::Load(d, to.reference + at)), hn::Set(d, 64.0f));
+  weight = hn::Mul(weight, Power(above));
+  const auto left_out = hn::Add(hn::Load(d, to.left_out + at), weight);
+  const auto negligible = hn::Mul(hn::Load(d, to.sum + at), hn::Load(d, to.share + at));
+  const auto in_all = hn::Mul(negligible, hn::Set(d, negligible_in_all / negligible_block));
+  if (!hn::AllTrue(d, hn::And(hn::Le(weight, negligible), hn::Le(left_out, in_all)))) return false;
+  hn::Store(left_out, d, to.left_out + at);
+  return true;
+}
+
 // A block whose keys and values are packed.
 void AddBlock(const PromptContext& a, const Tile& to, int64_t block, const uint64_t* visible, bool all, PromptRoom& room) {
   const F32 d;
-  Floats largest[width], scale[width], older[width], newer[width];
-  Ints sums[width];
-  Scores(a, to, room, largest);
+  Floats scores[width], scale[width], older[width], newer[width];  // scores: the largest
+  Scores(a, to, room, scores);
   for (int n = 0; n < width; n++) scale[n] = hn::Load(d, to.scale + n * lanes());
   if (!all || to.biased || a.softcap > 0) {
     if (to.biased) FindBiases(to, block, visible, room);
-    Complete(a, to, visible, room, largest);
+    Complete(a, to, visible, room, scores);
     for (int n = 0; n < width; n++) scale[n] = hn::Set(d, 1.0f);
   }
-  Weights(room, largest, scale, sums);
-  for (int n = 0; n < width; n++) largest[n] = hn::Mul(largest[n], scale[n]);
-  // Weights are relative to a score that only moves when a larger one is so far above it that floats might not hold its
-  // weight: seldom after the first blocks.
-  bool moved = false;
+  bool moved = false, read[width], all_read = true;
   for (int n = 0; n < width; n++) {
     const int at = n * lanes();
+    const auto largest = hn::Mul(scores[n], scale[n]);
+    read[n] = !to.sparse || !LeaveOut(to, at, hn::Set(d, float{block_tokens}), largest);
+    Floats sums;
+    if (read[n]) {
+      sums = hn::Mul(hn::ConvertTo(d, Weights(room, at, scores[n], scale[n])), hn::Set(d, 1 / most_weight));
+      read[n] = !to.sparse || !LeaveOut(to, at, sums, largest);
+    }
+    if (!read[n]) {
+      all_read = false;
+      continue;
+    }
+    // Weights are relative to a score that only moves when a larger one is so far above it that floats might not hold its
+    // weight: seldom after the first blocks.
     const auto before = hn::Load(d, to.reference + at);
-    const auto now = hn::IfThenElse(hn::Gt(hn::Sub(largest[n], before), hn::Set(d, 16.0f)), largest[n], before);
+    const auto now = hn::IfThenElse(hn::Gt(hn::Sub(largest, before), hn::Set(d, 16.0f)), largest, before);
+    older[n] = Power(hn::Sub(before, now));
+    newer[n] = Power(hn::Sub(largest, now));
     if (!hn::AllTrue(d, hn::Eq(before, now))) {
       moved = true;
       hn::Store(now, d, to.reference + at);
+      hn::Store(hn::Mul(hn::Load(d, to.left_out + at), older[n]), d, to.left_out + at);
     }
-    older[n] = Power(hn::Sub(before, now));
-    newer[n] = hn::Mul(Power(hn::Sub(largest[n], now)), hn::Set(d, 1 / most_weight));
-    const auto sum = hn::Mul(hn::Load(d, to.sum + at), older[n]);
-    hn::Store(hn::MulAdd(hn::ConvertTo(d, sums[n]), newer[n], sum), d, to.sum + at);
+    hn::Store(hn::MulAdd(sums, newer[n], hn::Mul(hn::Load(d, to.sum + at), older[n])), d, to.sum + at);
+    newer[n] = hn::Mul(newer[n], hn::Set(d, 1 / most_weight));
   }
-  if (moved)
-    AddValues<true>(a, to, room, older, newer);
+  const auto add = [&]<int W>(std::integral_constant<int, W>, int n) HWY_ATTR {
+    if (moved)
+      AddValues<true, W>(a, to, room, n * lanes(), older + n, newer + n);
+    else
+      AddValues<false, W>(a, to, room, n * lanes(), older + n, newer + n);
+  };
+  if (all_read)
+    add(std::integral_constant<int, width>(), 0);
   else
-    AddValues<false>(a, to, room, older, newer);
+    for (int n = 0; n < width; n++)
+      if (read[n]) add(std::integral_constant<int, 1>(), n);
 }
 
 void Finish(const PromptContext& a, const Tile& to) {
@@ -401,6 +440,8 @@ void Finish(const PromptContext& a, const Tile& to) {
   }
 }
 
+int Together() { return lanes(); }
+
 void AttendPrompt(const PromptContext& a, const PromptQuery* queries, int count, PromptRoom& room) {
   const int n = tile();
   Tile tiles[prompt_queries(head_dims[0]) / width];
@@ -410,11 +451,12 @@ void AttendPrompt(const PromptContext& a, const PromptQuery* queries, int count,
     tiles[i] = MakeTile(a, queries + i * n, std::min(n, count - i * n), i, room);
     blocks = std::max(blocks, tiles[i].blocks);
   }
-  for (int64_t b = 0; b < blocks; b++) {
+  for (int64_t i = 0; i < blocks; i++) {
+    const int64_t b = i == 0 ? 0 : blocks - i;  // the first and the newest weigh most, and say what is next to nothing
     bool packed = false;
     uint64_t spoilt = 0;
-    for (int i = 0; i < tile_count; i++) {
-      const Tile& to = tiles[i];
+    for (int j = 0; j < tile_count; j++) {
+      const Tile& to = tiles[j];
       if (b >= to.blocks) continue;
       uint64_t visible[prompt_tile], all = ~uint64_t{0}, any = 0;
       if (b < to.whole) {
@@ -450,12 +492,13 @@ HWY_AFTER_NAMESPACE();
 namespace adamas {
 
 HWY_EXPORT(AttendPrompt);
+HWY_EXPORT(Together);
 
 PromptRoom::PromptRoom(int head_dim) {
   const int64_t queries = prompt_queries(head_dim);
   q = make_array<int32_t>(queries * head_dim / 2);
   out = make_array<float>(queries * head_dim);
-  of_query = make_array<float>(queries * 4);
+  of_query = make_array<float>(queries * 6);
   k = make_array<int32_t>(block_tokens * head_dim / 2);
   v = make_array<int32_t>(block_tokens / 2 * head_dim);
   of_block = make_array<float>(block_tokens + head_dim);
@@ -463,6 +506,8 @@ PromptRoom::PromptRoom(int head_dim) {
   biases = make_array<float>(block_tokens * prompt_tile);
   weights = make_array<int32_t>(block_tokens / 2 * prompt_tile);
 }
+
+int prompt_vector() { return HWY_DYNAMIC_DISPATCH(Together)(); }
 
 void attend_prompt(const PromptContext& a, const PromptQuery* queries, int count, PromptRoom& room) {
   HWY_DYNAMIC_DISPATCH(AttendPrompt)(a, queries, count, room);

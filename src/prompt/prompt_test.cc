@@ -43,7 +43,7 @@ struct Prompt {
   }
   PromptContext context() const { return {head_dim, scale, softcap, k.view(), v.view(), live.data()}; }
   PromptQuery query(int64_t i, SoftmaxState* state) const {
-    return {&seen[i / heads], q.view().row(i), DType::f32, 0.5f + float(i % heads), state};
+    return {&seen[i / heads], q.view().row(i), DType::f32, 0.5f + float(i % heads), sparse(i), state};
   }
 
   struct Result {
@@ -74,6 +74,7 @@ struct Prompt {
   std::vector<uint64_t> live;
   std::vector<PromptRow> seen;
   float scale = 0.125f, softcap = 0;
+  bool (*sparse)(int64_t query) = [](int64_t) { return false; };
 };
 
 double norm(const Rows& rows, int64_t row, int head_dim) {
@@ -199,6 +200,129 @@ TEST_P(PromptTest, KeysWithALargeCommonPart) {  // as models with a bias of K ha
     for (int d : {3, 77}) p.k.set(t, d, 200);
   p.show_causal();
   expect_reference(p);
+}
+
+// Keys of a block lie about a direction of its own, which 16 neighbouring queries look for in their own measure; and what a
+// block of values has in a dimension of its own shows whether it was read.
+void give_topics(Prompt& p) {
+  const int64_t blocks = p.tokens / 64, rows = p.queries();
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<float> topic(blocks * 64);
+  for (float& x : topic) x = normal(random);
+  for (int64_t t = 0; t < p.tokens; t++) {
+    for (int d = 0; d < 64; d++) p.k.set(t, d, topic[t / 64 * 64 + d] + 0.3f * normal(random));
+    p.v.set(t, int(t / 64), 1000);
+  }
+  std::vector<float> wanted(blocks);
+  for (int64_t r = 0; r < rows; r++) {
+    if (r % 16 == 0)
+      for (float& x : wanted) x = 0.25f * normal(random);
+    for (int d = 0; d < 64; d++) {
+      float x = 0.1f * normal(random);
+      for (int64_t b = 0; b < blocks; b++) x += wanted[b] * topic[b * 64 + d];
+      p.q.set(r, d, x);
+    }
+  }
+  p.sparse = [](int64_t) { return true; };
+}
+
+TEST_P(PromptTest, SparseQueriesLeaveOutWhatTheReferenceDoes) {
+  constexpr int64_t blocks = 20, rows = 192;
+  Prompt p(64, blocks * 64, rows, 1);
+  give_topics(p);
+  p.show_causal();
+  const PromptContext a = p.context();
+  const Prompt::Result result = p.run();
+  const int together = prompt_vector();
+  int64_t vectors = 0, pairs = 0, read = 0;
+  for (int64_t first = 0; first < rows; first += together) {
+    std::vector<PromptQuery> queries;
+    for (int64_t i = first; i < std::min(rows, first + together); i++) queries.push_back(p.query(i, nullptr));
+    const ref::SparseAttended expected = ref::attend_sparse(a, queries, blocks);
+    if (expected.closest < 1.02) continue;  // either is right
+    vectors++;
+    pairs += blocks;
+    read += int64_t(expected.read.size());
+    for (size_t j = 0; j < queries.size(); j++) {
+      const SoftmaxState& state = result.states[first + int64_t(j)];
+      EXPECT_NEAR(state.lse(), expected.queries[j].lse, 3e-3) << "query " << first + int64_t(j);
+      for (int d = 0; d < 64; d++)
+        EXPECT_NEAR(state.out[d] / state.sum, expected.queries[j].out[d], 0.02 + 5e-3 * std::abs(expected.queries[j].out[d]))
+            << "query " << first + int64_t(j) << ", dimension " << d;
+    }
+  }
+  EXPECT_GE(vectors * together, rows / 2);
+  EXPECT_GE(read, pairs / 10);
+  EXPECT_LE(read, pairs * 9 / 10);
+}
+
+TEST_P(PromptTest, SparseQueriesLoseNoMoreThanTheirBound) {
+  for (const bool flat : {false, true}) {  // flat: every block of 400 is next to nothing, and together they are half
+    constexpr int64_t rows = 40;
+    const int64_t tokens = flat ? 25600 : 2000;
+    Prompt p(64, tokens, rows, 1, DType::f16, DType::f16, flat ? 0.1f : 8.0f);
+    if (flat)
+      for (int64_t i = 0; i < rows; i++) p.q.set(i, 3, 60);
+    if (flat)
+      for (int64_t t = 0; t < tokens; t++) p.k.set(t, 3, t < 64 ? 0.8f : 0);
+    p.show_causal();
+    const Prompt::Result dense = p.run();
+    p.sparse = [](int64_t) { return true; };
+    const Prompt::Result sparse = p.run();
+    double value = 0, lost = 0;
+    for (int64_t t = 0; t < tokens; t++)
+      for (int d = 0; d < 64; d++) value = std::max(value, double(std::abs(p.v.at(t, d))));
+    for (int64_t i = 0; i < rows; i++) {
+      const double loss = dense.states[i].lse() - sparse.states[i].lse();
+      lost = std::max(lost, loss);
+      EXPECT_GE(loss, -1e-4) << "query " << i;
+      EXPECT_LE(loss, std::log1p(negligible_in_all) + 1e-4) << "query " << i;
+      for (int d = 0; d < 64; d++)
+        EXPECT_NEAR(sparse.states[i].out[d] / sparse.states[i].sum, dense.states[i].out[d] / dense.states[i].sum,
+                    2 * -std::expm1(-loss) * value + 1e-3)
+            << "query " << i << ", dimension " << d;
+    }
+    EXPECT_GE(lost, flat ? 0.9 * std::log1p(negligible_in_all) : 1e-4);
+  }
+}
+
+TEST_P(PromptTest, ADenseQueryMissesNothingAmongSparseOnes) {
+  Prompt p(64, 12 * 64, 96, 1);
+  give_topics(p);
+  p.show_causal();
+  p.sparse = [](int64_t) { return false; };
+  const Prompt::Result dense = p.run();
+  p.sparse = [](int64_t i) { return i % 4 != 1; };
+  const auto same = [&](const Prompt::Result& other, int64_t i) {
+    return std::equal(&dense.outs[i * 64], &dense.outs[i * 64] + 64, &other.outs[i * 64]);
+  };
+  const Prompt::Result mixed = p.run();
+  for (int64_t i = 1; i < 96; i += 4) EXPECT_TRUE(same(mixed, i)) << "query " << i;
+  p.sparse = [](int64_t i) { return i < 48; };
+  const Prompt::Result half = p.run();
+  int others = 0;
+  for (int64_t i = 0; i < 48; i++) others += !same(half, i);
+  EXPECT_GT(others, 8);
+  for (int64_t i = 48; i < 96; i++) EXPECT_TRUE(same(half, i)) << "query " << i;
+}
+
+TEST_P(PromptTest, SparseQueriesTakeMasksAndNoNumbers) {
+  Prompt p(64, 12 * 64, 96, 1);
+  give_topics(p);
+  p.show([](int64_t r, int64_t t) { return t > 100 + r && t < 600 + r && t % 3 != 0 && r % 11 != 5; });
+  const Prompt::Result result = p.run();
+  for (int64_t i = 0; i < 96; i++) {
+    const ref::Attended dense = ref::attend_prompt(p.context(), p.query(i, nullptr));
+    if (i % 11 == 5)
+      EXPECT_EQ(result.states[i].sum, 0);
+    else
+      EXPECT_NEAR(result.states[i].lse(), dense.lse, negligible_in_all) << "query " << i;
+  }
+  p.k.set(400, 5, std::numeric_limits<float>::quiet_NaN());  // seen by all who see anything but a third
+  p.v.set(200, 5, std::numeric_limits<float>::infinity());
+  const Prompt::Result spoilt = p.run();
+  for (int64_t i = 0; i < 96; i++) EXPECT_EQ(std::isnan(spoilt.states[i].sum), i % 11 != 5) << "query " << i;
 }
 
 TEST_P(PromptTest, AQueryDoesNotDependOnItsNeighbours) {

@@ -32,6 +32,7 @@ void attend_pass(const Row& last, int64_t first, int64_t count, int threads) {
   PromptPlan& prompt = *plan.prompt;
   const adamas_step_params& p = last.p;
   const int head_dim = last.head_dim(), group = last.group();
+  const bool sparse = plan.config.prompt == ADAMAS_PROMPT_SPARSE;
   const int64_t length = length_of(p, last.cache, last.batch), blocks = blocks_of(length);
   share(plan.params.kv_heads, count * group, head_dim, threads, prompt.units);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -55,12 +56,19 @@ void attend_pass(const Row& last, int64_t first, int64_t count, int threads) {
     for (size_t u = 0; u < prompt.units.size(); u++) {
       last.start_clock(thread);
       const PromptUnit& unit = prompt.units[u];
+      const auto row_of = [&](int i) { return sparse ? (unit.first + i) % count : (unit.first + i) / group; };
+      const auto head_of = [&](int i) {
+        return unit.kv_head * group + int(sparse ? (unit.first + i) / count : (unit.first + i) % group);
+      };
       for (int i = 0; i < unit.count; i++) {
-        const int64_t r = (unit.first + i) / group;
-        const int h = unit.kv_head * group + int((unit.first + i) % group);
+        const int64_t r = row_of(i);
+        const int h = head_of(i);
         own.queries[i] = {&prompt.seen[r],
                           at(p.q, last.batch * p.q_stride_batch + (first + r) * p.q_stride_row + h * p.q_stride_head),
-                          static_cast<DType>(p.q_dtype), last.slope(h), &own.states[i]};
+                          static_cast<DType>(p.q_dtype),
+                          last.slope(h),
+                          sparse && first + r + dense_last_rows < p.rows,
+                          &own.states[i]};
       }
       const PromptContext context{head_dim,
                                   last.scale(),
@@ -71,8 +79,8 @@ void attend_pass(const Row& last, int64_t first, int64_t count, int threads) {
       attend_prompt(context, own.queries.data(), unit.count, own.room);
       for (int i = 0; i < unit.count; i++) {
         Row row = last;
-        row.row = first + (unit.first + i) / group;
-        finish(row, unit.kv_head * group + int((unit.first + i) % group), own.states[i]);
+        row.row = first + row_of(i);
+        finish(row, head_of(i), own.states[i]);
       }
       clock.lap(&Times::dense);
     }
@@ -96,7 +104,7 @@ PromptPlan::PromptPlan(const adamas_plan_params& params, int64_t blocks)
   for (int i = 0; i < params.max_threads; i++) threads.emplace_back(params.head_dim);
 }
 
-void attend_dense_prompt(const Row& last, int threads) {
+void attend_prompt_rows(const Row& last, int threads) {
   for (int64_t first = 0; first < last.p.rows; first += PromptPlan::rows_at_once)
     attend_pass(last, first, std::min(PromptPlan::rows_at_once, last.p.rows - first), threads);
 }

@@ -1,4 +1,4 @@
-// The rows of a prompt: so many of one sequence at once that each is read densely, and all of them in one pass.
+// The rows of a prompt: so many of one sequence at once that none selects tokens, and all of them are read in one pass.
 #pragma once
 
 #include <memory>
@@ -15,12 +15,15 @@ struct Row;
 inline constexpr int64_t prompt_rows = ADAMAS_PROMPT_ROWS;
 
 // Whether a step of so many rows of a sequence is a prompt that the settings leave to the prompt's kernel.
-inline bool is_dense_prompt(const adamas_config& config, int64_t rows) {
-  return config.prompt == ADAMAS_PROMPT_DENSE && config.rows != ADAMAS_ROWS_ALL && rows >= prompt_rows;
+inline bool is_prompt(const adamas_config& config, int64_t rows) {
+  return config.prompt != ADAMAS_PROMPT_ENGINE && config.rows != ADAMAS_ROWS_ALL && rows >= prompt_rows;
 }
 
+// The last rows of a step, dense also where the others are sparse: what comes after a prompt goes on from them.
+inline constexpr int64_t dense_last_rows = 16;
+
 // Queries of one KV head that a thread takes at a time, neighbours: [first, first + count) of row after row, head after
-// head.
+// head; where they are sparse, of head after head, row after row, since rows of one head leave out about the same.
 struct PromptUnit {
   int kv_head;
   int64_t first;
@@ -48,9 +51,9 @@ struct PromptPlan {
   std::vector<Thread> threads;
 };
 
-// Attention of every row of the sequence that `last` is the last row of, over all that it sees. Rows that come together have
-// the same bits whoever computes them; a row alone, or with others, differs by rounding only where tokens of its last block
-// come later (prompt/prompt.h: `live`).
-void attend_dense_prompt(const Row& last, int threads);
+// Attention of every row of the sequence that `last` is the last row of, over all that it sees, or sparse (prompt/prompt.h).
+// Rows that come together have the same bits whoever computes them. A dense row alone, or with others, differs by rounding
+// only where tokens of its last block come later (`live`); a sparse one leaves out what its neighbours leave out with it.
+void attend_prompt_rows(const Row& last, int threads);
 
 }  // namespace adamas

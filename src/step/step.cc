@@ -47,7 +47,7 @@ int64_t encode_changed(const Row& row, int threads) {
 void find_slice(const Row& row) {
   Plan& plan = row.plan;
   int64_t& next = row.cache.next_verified(row.sequence);
-  if (!row.verify || is_dense_prompt(plan.config, row.p.rows)) return;  // a prompt looks at no codes
+  if (!row.verify || is_prompt(plan.config, row.p.rows)) return;  // a prompt looks at no codes
   const int64_t tokens = row.view.tokens, wanted = std::min(row.p.verify_rows, tokens) * row.p.rows;
   for (int64_t i = 0; i < std::min(wanted, tokens); i++, next++) {
     if (next >= tokens) next = 0;
@@ -118,7 +118,7 @@ void count_heads(const Row& row, adamas_step_stats& stats) {
 
 bool is_dense(const Row& row) {
   const adamas_config& config = row.plan.config;
-  return row.unplaced || is_dense_prompt(config, row.p.rows) || config.policy == ADAMAS_POLICY_FULL ||
+  return row.unplaced || is_prompt(config, row.p.rows) || config.policy == ADAMAS_POLICY_FULL ||
          row.cache.params.layer < config.dense_layers || row.view.visible <= budget_of(config) ||
          row.view.visible < config.min_context;
 }
@@ -159,7 +159,7 @@ int64_t attend_rows(const Row& last, adamas_step_stats& stats) {
   const int64_t others = last.p.rows - 1;
   const int threads = last.p.threads;
   int64_t stale = 0;
-  if (is_dense_prompt(plan.config, last.p.rows) && device_of(plan.params.device).attend_prompt(last, threads)) {
+  if (is_prompt(plan.config, last.p.rows) && device_of(plan.params.device).attend_prompt(last, threads)) {
     stats.rows_dense += last.p.rows;
     return stale;
   }
@@ -197,7 +197,7 @@ void step_rows(Plan& plan, Cache& cache, const adamas_step_params& params, int64
       plan.seen[row.view.blocks[i]] |= row.view.bits[row.view.blocks[i]];
     return row;
   };
-  for (int64_t r = 0; r + 1 < params.rows && !is_dense_prompt(plan.config, params.rows); r++) see_row(r);
+  for (int64_t r = 0; r + 1 < params.rows && !is_prompt(plan.config, params.rows); r++) see_row(r);
   Row last = see_row(params.rows - 1);
   plan.last_view = last.view;
   plan.slice.clear();
@@ -288,7 +288,7 @@ Plan::Plan(const adamas_config& config, const adamas_plan_params& params)
   outs = make_array<float>(product(q_heads, splits, params.head_dim));
   states.resize(q_heads * splits);
   for (int64_t i = 0; i < q_heads * splits; i++) states[i].out = outs.get() + i * params.head_dim;
-  if (is_dense_prompt(config, prompt_rows) && params.device == ADAMAS_DEVICE_CPU)
+  if (is_prompt(config, prompt_rows) && params.device == ADAMAS_DEVICE_CPU)
     prompt = std::make_unique<PromptPlan>(params, blocks);
 }
 

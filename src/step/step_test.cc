@@ -1372,6 +1372,31 @@ TEST_P(StepTest, FewerRowsAreNoPromptNorAreThoseThatSelect) {
   }
 }
 
+TEST_P(StepTest, TheLastRowsOfASparsePromptAreDense) {
+  Fixture f({.tokens = 1000, .settings = {{"prompt", "sparse"}}});
+  adamas_step_params p = f.params(1, 100);
+  const int64_t length = 1000;
+  p.lengths = &length;
+  p.causal = 1;
+  p.scale = 0.5f;
+  ASSERT_OK_STEP(f, p);
+  EXPECT_EQ(f.stats.rows_dense, 100);
+  const std::vector<float> sparse = f.out;
+  Fixture dense({.tokens = 1000});
+  adamas_step_params q = dense.params(1, 100);
+  q.lengths = &length;
+  q.causal = 1;
+  q.scale = 0.5f;
+  ASSERT_OK_STEP(dense, q);
+  double moved = 0, most = 0;  // by rows that leave something out, and by the last
+  for (size_t i = 0; i < sparse.size(); i++) {
+    double& difference = i < 84 * 6 * 64 ? moved : most;
+    difference = std::max(difference, double(std::abs(sparse[i] - dense.out[i])));
+  }
+  EXPECT_LT(most, 1e-3);
+  EXPECT_GT(moved, 10 * most);
+}
+
 TEST_P(StepTest, APromptTakesMaskSlopesSoftcapSinkLogitsAndScales) {
   Fixture f({.tokens = 300, .v_dtype = DType::q8_0});
   constexpr int64_t rows = 66;
@@ -1418,16 +1443,22 @@ TEST_P(StepTest, APromptTakesMaskSlopesSoftcapSinkLogitsAndScales) {
 TEST_P(StepTest, APromptIsTheSameForAnyThreadsAndPartsOfWholeBlocks) {
   constexpr int64_t tokens = 1300, rows = 1280;  // more than a pass
   std::vector<float> out;
-  for (int threads : {1, 2, 3, 16}) {
-    Fixture f({.tokens = tokens, .threads = threads});
-    adamas_step_params p = f.params(1, rows);
-    const int64_t length = tokens;
-    p.lengths = &length;
-    p.causal = 1;
-    ASSERT_OK_STEP(f, p);
-    if (threads == 1) out = f.out;
-    EXPECT_EQ(f.out, out) << threads << " threads";
-  }
+  for (const char* prompt : {"sparse", "dense"})
+    for (int threads : {1, 2, 3, 16}) {
+      Fixture f({.tokens = tokens, .settings = {{"prompt", prompt}}, .threads = threads});
+      adamas_step_params p = f.params(1, rows);
+      const int64_t length = tokens;
+      p.lengths = &length;
+      p.causal = 1;
+      p.scale = 0.5f;
+      ASSERT_OK_STEP(f, p);
+      if (threads > 1) {
+        EXPECT_EQ(f.out, out) << threads << " threads, " << prompt;
+        continue;
+      }
+      EXPECT_NE(f.out, out) << "sparse and dense";
+      out = f.out;
+    }
   for (int64_t part : {64, 640}) {
     Fixture f({.tokens = 1280});
     const adamas_step_params whole = f.params(1, 1280);

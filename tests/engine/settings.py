@@ -28,6 +28,11 @@ warm_up = dense - 11 * steps  # two tokens through every layer, fewer than any b
 check(some.code == 0 and sparse == 19 * steps > 0 and warm_up == 2 * 30, f"11 of 30 layers are dense, as the file says ({dense} rows, {sparse} sparse)")
 read = some["tokens_selected"] / sparse
 check(abs(read - (18 * 32 + 48) / 19) < 1e-6, f"and one of the others reads 48 tokens and not 32 ({read:.2f} on average)")
+text = text_file("long.txt", 6000)
+for way in ("dense", "sparse"):  # to read a prompt; its rows are ours either way
+    layers.write_text(f"prompt = {way}\n")
+    one = complete(text, tokens=8, context=2048, config=layers)
+    check(one.code == 0 and one["dense_rows"] > 30 * 1000, f"a prompt is read, {way} ({one['dense_rows']} rows)")
 layers.write_text("budget = 32\n[layers 3\nbudget = 5\n")
 bad = complete(prompt, tokens=8, context=512, config=layers)
 check(bad.out == plain.out and "line 2 of layers.conf" in bad.err, "a file that is wrong is refused with its line, and the engine runs plain")

@@ -185,6 +185,20 @@ TEST(Config, PresetGivesTheRest) {
   EXPECT_EQ(adamas::Config{}.set("preset", "paper").get("dense_layers"), "2");
 }
 
+TEST(Config, HoldsEverySetting) {
+  const std::pair<const char*, const char*> others[] = {
+      {"preset", "paper"},   {"policy", "quest"},  {"estimator", "manhattan"},
+      {"budget", "99"},      {"share", "0.01"},    {"sinks", "7"},
+      {"recent", "9"},       {"max_noise", "3"},   {"min_mass", "0.5"},
+      {"dense_layers", "5"}, {"min_context", "1"}, {"prompt", "sparse"},
+      {"rows", "all"},       {"stats", "1"}};
+  EXPECT_EQ(std::size(others), adamas::settings().size());
+  for (const auto& [name, value] : others) {
+    EXPECT_NE(adamas::Config{}.get(name), value);
+    EXPECT_EQ(adamas::Config{}.set(name, value).get(name), value);
+  }
+}
+
 TEST(Config, ErrorsNameTheRange) {
   const auto error = error_of([] { adamas::Config{}.set("budget", "-1"); });
   EXPECT_EQ(error.status(), adamas::Status::invalid_argument);
