@@ -1,12 +1,16 @@
 // The list and the rest: a block of threads has a slice of the context, lists its marked tokens, reads their keys and values
-// for all query heads of the list, and adds up the means of its blocks; `combine` merges the slices. rest/rest.h says what
-// the sums are. All of it is linear in the values once three vectors are kept apart: the listed values by their weights
+// for all query heads of the list, and adds up the means of its blocks; merge.cuh puts the slices together. rest/rest.h says
+// what the sums are. All of it is linear in the values once three vectors are kept apart: the listed values by their weights
 // (A), the low ones less their blocks' means (E), and the means by the weights of what is not listed (M).
 //
-// Products are those of tensor cores, mma.m16n8k16. Rows are query heads: the upper eight have what the lower eight lose
-// when a query or a weight is rounded to 16 bits, so that the sums are those of f32. With a rest, row 4 + h has head h's low
-// tokens. A warp has 16 tokens at a time, and reads their rows straight into operands: what a lane needs of a row is 16
-// bytes in line, since dimensions and tokens may come in any order. No warp waits for another before its sums are added up.
+// Products are those of tensor cores, mma.m16n8k16, eight tokens a warp at a time. Scores are queries by keys: the upper
+// eight rows have what the lower eight lose when a query is rounded to 16 bits. Sums are values by weights: the tokens stand
+// in line twice, by their weights and by what rounding these loses. So both are those of f32. With a rest, row and column
+// 4 + h have head h's low tokens. What a lane needs of a row is 16 bytes in line, since dimensions and tokens may come in any
+// order.
+//
+// Nothing of a slice may have its address taken, not by a function that is not inlined either: all of it would lie in local
+// memory, and what lies in shared memory would be reached by generic addresses.
 //
 // Dense rows and heads are lists of all tokens, the policy `streaming` one of its first and last.
 #include <climits>

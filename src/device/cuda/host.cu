@@ -299,11 +299,11 @@ class DeviceCache final : public Cache {
 };
 
 // Tokens of a row below which reading all of K and V takes less time than a step that chooses: what its launches take is
-// most of its cost. On an H200 one row is dense in 13 us and 0.25 a megabyte, and sparse in some 35 and 0.04; of more rows
-// each adds less than that. So it pays from 100 MB on for one row, from 43 MB for each of eight: 24,414 tokens of 8 KV heads
-// x 128 in f16, 6,103 of 32. kv_bytes: of a token's K and V.
-constexpr int64_t dense_until(int64_t rows, int64_t kv_bytes) { return (65 + 35 * rows) * 1'000'000 / rows / kv_bytes; }
-static_assert(dense_until(1, 8 * 128 * 2 * 2) == 24414 && dense_until(1, 32 * 128 * 2 * 2) == 6103);
+// most of its cost. On an H200 one row is dense in 13 us and 0.23 a megabyte, and sparse in some 25 to 30 and 0.03; of more
+// rows each adds less than that. So it pays from 85 MB on for one row, from 28 MB for each of eight (docs/gpu.md): 20,751
+// tokens of 8 KV heads x 128 in f16, 5,187 of 32. kv_bytes: of a token's K and V.
+constexpr int64_t dense_until(int64_t rows, int64_t kv_bytes) { return (65 + 20 * rows) * 1'000'000 / rows / kv_bytes; }
+static_assert(dense_until(1, 8 * 128 * 2 * 2) == 20751 && dense_until(1, 32 * 128 * 2 * 2) == 5187);
 
 class DevicePlan final : public Plan {
  public:
