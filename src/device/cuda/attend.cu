@@ -6,8 +6,8 @@
 // Products are those of tensor cores, mma.m16n8k16, eight tokens a warp at a time. Scores are queries by keys: the upper
 // eight rows have what the lower eight lose when a query is rounded to 16 bits. Sums are values by weights: the tokens stand
 // in line twice, by their weights and by what rounding these loses. So both are those of f32. With a rest, row and column
-// 4 + h have head h's low tokens. What a lane needs of a row is 16 bytes in line, since dimensions and tokens may come in any
-// order.
+// 4 + h have head h's low tokens. What a lane needs of a row is 16 bytes in line, since dimensions and tokens may come in
+// any order.
 //
 // Nothing of a slice may have its address taken, not by a function that is not inlined either: all of it would lie in local
 // memory, and what lies in shared memory would be reached by generic addresses.

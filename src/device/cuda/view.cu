@@ -3,8 +3,7 @@
 //   look    a warp for each block of tokens: which of them are seen, whether one has a bias, and whether the block's codes
 //           are of rows, too, that are not seen
 //   settle  a block of threads for each row: its View and its Sight, once ranks among the tokens that are seen are known;
-//   and for each of
-//           its KV heads: the reference deviation of the blocks that it sees
+//           and for each of its KV heads: the reference deviation of the blocks that it sees
 //   hide    behind the scan: scores of what is hidden, or read in any case, are no estimates; the sums of a block are those
 //           of the others, and what is said of spans is so of the blocks that are seen
 //
