@@ -13,8 +13,6 @@
 // memory, and what lies in shared memory would be reached by generic addresses.
 //
 // Dense rows and heads are lists of all tokens, the policy `streaming` one of its first and last.
-#include <climits>
-
 #include "device/cuda/merge.cuh"
 #include "device/cuda/scores.cuh"
 
@@ -146,6 +144,14 @@ struct Slice {
   __device__ const int16_t* scores_of(int h, int b) const { return scores + (h * s.max_blocks + b) * block_tokens; }
   __device__ bool leads() const { return H == 1 || first_head == g * s.group; }  // of the lists of a KV head the first
   __device__ bool shares() const { return H != 1 && heads < s.group; }           // there are others
+
+  // The largest score of a row of products, of all warps, once they are through.
+  __device__ float top_of(int r) const {
+    float top = nothing;
+#pragma unroll
+    for (int w = 0; w < warps; w++) top = fmaxf(top, m.sums[w][r][0]);
+    return top;
+  }
 
   // What has to be read of the estimates before anything else can be done: asked for as soon as they are there. Of a head
   // and block in each of at most `marked` passes, and eight scores of each of the blocks that are looked at in one turn,
@@ -592,10 +598,8 @@ __device__ void Slice<T, D, H, M>::attend_to() {
   if (t == 0)
     m.sums[warp()][r][0] = top, m.sums[warp()][r][1] = sum, m.sums[warp()][r][2] = low, m.sums[warp()][r][3] = low_estimated;
   __syncthreads();
-  float highest = nothing, by[2];
-#pragma unroll
-  for (int w = 0; w < warps; w++) highest = fmaxf(highest, m.sums[w][r][0]);
-  of_columns(exp2f(top - highest), by);
+  float by[2];
+  of_columns(exp2f(top - top_of(r)), by);
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     const int column = 2 * t + j, kept = H == 1 ? column / 4 : column;
@@ -619,11 +623,8 @@ __device__ void Slice<T, D, H, M>::weigh_means() {
 #pragma unroll
   for (int h = 0; h < marked; h++) {
     if (h >= heads) break;
-    float top = nothing;
-#pragma unroll
-    for (int w = 0; w < warps; w++) top = fmaxf(top, m.sums[w][h][0]);
     // No infinity: there may be no low token to multiply with.
-    const float to_low = exp2f(fminf(m.heads[h].low_log2 - top, 100.0f));
+    const float to_low = exp2f(fminf(m.heads[h].low_log2 - top_of(h), 100.0f));
     // A block without codes has no mean, and no weight either.
     const float others = counts ? m.rest[h][here] : 0.0f, low = counts ? m.low[h][here] : 0.0f;
     m.mean_weights[h][here] = others != 0 ? others * mean_scale : 0.0f;
@@ -724,9 +725,8 @@ __device__ void Slice<T, D, H, M>::store(float* partials, int64_t head_stride) {
   }
   for (int h = warp(); h < heads; h += warps) {
     float* to = partials + h * head_stride + 3 * s.head_dim;
-    float top = nothing, listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0, beside = 0;
-#pragma unroll
-    for (int w = 0; w < warps; w++) top = fmaxf(top, m.sums[w][h][0]);
+    const float top = top_of(h);
+    float listed = 0, low = 0, low_estimated = 0, with_mean = 0, others = 0, beside = 0;
 #pragma unroll
     for (int w = 0; w < warps; w++) {
       const float by = exp2f(m.sums[w][h][0] - top);

@@ -28,6 +28,12 @@ inline constexpr float log2e = 1.4426950408889634f;
 inline constexpr float ln2 = 0.6931471805599453f;
 inline constexpr float nothing = -1e30f;  // a logarithm of nothing, without the NaNs of infinities
 
+// A page id; one out of its range is read as the first page: nothing else can be done here.
+__device__ inline int64_t page_at(const int32_t* id, int32_t page_count) {
+  const int32_t page = __ldg(id);
+  return uint32_t(page) < uint32_t(page_count) ? page : 0;
+}
+
 // Rows of a sequence's KV head.
 struct HeadRows {
   const char* data;
@@ -36,8 +42,7 @@ struct HeadRows {
   int32_t stride_token, page_bits, page_count;
   __device__ const char* row(int token) const {
     if (pages == nullptr) return data + int64_t(token) * stride_token;
-    const int32_t id = __ldg(pages + (token >> page_bits));
-    return data + (uint32_t(id) < uint32_t(page_count) ? id : 0) * stride_page +
+    return data + page_at(pages + (token >> page_bits), page_count) * stride_page +
            int64_t(token & ((1 << page_bits) - 1)) * stride_token;
   }
 };
@@ -50,10 +55,8 @@ struct Table {
   int64_t stride_table;
   int32_t stride_token, page_bits, page_count;
 
-  // A page id out of its range is read as the first page: nothing else can be done here.
   __device__ int64_t page(int64_t sequence, int64_t index) const {
-    const int32_t id = __ldg(pages + sequence * stride_table + index);
-    return uint32_t(id) < uint32_t(page_count) ? id : 0;
+    return page_at(pages + sequence * stride_table + index, page_count);
   }
   __device__ HeadRows of(int64_t sequence, int head) const {
     const bool paged = pages != nullptr;
@@ -433,6 +436,44 @@ __device__ inline float max_of_warp(float x) { return max_of_lanes<32>(x); }
 template <class T>
 __device__ T sum_of_warp(T x) {
   return sum_of_lanes<32>(x);
+}
+// Of all threads of a block, which all call it.
+__device__ inline int sum_of_block(int x) {
+  __shared__ int all;
+  __syncthreads();
+  if (threadIdx.x == 0) all = 0;
+  __syncthreads();
+  x = __reduce_add_sync(~0u, x);
+  if (threadIdx.x % 32 == 0) atomicAdd(&all, x);
+  __syncthreads();
+  return all;
+}
+
+// The first of counts [bins] up to which they are `wanted` or more together, for each of `wanted`; bins: they never are. A
+// warp's.
+template <int bins, int count>
+__device__ void bins_reaching(const int (&counts)[bins], const int (&wanted)[count], int (&found)[count]) {
+  constexpr int each = bins / 32;
+  const int lane = threadIdx.x % 32;
+  int own[each], mine = 0;
+#pragma unroll
+  for (int i = 0; i < each; i++) mine += own[i] = counts[each * lane + i];
+  int all = mine;
+  for (int o = 1; o < 32; o *= 2) {
+    const int v = __shfl_up_sync(~0u, all, o);
+    if (lane >= o) all += v;
+  }
+#pragma unroll
+  for (int k = 0; k < count; k++) {
+    int bin = bins;
+    if (all >= wanted[k] && all - mine < wanted[k]) {
+      bin = each * lane;
+      int before = all - mine;
+#pragma unroll
+      for (int i = 0; i < each; i++) bin += (before += own[i]) < wanted[k];
+    }
+    found[k] = __reduce_min_sync(~0u, bin);
+  }
 }
 
 // A warp's row: lane l has dimension 32 i + l at i.

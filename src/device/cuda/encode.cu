@@ -243,10 +243,8 @@ __global__ void __launch_bounds__(threads) encode(Codes codes, Appended a) {
   const auto is_last = [&](int* ticket, unsigned of) {
     __syncthreads();
     if (threadIdx.x == 0) {
-      __threadfence();
-      last = atomicAdd(ticket, 1) == int(of) - 1;
+      last = add_released(ticket, 1) == int(of) - 1;
       if (last) *ticket = 0;
-      __threadfence();
     }
     __syncthreads();
     return last;

@@ -120,33 +120,6 @@ __device__ static ADAMAS_NOINLINE double unit_of_flat(double between_centres, fl
   return unit > 0 ? unit : flat_unit;
 }
 
-// The first of counts [bins] up to which they are `wanted` or more together, for each of `wanted`; bins: they never are. A
-// warp's.
-template <int bins, int count>
-__device__ void bins_reaching(const int (&counts)[bins], const int (&wanted)[count], int (&found)[count]) {
-  constexpr int each = bins / 32;
-  const int lane = threadIdx.x % 32;
-  int own[each], mine = 0;
-#pragma unroll
-  for (int i = 0; i < each; i++) mine += own[i] = counts[each * lane + i];
-  int all = mine;
-  for (int o = 1; o < 32; o *= 2) {
-    const int v = __shfl_up_sync(~0u, all, o);
-    if (lane >= o) all += v;
-  }
-#pragma unroll
-  for (int k = 0; k < count; k++) {
-    int bin = bins;
-    if (all >= wanted[k] && all - mine < wanted[k]) {
-      bin = each * lane;
-      int before = all - mine;
-#pragma unroll
-      for (int i = 0; i < each; i++) bin += (before += own[i]) < wanted[k];
-    }
-    found[k] = __reduce_min_sync(~0u, bin);
-  }
-}
-
 // How a head is read, and what its scores stand for. Where biases move its estimates, or its centres lie too far apart for
 // 16 bits, its scores have to be made anew.
 __device__ inline Head begin_head(const Step& s, int row, const Tally& found, const Summary& all) {

@@ -203,16 +203,10 @@ __device__ ADAMAS_NOINLINE void unmark(const Scores x, int bound, int extra) {
 
 // How many of m.candidates reach a score. All threads of a block call it.
 __device__ ADAMAS_NOINLINE int count_candidates(int count, int score) {
-  __syncthreads();
-  if (threadIdx.x == 0) m.counts[0] = 0;
-  __syncthreads();
   int own = 0;
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += threads) own += m.candidates[i].score >= score;
-  own = __reduce_add_sync(~0u, own);
-  if (threadIdx.x % 32 == 0) atomicAdd(&m.counts[0], own);
-  __syncthreads();
-  return m.counts[0];
+  return sum_of_block(own);
 }
 
 // Of m.candidates, which are what is marked, those stay that are the k highest, of equal ones the later. They are more than

@@ -9,22 +9,11 @@ __device__ inline int exponent_of(float sigma) { return int(__float_as_uint(sigm
 
 // Of how many deviations have each exponent, without those that are 0, and of the largest. A warp's.
 __device__ inline float reference_of(const int (&exponents)[256], float largest) {
-  const int lane = threadIdx.x % 32;
-  int counts[8], mine = 0;
-  for (int i = 0; i < 8; i++) mine += counts[i] = exponents[8 * lane + i];
-  int below = mine;
-  for (int o = 1; o < 32; o *= 2) {
-    const int v = __shfl_up_sync(~0u, below, o);
-    if (lane >= o) below += v;
-  }
-  const int all = __shfl_sync(~0u, below, 31), wanted = (all + 1) / 2;
-  below -= mine;
-  int median = -1;
-  if (below < wanted && below + mine >= wanted)
-    for (int i = 0; i < 8 && median < 0; i++)
-      if ((below += counts[i]) >= wanted) median = 8 * lane + i;
-  median = __reduce_max_sync(~0u, median);
-  return all == 0 ? 0.0f : fminf(largest, ldexpf(1.0f, min(median - 127 + 4, 127)));
+  int all = 0, median[1];
+  for (int i = threadIdx.x % 32; i < 256; i += 32) all += exponents[i];
+  all = __reduce_add_sync(~0u, all);
+  bins_reaching(exponents, {(all + 1) / 2}, median);
+  return all == 0 ? 0.0f : fminf(largest, ldexpf(1.0f, min(median[0] - 127 + 4, 127)));
 }
 
 // A deviation's part of Spread::squares.

@@ -1,6 +1,5 @@
 // What a step did, added up where stats are wanted: one kernel counts what each head attends to, one adds the sums to the
 // caller's struct. Both run behind the step, in its stream: nothing waits, and each replay of a graph adds its own.
-#include <climits>
 #include <cstddef>
 
 #include "device/cuda/common.cuh"
@@ -8,19 +7,13 @@
 namespace adamas::cuda {
 namespace {
 
-constexpr int threads = 256, warps = threads / 32;
+constexpr int threads = 256;
 
-// The tokens that are attended to where these are marked: a block of threads', thread 0 has all.
+// The tokens that are attended to where these are marked. All threads of a block call it.
 __device__ int count_of(const Step& s, const View& view, int row, const uint64_t* marks) {
-  __shared__ int of_warp[warps];
   int count = 0;
   for (int b = threadIdx.x; b < blocks_in(view.tokens); b += threads) count += __popcll(attended(s, view, row, b, marks[b]));
-  count = __reduce_add_sync(~0u, count);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = count;
-  __syncthreads();
-  for (int w = 1; w < warps && threadIdx.x == 0; w++) count += of_warp[w];
-  return count;
+  return sum_of_block(count);
 }
 
 // Of each query head, and of each list.

@@ -10,8 +10,6 @@
 // The rest of a step asks `see` and `seen_of`. step/view.h says the same of the CPU.
 #include <cub/block/block_scan.cuh>
 
-#include <climits>
-
 #include "device/cuda/spread.cuh"
 
 namespace adamas::cuda {
@@ -40,18 +38,6 @@ __global__ void __launch_bounds__(threads) look(const __grid_constant__ Step s) 
     s.flags[s.seen_at(row) + b] =
         uint8_t((biased ? has_bias : 0) | ((bits_below(coded) & ~seen) != 0 ? has_hidden_rows : 0));
   }
-}
-
-// Of a block of threads, the sum of what each has.
-__device__ int sum_of_block(int own) {
-  __shared__ int all;
-  __syncthreads();
-  if (threadIdx.x == 0) all = 0;
-  __syncthreads();
-  own = __reduce_add_sync(~0u, own);
-  if (threadIdx.x % 32 == 0) atomicAdd(&all, own);
-  __syncthreads();
-  return all;
 }
 
 // The place of the i-th bit that is set, from 0 on.

@@ -24,27 +24,18 @@ struct Shared {
   float of_warp[7][warps];
   float vectors[3][threads];
   int histogram[256];
-  int count, digit, left;
+  int least, digit, left;
 };
 __shared__ Shared m;
 
-// All threads of a block call these.
-__device__ int sum_of_block(int own) {
-  __syncthreads();
-  if (threadIdx.x == 0) m.count = 0;
-  __syncthreads();
-  own = __reduce_add_sync(~0u, own);
-  if (threadIdx.x % 32 == 0) atomicAdd(&m.count, own);
-  __syncthreads();
-  return m.count;
-}
+// All threads of a block call it.
 __device__ int min_of_block(int own) {
   __syncthreads();
-  if (threadIdx.x == 0) m.count = INT_MAX;
+  if (threadIdx.x == 0) m.least = INT_MAX;
   __syncthreads();
-  atomicMin(&m.count, own);
+  atomicMin(&m.least, own);
   __syncthreads();
-  return m.count;
+  return m.least;
 }
 
 // What a head reads, relative to its largest exact score, and what it does not, to head.top: enum Sum of attend.cu.

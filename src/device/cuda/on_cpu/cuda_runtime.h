@@ -135,7 +135,6 @@ inline unsigned atomicXor(unsigned* at, unsigned bits) {
   *at ^= bits;
   return before;
 }
-inline void __threadfence() {}
 
 // ---- functions of a warp and of a block ----------------------------------------------------------------
 
